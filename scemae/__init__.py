@@ -1,0 +1,59 @@
+"""Dense facial features learned without labels: landmark matching, landmark detection from a few annotated faces."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scemae.errors import ScemaeError
+    from scemae.extraction import extract_features, iter_features
+    from scemae.features import FaceFeatures, LandmarkMatches, Landmarks
+    from scemae.matching import match_landmarks
+    from scemae.regressor import LandmarkRegressor, fit_regressor
+    from scemae.zoo import list_models, load_model, model_info
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "FaceFeatures": "features",
+    "LandmarkMatches": "features",
+    "LandmarkRegressor": "regressor",
+    "Landmarks": "features",
+    "ScemaeError": "errors",
+    "extract_features": "extraction",
+    "fit_regressor": "regressor",
+    "iter_features": "extraction",
+    "list_models": "zoo",
+    "load_model": "zoo",
+    "match_landmarks": "matching",
+    "model_info": "zoo",
+}
+
+__all__ = [
+    "FaceFeatures",
+    "LandmarkMatches",
+    "LandmarkRegressor",
+    "Landmarks",
+    "ScemaeError",
+    "extract_features",
+    "fit_regressor",
+    "iter_features",
+    "list_models",
+    "load_model",
+    "match_landmarks",
+    "model_info",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Torch takes seconds to import: each name brings its module when it is first asked for (PEP 562).
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'scemae' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"scemae.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

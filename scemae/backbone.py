@@ -1,0 +1,82 @@
+"""The encoder: timm's VisionTransformer at 96 px and patch 8, held by composition (paper Sec. 3.1, 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from scemae.config import BackboneConfig
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine positions (1, 1 + grid**2, width); the CLS row is zero.
+
+    The first half of the channels encodes the column, the second the row; in each, sines then cosines of
+    `index / 10000**(2 i / (width / 2))` (He et al., "Masked Autoencoders", 2022, after Vaswani et al., 2017).
+    """
+    quarter = width // 4
+    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    positions = torch.cat([axis[columns.flatten()], axis[rows.flatten()]], dim=1)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), positions])[None].float()
+
+
+class Backbone(nn.Module):
+    """Patches + positions -> blocks -> final norm, in three calls that training can step between."""
+
+    def __init__(self, config: BackboneConfig, input_size: int = 96, patch_size: int = 8) -> None:
+        super().__init__()
+        self.vit = VisionTransformer(
+            img_size=input_size,
+            patch_size=patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            num_classes=0,
+            global_pool="",
+        )
+        self.grid = input_size // patch_size
+        self.positions.data = sincos_positions(config.width, self.grid)
+        self.positions.requires_grad_(False)
+
+    @property
+    def positions(self) -> nn.Parameter:
+        """The fixed positions (1, 1 + N, D), CLS first."""
+        assert self.vit.pos_embed is not None
+        return self.vit.pos_embed
+
+    @property
+    def cls_token(self) -> nn.Parameter:
+        """The CLS token (1, 1, D), without its position."""
+        assert self.vit.cls_token is not None
+        return self.vit.cls_token
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) to patch tokens with their positions, (B, N, D); no CLS yet."""
+        patch_tokens: Tensor = self.vit.patch_embed(images) + self.positions[:, 1:]
+        return patch_tokens
+
+    def encode(self, patch_tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Blocks `start` to `stop` (exclusive; None: all, then the final norm).
+
+        From block 0 the CLS token is put in front: (B, N, D) -> (B, 1 + N, D). From a later block the tokens come
+        with it and keep their shape.
+        """
+        tokens = patch_tokens
+        if start == 0:
+            cls_token = (self.cls_token + self.positions[:, :1]).expand(len(tokens), -1, -1)
+            tokens = torch.cat([cls_token, tokens], dim=1)
+        for block in self.vit.blocks[start:stop]:
+            tokens = block(tokens)
+        if stop is None:
+            tokens = self.vit.norm(tokens)
+        return tokens
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) to the last layer's patch tokens as a map (B, D, h, w)."""
+        patch_tokens = self.encode(self.embed(images))[:, 1:]
+        feature_map: Tensor = patch_tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return feature_map

@@ -1,0 +1,49 @@
+"""Every error that scemae raises on purpose. Each also is the built-in error that a caller would guess."""
+
+
+class ScemaeError(Exception):
+    """Base of all errors of scemae. The message says what came, what was wanted and the next step."""
+
+
+class ImageInputError(ScemaeError, ValueError):
+    """An image that cannot be read or used; names which one."""
+
+
+class BoxInputError(ScemaeError, ValueError):
+    """A face box that is inverted, outside its image, too small, or one too many or too few."""
+
+
+class LandmarkInputError(ScemaeError, ValueError):
+    """Landmarks of the wrong shape, outside their image, or for another number of images."""
+
+
+class OptionError(ScemaeError, ValueError):
+    """An argument with a value that is not one of those possible."""
+
+
+class ModelNotFoundError(ScemaeError, LookupError):
+    """No model of that name, or no model in that folder."""
+
+
+class WeightsIntegrityError(ScemaeError, OSError):
+    """A weight file that is unreadable, or whose SHA-256 is not the expected one."""
+
+
+class IncompatibleWeightsError(ScemaeError, ValueError):
+    """A weight file whose tensors are not those of its configuration."""
+
+
+class IncompatibleFeaturesError(ScemaeError, ValueError):
+    """Features of another model, expansion or alignment than was expected."""
+
+
+class NotFittedError(ScemaeError, ValueError, AttributeError):
+    """A regressor that was asked to predict before it was fitted."""
+
+
+class OutputError(ScemaeError, OSError):
+    """An output path that exists already or cannot be written."""
+
+
+class MissingExtraError(ScemaeError, ImportError):
+    """A function that needs a package of an extra that is not installed."""

@@ -1,0 +1,208 @@
+"""The coordinate law: every conversion between image, input and cell coordinates happens here.
+
+A point is (x, y), float, and (0, 0) is the centre of the top-left pixel. Three frames: *image* pixels (what the
+user passed, upright), *input* pixels (the square that the model sees), *cells* (a feature map). Affines are 2 x 3
+float64 matrices that act on column vectors (x, y, 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+Box = tuple[float, float, float, float]
+
+
+def apply_affine(affine: Array, xy: ArrayLike) -> Array:
+    """Map points (..., 2) through a (2, 3) affine; float64 in and out."""
+    return np.asarray(xy, dtype=np.float64) @ affine[:, :2].T + affine[:, 2]
+
+
+def compose(outer: Array, inner: Array) -> Array:
+    """The (2, 3) affine that applies `inner` first, then `outer`."""
+    return np.column_stack([outer[:, :2] @ inner[:, :2], apply_affine(outer, inner[:, 2])])
+
+
+def invert(affine: Array) -> Array:
+    """The (2, 3) affine that undoes `affine`."""
+    linear = np.linalg.inv(affine[:, :2])
+    return np.column_stack([linear, -linear @ affine[:, 2]])
+
+
+def fit_affine(source: ArrayLike, target: ArrayLike) -> Array:
+    """Least-squares (2, 3) affine that takes points `source` (K, 2) to `target` (K, 2)."""
+    design = np.column_stack([np.asarray(source, dtype=np.float64), np.ones(len(np.asarray(source)))])
+    affine: Array = np.linalg.lstsq(design, np.asarray(target, dtype=np.float64), rcond=None)[0].T
+    return affine
+
+
+def central_box(width: int, height: int) -> Box:
+    """The central 96/136 of the largest centred square: "resize to 136, crop the central 96" (protocol, Sec. 6)."""
+    half = min(width, height) * 96 / 136 / 2
+    return (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A square of `size` pixels and the affine (2, 3) that takes its pixels to image pixels, float64."""
+
+    to_image_affine: Array
+    size: int = 96
+
+    @classmethod
+    def from_box(cls, box: Box, size: int = 96) -> Crop:
+        """The crop that shows `box` = (x0, y0, x1, y1), pixel edges in image pixels, grown to a square if it is not."""
+        x0, y0, x1, y1 = box
+        scale = max(x1 - x0, y1 - y0) / size
+        centre = np.array([(x0 + x1) / 2 - 0.5, (y0 + y1) / 2 - 0.5])
+        linear = np.eye(2) * scale
+        return cls(np.column_stack([linear, centre - scale * (size - 1) / 2]), size)
+
+    @property
+    def scale(self) -> float:
+        """Image pixels per crop pixel (the root of the determinant)."""
+        return float(np.sqrt(abs(np.linalg.det(self.to_image_affine[:, :2]))))
+
+    @property
+    def corners(self) -> Array:
+        """The four corners of the crop's pixel edges, (4, 2), in crop pixels, clockwise from the top left."""
+        low, high = -0.5, self.size - 0.5
+        return np.array([(low, low), (high, low), (high, high), (low, high)])
+
+    def to_image(self, xy: ArrayLike) -> Array:
+        """Crop pixels (..., 2) to image pixels."""
+        return apply_affine(self.to_image_affine, xy)
+
+    def to_input(self, xy: ArrayLike) -> Array:
+        """Image pixels (..., 2) to crop pixels."""
+        return apply_affine(invert(self.to_image_affine), xy)
+
+    def refined(self, affine: Array) -> Crop:
+        """The crop whose pixels map through `affine` (2, 3) to pixels of this one."""
+        return Crop(compose(self.to_image_affine, affine), self.size)
+
+    def mirrored(self) -> Crop:
+        """The same place with left and right exchanged."""
+        return self.refined(np.array([[-1.0, 0.0, self.size - 1.0], [0.0, 1.0, 0.0]]))
+
+    def padded(self, margin: int) -> Crop:
+        """The same crop with `margin` more pixels on each side."""
+        shift = np.array([[1.0, 0.0, -margin], [0.0, 1.0, -margin]])
+        return Crop(compose(self.to_image_affine, shift), self.size + 2 * margin)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What alignment did to one face, relative to the crop it started from.
+
+    `rotation`: by how much the face was turned in the picture, degrees, positive clockwise as seen. `scale`: side of
+    the aligned square over that of the start. `shift`: (x, y) from the start's centre to the new one, in sides of the
+    start. `confidence`: 0..1, from how far the last step still moved the face; 0 where the face was
+    lost and the crop stayed behind.
+    """
+
+    rotation: float
+    scale: float
+    shift: tuple[float, float]
+    confidence: float
+
+    @classmethod
+    def of(cls, affine: Array, size: int, confidence: float) -> Alignment:
+        """What an affine (2, 3), pixels of the aligned crop to pixels of the start, both of `size` px, does."""
+        linear = affine[:, :2]
+        # The rotation nearest to the linear part (its polar factor): shear and aspect do not count as turning.
+        angle = np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])
+        middle = (size - 1) / 2
+        shift = (apply_affine(affine, [middle, middle]) - middle) / size
+        scale = np.sqrt(abs(np.linalg.det(linear)))
+        return cls(float(np.degrees(angle)), float(scale), (float(shift[0]), float(shift[1])), float(confidence))
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Pixels around one face, cut once from its photo: (H, W, 3) RGB uint8 (or float), and where they lie in it."""
+
+    pixels: Array
+    to_image_affine: Array
+
+    def to_patch(self, xy: ArrayLike) -> Array:
+        """Image pixels (..., 2) to patch pixels."""
+        return apply_affine(invert(self.to_image_affine), xy)
+
+    def serves(self, crop: Crop) -> bool:
+        """Whether `crop` lies within the patch, and the patch is as fine as the crop or as fine as the photo."""
+        corners = self.to_patch(crop.to_image(crop.corners))
+        height, width = self.pixels.shape[:2]
+        inside = bool((corners >= -0.5).all() and (corners <= np.array([width, height]) - 0.5).all())
+        photo_pixels_per_patch_pixel = float(self.to_image_affine[0, 0])
+        return inside and photo_pixels_per_patch_pixel <= max(crop.scale, 1.0) + 1e-9
+
+
+def sample_view(patch: Patch, crop: Crop) -> Tensor:
+    """The pixels (3, size, size) that `crop` sees, sampled bilinearly from the patch; uint8 comes as 0..1.
+
+    Positions are computed in float64. Beyond the patch its pixels are mirrored.
+    """
+    height, width = patch.pixels.shape[:2]
+    to_patch = compose(invert(patch.to_image_affine), crop.to_image_affine)
+    rows, columns = np.mgrid[: crop.size, : crop.size].astype(np.float64)
+    xy = apply_affine(to_patch, np.stack([columns, rows], axis=-1))
+    grid = (xy + 0.5) * (2 / np.array([width, height])) - 1
+    pixels = torch.from_numpy(np.ascontiguousarray(patch.pixels)).permute(2, 0, 1)[None]
+    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    positions = torch.from_numpy(grid)[None].to(pixels.dtype)
+    return F.grid_sample(pixels, positions, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+
+
+@dataclass(frozen=True)
+class CellGrid:
+    """Where the cells of a map lie: cell m has its centre at `origin + step * m` input pixels, in x and in y."""
+
+    origin: float
+    step: float
+
+    def to_cells(self, xy_input: Tensor) -> Tensor:
+        """Input pixels (..., 2) to cell coordinates."""
+        return (xy_input - self.origin) / self.step
+
+    def to_input(self, xy_cells: Tensor) -> Tensor:
+        """Cell coordinates (..., 2) to input pixels."""
+        return xy_cells * self.step + self.origin
+
+    def centres(self, count: int) -> Tensor:
+        """Input coordinate (count,) of the first `count` cells along one axis."""
+        return torch.arange(count, dtype=torch.float64) * self.step + self.origin
+
+    def interpolation(self, count: int, size: int) -> Tensor:
+        """Weights (size, count), float32: each of `size` input pixels along one axis as a mix of `count` >= 2 cells.
+
+        Linear between neighbouring centres, the outermost cell beyond them: the "half-pixel" resize, at any origin.
+        """
+        cells = self.to_cells(torch.arange(size, dtype=torch.float64)).clamp(0, count - 1)
+        return (1 - (cells[:, None] - torch.arange(count)).abs()).clamp(min=0).float()
+
+
+def sample_at(maps: Tensor, grid: CellGrid, xy_input: Tensor) -> Tensor:
+    """Read maps (B, C, h, w) at points (B, K, 2) in input pixels, bilinearly: (B, K, C).
+
+    Points beyond the outermost cell centres read the nearest place on their hull.
+    """
+    height, width = maps.shape[-2:]
+    extent = torch.tensor([width - 1, height - 1], dtype=xy_input.dtype, device=xy_input.device).clamp(min=1)
+    positions = (grid.to_cells(xy_input) * (2 / extent) - 1).to(maps.dtype)
+    read = F.grid_sample(maps, positions[:, :, None], mode="bilinear", padding_mode="border", align_corners=True)
+    return read[..., 0].transpose(1, 2)
+
+
+def soft_argmax(heatmaps: Tensor, grid: CellGrid) -> Tensor:
+    """Expected place (B, K, 2), input pixels, of heat maps (B, K, h, w) that each sum to one."""
+    columns = grid.centres(heatmaps.shape[-1]).to(heatmaps)
+    rows = grid.centres(heatmaps.shape[-2]).to(heatmaps)
+    return torch.stack([heatmaps.sum(-2) @ columns, heatmaps.sum(-1) @ rows], dim=-1)

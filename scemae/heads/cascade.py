@@ -1,0 +1,220 @@
+"""The default head: a cascade of ridge regressions, closed form (docs/few-shot.md)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scemae.geometry import CellGrid, sample_at
+from scemae.heads.annotated import AnnotatedMaps
+
+OFFSETS = (-5.0, 0.0, 5.0)  # input px: each landmark is judged from 3 x 3 descriptors around it
+RIDGES = (1.0, 4.0, 16.0)
+PUSHES = 3 * torch.tensor([(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)], dtype=torch.float64)
+
+
+def read_around(maps: Tensor, grid: CellGrid, places: Tensor) -> Tensor:
+    """Descriptors (n, K, 9 C + 1) at 3 x 3 points around places (n, K, 2), and a constant 1."""
+    offsets = torch.tensor(list(itertools.product(OFFSETS, OFFSETS)), dtype=places.dtype)
+    points = (places[:, :, None] + offsets).flatten(1, 2)
+    read = sample_at(maps, grid, points).unflatten(1, (-1, len(offsets))).flatten(2)
+    return torch.cat([read, torch.ones(*read.shape[:2], 1)], dim=2)
+
+
+class RidgeSystem:
+    """Ridge regressions of X (n, R, F) on Y (n, R, 2) from any parts of the n faces, without reading X again.
+
+    Solves the smaller of the two equal systems: (F, F), or (n R, n R) where there are fewer rows than features.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, parts: NDArray[np.int64]) -> None:
+        self.features = x.shape[2]
+        self.dual = len(x) * x.shape[1] <= self.features
+        if self.dual:
+            self.rows, self.targets = x.flatten(0, 1), y.flatten(0, 1)
+            self.kernel = self.rows @ self.rows.T
+            self.row_parts = np.repeat(parts, x.shape[1])
+        else:
+            self.sums = {int(part): _normal_equations(x[parts == part], y[parts == part]) for part in np.unique(parts)}
+
+    def solve(self, parts: Sequence[int], ridges: Sequence[float]) -> list[Tensor]:
+        """For each ridge the weights (F, 2) from the rows of `parts`; it multiplies the mean diagonal of X^T X."""
+        if self.dual:
+            chosen = torch.from_numpy(np.flatnonzero(np.isin(self.row_parts, parts)))
+            kernel = self.kernel[chosen][:, chosen]
+            rows, targets = self.rows[chosen], self.targets[chosen]
+            return [rows.T @ alpha for alpha in _ridge_solutions(kernel, targets, ridges, self.features)]
+        gram, moment = torch.zeros(self.features, self.features), torch.zeros(self.features, 2)
+        for part in parts:
+            if part in self.sums:
+                gram += self.sums[part][0]
+                moment += self.sums[part][1]
+        return _ridge_solutions(gram, moment, ridges, self.features)
+
+
+def _normal_equations(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.flatten(0, 1)
+    return rows.T @ rows, rows.T @ y.flatten(0, 1)
+
+
+def _ridge_solutions(matrix: Tensor, right: Tensor, ridges: Sequence[float], features: int) -> list[Tensor]:
+    """For each ridge (matrix + penalty I)^-1 right; changes `matrix`. Without data the solution is zero."""
+    mean_diagonal = float(matrix.trace()) / features
+    if mean_diagonal == 0:
+        return [torch.zeros_like(right) for _ in ridges]
+    solutions, present = [], 0.0
+    for ridge in ridges:
+        matrix.diagonal().add_((ridge - present) * mean_diagonal)
+        present = ridge
+        solutions.append(torch.cholesky_solve(right, torch.linalg.cholesky(matrix)))
+    return solutions
+
+
+class CascadeHead:
+    """Supervised descent in closed form: from the mean shape, each stage moves each landmark by a ridge regression
+    of the descriptors around its present place.
+
+    After Xiong & De la Torre, "Supervised Descent Method", CVPR 2013; not in the paper. `sigmas`: one stage each,
+    input px, how far from the truth its training shapes start. `ridge`: penalty over the mean diagonal; None tries
+    `RIDGES` on held-out faces. `samples`: jittered shapes per face.
+    """
+
+    name = "cascade"
+    max_folds = 10
+
+    def __init__(
+        self,
+        sigmas: tuple[float, ...] = (5.0, 4.0, 3.0),
+        ridge: float | None = None,
+        samples: int = 20,
+        seed: int = 0,
+    ) -> None:
+        self.sigmas = tuple(sigmas)
+        self.ridge = ridge
+        self.samples = samples
+        self.seed = seed
+
+    def settings(self) -> dict[str, Any]:
+        """What `__init__` takes, with the ridge that was chosen; JSON-ready."""
+        return {"sigmas": list(self.sigmas), "ridge": self.ridge, "samples": self.samples, "seed": self.seed}
+
+    def state(self) -> dict[str, Tensor]:
+        """What `fit` found: `mean_shape` (K, 2) and `weights` (stages, K, 9 C + 1, 2)."""
+        return {"mean_shape": self.mean_shape, "weights": self.weights}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take what `state` gave."""
+        self.mean_shape, self.weights = state["mean_shape"], state["weights"]
+
+    def fit(self, data: AnnotatedMaps, validate: bool = True) -> tuple[Tensor, bool]:
+        """Fit; returns held-out predictions (n, K, 2) of the original faces, and whether mirror images were used.
+
+        The ridge, then whether to use the mirror images, are those with the smaller held-out error. With one block
+        nothing can be held out: the predictions are nan, the ridge the middle one, the mirror images used.
+        """
+        systems = self._systems(data)
+        blocks = sorted(set(data.blocks.tolist()))
+        mirrored = bool(data.mirrored.any())
+        originals = data.landmarks[torch.from_numpy(~data.mirrored)]
+        held_out = torch.full_like(originals, torch.nan)
+        ridge = RIDGES[1] if self.ridge is None else self.ridge
+        if validate and len(blocks) > 1:
+            ridges = RIDGES if self.ridge is None else (self.ridge,)
+            trials = self._held_out(systems, data, ridges, mirrored)
+            ridge, _ = min(trials, key=lambda trial: _mean_error(trials[trial], originals))
+            if mirrored:
+                trials |= self._held_out(systems, data, (ridge,), False)
+            (ridge, mirrored), held_out = min(trials.items(), key=lambda trial: _mean_error(trial[1], originals))
+        self.ridge = ridge
+        [(self.mean_shape, self.weights)] = self._solve(systems, data, blocks, (ridge,), mirrored)
+        return held_out, mirrored
+
+    def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
+        """Landmarks (n, K, 2) in input px on standardised maps (n, C, h, w), and their confidence (n, K), 0..1.
+
+        The confidence is how much of a push of 3 px, right, left, down or up, the last stage takes back.
+        """
+        places = descend(maps, grid, self.mean_shape, self.weights)
+        pushed = [descend_once(maps, grid, places + push, self.weights[-1]) for push in PUSHES]
+        left = ((torch.stack(pushed) - places) ** 2).sum(-1).mean(0).sqrt()
+        return places, (1 - left / PUSHES.norm(dim=-1).mean()).clamp(0, 1)
+
+    def _systems(self, data: AnnotatedMaps) -> list[list[RidgeSystem]]:
+        """For each stage and each landmark its regression, from jittered copies of the true shapes."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return [
+            [self._system(data, shapes, k) for k in range(shapes.shape[2])]
+            for shapes in (_jittered(data.landmarks, sigma, self.samples, generator) for sigma in self.sigmas)
+        ]
+
+    def _system(self, data: AnnotatedMaps, shapes: Tensor, k: int) -> RidgeSystem:
+        known = torch.isfinite(data.landmarks[:, k, 0])
+        places = shapes[known][:, :, k]
+        x = read_around(data.maps[known], data.grid, places)
+        return RidgeSystem(x, (data.landmarks[known][:, k : k + 1] - places).float(), data.parts[known.numpy()])
+
+    def _solve(
+        self,
+        systems: list[list[RidgeSystem]],
+        data: AnnotatedMaps,
+        blocks: Sequence[int],
+        ridges: Sequence[float],
+        mirrored: bool,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each ridge the mean shape and the weights from `blocks`, with their mirror images or without."""
+        parts = [2 * block + side for block in blocks for side in range(1 + mirrored)]
+        mean_shape = torch.nanmean(data.landmarks[torch.from_numpy(np.isin(data.parts, parts))], dim=0)
+        solved = [[system.solve(parts, ridges) for system in stage] for stage in systems]
+        return [
+            (mean_shape, torch.stack([torch.stack([weights[i] for weights in stage]) for stage in solved]))
+            for i in range(len(ridges))
+        ]
+
+    def _held_out(
+        self, systems: list[list[RidgeSystem]], data: AnnotatedMaps, ridges: Sequence[float], mirrored: bool
+    ) -> dict[tuple[float, bool], Tensor]:
+        """By (ridge, mirrored): predictions (n, K, 2) of the original faces by cascades that never saw their block."""
+        originals = torch.from_numpy(~data.mirrored)
+        blocks, maps = data.blocks[~data.mirrored], data.maps[originals]
+        found = {(ridge, mirrored): torch.empty_like(data.landmarks[originals]) for ridge in ridges}
+        for block in np.unique(blocks):
+            inside = torch.from_numpy(blocks == block)
+            others = [int(other) for other in np.unique(blocks) if other != block]
+            for ridge, fitted in zip(ridges, self._solve(systems, data, others, ridges, mirrored), strict=True):
+                found[ridge, mirrored][inside] = descend(maps[inside], data.grid, *fitted)
+        return found
+
+
+def descend(maps: Tensor, grid: CellGrid, mean_shape: Tensor, weights: Tensor) -> Tensor:
+    """Landmarks (n, K, 2): from the mean shape (K, 2) down the stages of weights (stages, K, F, 2)."""
+    places = mean_shape.expand(len(maps), -1, -1)
+    for stage in weights:
+        places = descend_once(maps, grid, places, stage)
+    return places
+
+
+def descend_once(maps: Tensor, grid: CellGrid, places: Tensor, stage: Tensor) -> Tensor:
+    """Places (n, K, 2) moved by one stage's weights (K, F, 2)."""
+    return places + torch.einsum("nkf,kfd->nkd", read_around(maps, grid, places), stage).double()
+
+
+def _jittered(landmarks: Tensor, sigma: float, samples: int, generator: torch.Generator) -> Tensor:
+    """Shapes (n, R, K, 2) around the true ones: scaled about their centre, shifted together, and each on its own."""
+    n, count, _ = landmarks.shape
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(n, samples, *shape, generator=generator, dtype=landmarks.dtype)
+
+    centred = landmarks - torch.nanmean(landmarks, dim=1, keepdim=True)
+    scaled = centred[:, None] * (0.01 * sigma * noise(1, 1))
+    return landmarks[:, None] + scaled + 0.7 * sigma * (noise(1, 2) + noise(count, 2))
+
+
+def _mean_error(found: Tensor, truth: Tensor) -> float:
+    return float(torch.nanmean((found - truth).norm(dim=-1)))

@@ -1,0 +1,222 @@
+"""Any image that the user has -> upright RGB, and a box on it -> a patch."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from scemae.errors import BoxInputError, ImageInputError
+from scemae.geometry import Array, Box, Crop, Patch, central_box
+
+ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array | torch.Tensor
+MIN_BOX = 8  # image px: a face smaller than this is a smudge, and a box this small a mistake
+DENSITY = 2  # patch px per input px, so that a view may turn and zoom without losing detail
+REACH = 2  # patch side over crop side
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One image, upright RGB, and what to call it in messages."""
+
+    source: str
+    image: Image.Image
+
+
+def iter_photos(images: ImageLike | Iterable[ImageLike]) -> Iterator[Photo]:
+    """One image or any iterable of images, mixed as they come, as upright RGB photos, read one at a time.
+
+    An image is a path, the bytes of a file, a binary file object, a PIL image of any mode, an array (H, W),
+    (H, W, 1 | 3 | 4) or (B, H, W, 3), or a tensor (3, H, W) or (B, 3, H, W); arrays and tensors are RGB, uint8,
+    uint16, or float in 0..1. EXIF rotation is applied, transparency is laid on white.
+    Raises ImageInputError, naming the image.
+    """
+    for index, item in enumerate(_items(images)):
+        source = os.fspath(item) if isinstance(item, (str, os.PathLike)) else _name(item, index)
+        yield Photo(source, _upright_rgb(_open(item, source), source))
+
+
+def is_single(images: Any) -> bool:
+    """Whether `images` is one image rather than a batch or an iterable of them."""
+    if isinstance(images, (np.ndarray, torch.Tensor)):
+        return images.ndim < 4 and images.dtype != object and not _is_text(images)
+    return isinstance(images, (str, os.PathLike, bytes, Image.Image)) or hasattr(images, "read")
+
+
+def _is_text(images: Any) -> bool:
+    return isinstance(images, np.ndarray) and images.dtype.kind in "US"
+
+
+def _items(images: Any) -> Iterable[Any]:
+    if is_single(images):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise ImageInputError(
+            f"images is a {type(images).__name__}; wanted a path, bytes, PIL image, array or tensor, or many of them."
+        )
+    return images
+
+
+def _name(item: Any, index: int) -> str:
+    own = getattr(item, "filename", None) or getattr(item, "name", None)
+    return own if isinstance(own, str) and own else f"image {index}"
+
+
+def _open(item: Any, source: str) -> Image.Image:
+    if isinstance(item, Image.Image):
+        return item
+    if isinstance(item, torch.Tensor):
+        return _from_array(_channels_last(item, source), source)
+    if isinstance(item, np.ndarray) and not _is_text(item):
+        return _from_array(item, source)
+    if isinstance(item, bytes):
+        item = io.BytesIO(item)
+    elif isinstance(item, (str, os.PathLike)):
+        if source.startswith(("http://", "https://")):
+            raise ImageInputError(f"{source} is a web address; download the file first and pass its path.")
+        item = Path(item)
+    elif not hasattr(item, "read"):
+        raise ImageInputError(
+            f"{source} is a {type(item).__name__}; wanted a path, bytes, file object, PIL image, array or tensor."
+        )
+    try:
+        image = Image.open(item)
+        image.load()
+    except FileNotFoundError as error:
+        raise ImageInputError(f"{source}: there is no such file.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageInputError(
+            f"{source} is far larger than a photo ({error}). If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageInputError(
+            f"{source} is not an image that Pillow can read. For .heic files of phones install pillow-heif and call "
+            "pillow_heif.register_heif_opener() first."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageInputError(f"{source} cannot be read, it may be truncated: {error}.") from error
+    return image
+
+
+def _channels_last(tensor: torch.Tensor, source: str) -> Array:
+    if tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4):
+        raise ImageInputError(
+            f"{source} is a tensor of shape {tuple(tensor.shape)}; wanted (3, H, W). Arrays are taken as (H, W, 3)."
+        )
+    array = tensor.detach().cpu()
+    array = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
+    return (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
+
+
+def _from_array(array: Array, source: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise ImageInputError(f"{source} is an array of shape {array.shape}; wanted (H, W, 3) RGB or (H, W) grey.")
+    return Image.fromarray(_to_uint8(array, source))
+
+
+def _to_uint8(array: Array, source: str) -> Array:
+    """8 bits a channel from uint8, uint16 (0..65535) or float (0..1) pixels."""
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype.kind != "f":
+        raise ImageInputError(f"{source} has pixels of type {array.dtype}; wanted uint8, uint16 or float in 0..1.")
+    if not np.isfinite(array).all():
+        raise ImageInputError(f"{source} has pixels that are nan or infinite.")
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise ImageInputError(
+            f"{source} has float pixels from {low:g} to {high:g}; wanted 0..1. Pixels of 0..255 go in as uint8, and "
+            "normalised ones have to be brought back to 0..1 first."
+        )
+    return (array * 255).round().astype(np.uint8)
+
+
+def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
+    if 0 in image.size:
+        raise ImageInputError(f"{source} is {image.width} x {image.height} pixels: there is nothing in it.")
+    try:
+        image = ImageOps.exif_transpose(image)
+    except OSError as error:  # a PIL image that the caller opened and that is truncated loads only here
+        raise ImageInputError(f"{source} cannot be read, it may be truncated: {error}.") from error
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        image = _from_array(_deep_grey(image), source)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Array:
+    """Pixels of a 16- or 32-bit grey image; whole numbers are 16-bit ones, as Pillow opens 16-bit files."""
+    pixels = np.asarray(image)
+    return pixels if pixels.dtype.kind == "f" else np.clip(pixels, 0, 65535).astype(np.uint16)
+
+
+def checked_box(box: Any, photo: Photo) -> Box:
+    """The face box (x0, y0, x1, y1) of a photo, pixel edges; None means the central 96/136 (geometry.central_box).
+
+    Raises BoxInputError for one that is inverted, smaller than 8 px, or that lies for the most part outside.
+    """
+    width, height = photo.image.size
+    if box is None:
+        central = central_box(width, height)
+        if central[2] - central[0] < MIN_BOX:
+            raise ImageInputError(f"{photo.source} is {width} x {height} pixels: too small to show a face.")
+        return central
+    numbers = np.asarray(box, dtype=np.float64)
+    if numbers.shape != (4,) or not np.isfinite(numbers).all():
+        raise BoxInputError(f"The box of {photo.source} is {box!r}; wanted four numbers (x0, y0, x1, y1).")
+    x0, y0, x1, y1 = (float(number) for number in numbers)
+    shown = f"The box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) of {photo.source} ({width} x {height} px)"
+    if x1 <= x0 or y1 <= y0:
+        raise BoxInputError(f"{shown} is inverted or empty; wanted (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
+    if max(x1 - x0, y1 - y0) < MIN_BOX:
+        raise BoxInputError(f"{shown} is smaller than {MIN_BOX} px; is it in pixels, not in fractions of the image?")
+    inside = max(0.0, min(x1, width) - max(x0, 0)) * max(0.0, min(y1, height) - max(y0, 0))
+    if inside < 0.5 * (x1 - x0) * (y1 - y0):
+        raise BoxInputError(
+            f"{shown} lies for the most part outside. Is it (x, y, width, height), or of another size or rotation?"
+        )
+    return (x0, y0, x1, y1)
+
+
+def cut_patch(image: Image.Image, crop: Crop, at_input_scale: bool = False) -> Patch:
+    """The anti-aliased upright square of twice the crop's side around it, 2 pixels per crop pixel.
+
+    It is never finer than the photo: where the photo has fewer pixels it holds just those. With `at_input_scale` its
+    pixels are the crop's own (an upright crop is then a slice of it, the protocol's "resize to 136, crop 96").
+    Beyond the image its pixels are mirrored.
+    """
+    step = crop.scale if at_input_scale else max(crop.scale / DENSITY, 1.0)
+    count = int(np.ceil(REACH * crop.size * crop.scale / step))
+    count += (count - crop.size) % 2  # so that the pixels of an upright crop at input scale fall on the patch's
+    start = crop.to_image([(crop.size - 1) / 2] * 2) + 0.5 - step * count / 2  # pixel edge
+    if step == 1.0 and not at_input_scale:
+        start = np.round(start)  # the photo's own pixels, not resampled
+    pixels = np.asarray(_resize_inside(image, start, step, count))
+    affine = np.array([[step, 0, start[0] + step / 2 - 0.5], [0, step, start[1] + step / 2 - 0.5]])
+    return Patch(pixels, affine)
+
+
+def _resize_inside(image: Image.Image, start: Array, step: float, count: int) -> Array:
+    """`count` x `count` pixels of `step` image px from `start`: resampled inside the image, mirrored outside."""
+    extent = np.array(image.size)
+    first = np.maximum(np.ceil(-start / step - 1e-6), 0).astype(int)
+    last = np.minimum(np.floor((extent - start) / step + 1e-6), count).astype(int)
+    low, high = np.maximum(start + first * step, 0), np.minimum(start + last * step, extent)
+    size = (int(last[0] - first[0]), int(last[1] - first[1]))
+    inner = image.resize(size, Image.Resampling.BILINEAR, box=(*low.tolist(), *high.tolist()))
+    padding = [(int(first[1]), count - int(last[1])), (int(first[0]), count - int(last[0])), (0, 0)]
+    return np.pad(np.asarray(inner), padding, mode="symmetric")

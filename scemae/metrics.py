@@ -1,0 +1,42 @@
+"""Errors of landmarks; each argument names its unit. Landmarks are (B, K, 2), nan where not annotated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scemae.errors import LandmarkInputError
+
+Array = NDArray[Any]
+
+
+def pixel_errors(found_px: Array, truth_px: Array) -> Array:
+    """Distance (B, K) of each landmark from its truth, in the pixels that both are given in."""
+    distances: Array = np.linalg.norm(found_px - truth_px, axis=-1)
+    return distances
+
+
+def distance_between(landmarks_px: Array, first: int, second: int) -> Array:
+    """Distance (B,) between two landmarks, such as the eyes (the inter-ocular distance), pixels."""
+    distances: Array = np.linalg.norm(landmarks_px[:, first] - landmarks_px[:, second], axis=-1)
+    return distances
+
+
+def box_diagonal(landmarks_px: Array) -> Array:
+    """Diagonal (B,) of the upright box around each face's annotated landmarks, pixels."""
+    extent = np.nanmax(landmarks_px, axis=1) - np.nanmin(landmarks_px, axis=1)
+    diagonals: Array = np.linalg.norm(extent, axis=-1)
+    return diagonals
+
+
+def normalised_errors(found_px: Array, truth_px: Array, normalizer_px: Array) -> Array:
+    """Distance (B, K) of each landmark from its truth as a part of `normalizer_px` (B,); x 100 is percent."""
+    if not (normalizer_px > 0).all():
+        raise LandmarkInputError(
+            "The error cannot be normalised: the two landmarks of the normalizer coincide or are not annotated "
+            f"on face {int(np.argmin(normalizer_px > 0))}."
+        )
+    errors: Array = pixel_errors(found_px, truth_px) / normalizer_px[:, None]
+    return errors

@@ -1,0 +1,44 @@
+"""Files that are written whole or not at all, and never over another by accident."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scemae.errors import OutputError
+
+
+def new_path(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """`path`, if a file can be written there; else OutputError. Call it before long work, not after."""
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; wanted the path of a file.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another path, or pass overwrite=True (--overwrite).")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}.")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: no permission to write in {path.parent}.")
+    return path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it becomes `path` when all went well, and vanishes when not."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}.") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

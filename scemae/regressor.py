@@ -1,0 +1,333 @@
+"""fit_regressor: a landmark detector from one to a few hundred annotated faces (paper Sec. 4.3)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scemae.checkpoint import read_file, write_file
+from scemae.config import Use, checked_use
+from scemae.errors import (
+    IncompatibleFeaturesError,
+    IncompatibleWeightsError,
+    LandmarkInputError,
+    NotFittedError,
+    OptionError,
+)
+from scemae.extraction import Boxes, extract_features, mirrored_features
+from scemae.features import FaceFeatures, Landmarks
+from scemae.heads import HEADS, AnnotatedMaps, CascadeHead, HeatmapHead, mirror_pairs, named_pairs
+from scemae.heads.mirrors import Pairs
+from scemae.images import ImageLike
+from scemae.landmarks import checked_landmarks
+from scemae.metrics import box_diagonal, distance_between, normalised_errors
+from scemae.model import SceMae
+from scemae.zoo import load_model
+
+Head = CascadeHead | HeatmapHead
+Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
+FEW = 5  # up to so many annotated faces the model's few_shot_use is the default
+LEAVE_ONE_OUT = 10  # up to so many faces each is held out on its own, then a fifth at a time
+FIXED_CROP_SIGMAS = (10.0, 6.0, 4.0, 3.0)  # without alignment faces lie further from the mean shape
+FORMAT = "scemae landmark regressor 1"
+
+
+def fit_regressor(
+    model: SceMae,
+    images: Images,
+    landmarks: Any,
+    *,
+    boxes: Boxes = None,
+    names: Sequence[str] | None = None,
+    head: str | Head = "cascade",
+    mirror: Literal["auto", "off"] | Pairs = "auto",
+    use: Use | None = None,
+    expansion: int | None = None,
+    align: bool | None = None,
+    normalizer: tuple[int, int] | None = None,
+) -> LandmarkRegressor:
+    """Fit a landmark detector on annotated faces; seconds on a CPU with the default head.
+
+    Args:
+        model: what `load_model` gives.
+        images: n images (see `extract_features`), or their FaceFeatures.
+        landmarks: (n, K, 2), image pixels, nan where a face is not annotated; or n dicts of name -> (x, y).
+        boxes: one face box per image, as in `extract_features`.
+        names: of the K landmarks.
+        head: "cascade" (closed form), "heatmap" (the paper's, slow), or an instance with its own settings.
+        mirror: learn from mirror images too. A list of pairs, by name or number, says which landmarks change places
+            (others stay their own mirror image); "auto" finds the pairs by reflecting the mean shape, and uses the
+            mirror images if held-out faces gain; "off" does not.
+        use: which features; default: the model's choice for so many faces.
+        expansion, align: as in `extract_features`; for FaceFeatures, what they were made with.
+        normalizer: numbers of two landmarks whose distance errors are divided by (the eyes, say); default: the
+            diagonal of the landmarks' box.
+
+    Returns:
+        A fitted LandmarkRegressor. `held_out_error_` is its honest error: faces held out whole (leave-one-out up to
+        10 faces, then five folds), as a part of the normalizer; nan for one face.
+
+    Raises:
+        ImageInputError, BoxInputError, LandmarkInputError, IncompatibleFeaturesError.
+    """
+    regressor = LandmarkRegressor(
+        model,
+        names=names,
+        head=head,
+        mirror=mirror,
+        use=use,
+        expansion=expansion,
+        align=align,
+        normalizer=normalizer,
+    )
+    return regressor.fit(images, landmarks, boxes=boxes)
+
+
+class LandmarkRegressor:
+    """A landmark detector: `fit` / `predict` / `score` / `save` / `load`, and scikit-learn's protocol.
+
+    The arguments are those of `fit_regressor`. After `fit`: `names_`, `use_`, `faces_` (how many), `mirrored_`
+    (whether mirror images helped), `held_out_error_` (mean, as a part of the normalizer), `held_out_errors_` (n, K).
+    """
+
+    def __init__(
+        self,
+        model: SceMae,
+        *,
+        names: Sequence[str] | None = None,
+        head: str | Head = "cascade",
+        mirror: Literal["auto", "off"] | Pairs = "auto",
+        use: Use | None = None,
+        expansion: int | None = None,
+        align: bool | None = None,
+        normalizer: tuple[int, int] | None = None,
+    ) -> None:
+        self.model = model
+        self.names = names
+        self.head = head
+        self.mirror = mirror
+        self.use = use
+        self.expansion = expansion
+        self.align = align
+        self.normalizer = normalizer
+
+    def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> Self:
+        """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
+        features = self._features(images, boxes)
+        xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
+        _check_annotated(xy, names)
+        truth = torch.from_numpy(features.to_input(xy))
+        swap = self._swap(torch.nanmean(truth, dim=0).numpy(), names, features.aligned)
+        default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
+        self.use_ = default if self.use is None else checked_use(self.use)
+        maps = features.map(self.use_)
+        self.mean_, self.std_ = maps.mean((0, 2, 3)), maps.std((0, 2, 3)).clamp(min=1e-6)
+        self.head_ = _new_head(self.head, features.aligned)
+        blocks = _blocks(len(features), self.head_.max_folds)
+        parts = [(maps, truth)]
+        if swap is not None:
+            mirrored = mirrored_features(self.model, features)
+            parts.append((mirrored.map(self.use_), torch.from_numpy(mirrored.to_input(xy))[:, swap]))
+        data = AnnotatedMaps(
+            torch.cat([self._standardised(part) for part, _ in parts]),
+            features.grid,
+            torch.cat([shapes for _, shapes in parts]),
+            np.tile(blocks, len(parts)),
+            np.repeat(np.arange(len(parts)) > 0, len(features)),
+        )
+        held_out, self.mirrored_ = self.head_.fit(data)
+        self.names_, self.faces_ = names, len(features)
+        self.expansion_, self.aligned_, self.landmarks_ = features.expansion, features.aligned, xy.shape[1]
+        errors = normalised_errors(features.to_image(held_out.numpy()), xy, self._normalizers(xy))
+        self.held_out_errors_ = errors
+        self.held_out_error_ = float(np.nanmean(errors)) if np.isfinite(errors).any() else float("nan")
+        return self
+
+    def predict(self, images: Images, *, boxes: Boxes = None) -> Landmarks:
+        """Landmarks on images or FaceFeatures: `xy` (B, K, 2) in each image's own px, `scores` (B, K) confidence 0..1.
+
+        What the confidence is, the head says; it ranks landmarks and faces, and is no probability.
+        """
+        self._check_fitted()
+        features = self._features(images, boxes)
+        self._check_kind(features)
+        places, confidence = self.head_.predict(self._standardised(features.map(self.use_)), features.grid)
+        return Landmarks(features.to_image(places.numpy()), confidence.numpy(), self.names_, features.faces)
+
+    def score(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> float:
+        """Minus the mean error over the normalizer: higher is better, 0 is perfect."""
+        found = self.predict(images, boxes=boxes)
+        xy, _ = checked_landmarks(landmarks, found.faces, self.names_, allow_missing=True)
+        if xy.shape != found.xy.shape:
+            raise LandmarkInputError(f"landmarks have {xy.shape[1]} points; the regressor finds {self.landmarks_}.")
+        return -float(np.nanmean(normalised_errors(found.xy, xy, self._normalizers(xy))))
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write one safetensors file: the head's tensors, and as JSON in its header all the rest; never a pickle.
+
+        The model itself is not in it, but its name and SHA-256 are. Raises OutputError where the file exists.
+        """
+        self._check_fitted()
+        tensors = {f"head.{name}": tensor for name, tensor in self.head_.state().items()}
+        tensors |= {"mean": self.mean_, "std": self.std_, "held_out_errors": torch.from_numpy(self.held_out_errors_)}
+        header = {
+            "model": list(self.model.id),
+            "head": self.head_.name,
+            "settings": self.head_.settings(),
+            "names": self.names_,
+            "landmarks": self.landmarks_,
+            "use": self.use_,
+            "expansion": self.expansion_,
+            "aligned": self.aligned_,
+            "mirrored": self.mirrored_,
+            "faces": self.faces_,
+            "normalizer": self.normalizer,
+        }
+        write_file(path, tensors, {FORMAT: json.dumps(header)}, overwrite)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: SceMae | None = None) -> LandmarkRegressor:
+        """Read what `save` wrote. `model`: the one that it was fitted on; None loads it by its name.
+
+        Raises WeightsIntegrityError for a damaged file, IncompatibleWeightsError for another kind of file or where
+        the model is not the one that the regressor was fitted on.
+        """
+        tensors, metadata = read_file(path)
+        if FORMAT not in metadata:
+            raise IncompatibleWeightsError(f"{path} is no landmark regressor of scemae (format '{FORMAT}').")
+        try:
+            header = json.loads(metadata[FORMAT])
+            name, sha256 = header["model"]
+            model = load_model(name) if model is None else model
+            if model.id.sha256 != sha256:
+                raise IncompatibleWeightsError(
+                    f"{path} was fitted on {name} ({sha256[:12]}); the model here is {model.id}. "
+                    "Load that model and pass model=, or fit again."
+                )
+            regressor = cls(model, names=header["names"], head=header["head"], use=header["use"])
+            regressor._restore(header, tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, IncompatibleWeightsError):
+                raise
+            raise IncompatibleWeightsError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+        return regressor
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of `__init__` (scikit-learn's protocol)."""
+        return {name: getattr(self, name) for name in _PARAMETERS}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Change arguments of `__init__`; takes effect with the next `fit` (scikit-learn's protocol)."""
+        unknown = sorted(parameters.keys() - set(_PARAMETERS))
+        if unknown:
+            raise OptionError(f"There is no parameter {unknown[0]!r}; there are {', '.join(_PARAMETERS)}.")
+        for name, value in parameters.items():
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_clone__(self) -> LandmarkRegressor:
+        return type(self)(**self.get_params())
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import RegressorTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="regressor",
+            target_tags=TargetTags(required=True, multi_output=True),
+            regressor_tags=RegressorTags(),
+        )
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "head_"):
+            return f"LandmarkRegressor({self.model.config.name}, not fitted)"
+        faces = "1 face" if self.faces_ == 1 else f"{self.faces_} faces"
+        error = "nan, needs 2 faces" if np.isnan(self.held_out_error_) else f"{100 * self.held_out_error_:.1f} %"
+        of = "the landmarks' diagonal" if self.normalizer is None else "landmarks {} to {}".format(*self.normalizer)
+        mirrored = " and their mirror images" if self.mirrored_ else ""
+        return (
+            f"LandmarkRegressor({self.landmarks_} landmarks from {faces}{mirrored}, {self.head_.name} on {self.use_} "
+            f"features of {self.model.config.name}, held-out error {error} of {of})"
+        )
+
+    def _features(self, images: Any, boxes: Boxes) -> FaceFeatures:
+        if isinstance(images, Sequence) and len(images) and all(isinstance(part, FaceFeatures) for part in images):
+            images = FaceFeatures.concatenate(images)
+        if isinstance(images, FaceFeatures):
+            if images.model != self.model.id:
+                raise IncompatibleFeaturesError(f"These features are of {images.model}, not of {self.model.id}.")
+            return images
+        expansion, align = getattr(self, "expansion_", self.expansion), getattr(self, "aligned_", self.align)
+        return extract_features(self.model, images, boxes=boxes, expansion=expansion, align=align)
+
+    def _check_kind(self, features: FaceFeatures) -> None:
+        fitted, given = (self.expansion_, self.aligned_), (features.expansion, features.aligned)
+        if fitted != given:
+            raise IncompatibleFeaturesError(
+                "The regressor was fitted on features of expansion {}, aligned: {}; these have {}, {}.".format(
+                    *fitted, *given
+                )
+            )
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "head_"):
+            raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
+
+    def _standardised(self, maps: Tensor) -> Tensor:
+        return (maps - self.mean_[:, None, None]) / self.std_[:, None, None]
+
+    def _normalizers(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+        return box_diagonal(xy) if self.normalizer is None else distance_between(xy, *self.normalizer)
+
+    def _swap(self, shape: NDArray[np.float64], names: Sequence[str] | None, aligned: bool) -> list[int] | None:
+        """For each landmark the one whose place its mirror image takes; None: no mirror images."""
+        if isinstance(self.mirror, str):
+            if self.mirror not in ("auto", "off"):
+                raise OptionError(f"mirror is {self.mirror!r}; it must be 'auto', 'off' or a list of pairs.")
+            return None if self.mirror == "off" else mirror_pairs(shape, self.model.config.input_size)
+        return named_pairs(self.mirror, names, len(shape))
+
+    def _restore(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.mean_, self.std_ = tensors["mean"], tensors["std"]
+        self.held_out_errors_ = tensors["held_out_errors"].numpy()
+        known = np.isfinite(self.held_out_errors_)
+        self.held_out_error_ = float(self.held_out_errors_[known].mean()) if known.any() else float("nan")
+        self.names_ = None if header["names"] is None else tuple(header["names"])
+        self.normalizer = None if header["normalizer"] is None else tuple(header["normalizer"])
+        self.use_, self.mirrored_ = header["use"], header["mirrored"]
+        self.expansion_, self.aligned_ = header["expansion"], header["aligned"]
+        self.landmarks_, self.faces_ = header["landmarks"], header["faces"]
+        head = HEADS[header["head"]](**header["settings"])
+        head.load_state({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
+        self.head_ = head
+
+
+_PARAMETERS = ("model", "names", "head", "mirror", "use", "expansion", "align", "normalizer")
+
+
+def _new_head(head: str | Head, aligned: bool) -> Head:
+    if not isinstance(head, str):
+        return copy.deepcopy(head)
+    if head not in HEADS:
+        raise OptionError(f"head is {head!r}; it must be one of {', '.join(HEADS)}, or an instance.")
+    return CascadeHead(sigmas=FIXED_CROP_SIGMAS) if head == "cascade" and not aligned else HEADS[head]()
+
+
+def _blocks(faces: int, max_folds: int) -> NDArray[np.int64]:
+    """Which faces are held out together, (n,): each on its own up to `LEAVE_ONE_OUT`, then five folds."""
+    folds = min(faces if faces <= LEAVE_ONE_OUT else 5, max_folds)
+    return np.random.default_rng(0).permutation(faces) % folds
+
+
+def _check_annotated(xy: NDArray[np.float64], names: Sequence[str] | None) -> None:
+    never = np.isnan(xy[..., 0]).all(axis=0)
+    if never.any():
+        k = int(never.argmax())
+        raise LandmarkInputError(f"Landmark {names[k] if names else k} is not annotated on any of the {len(xy)} faces.")
