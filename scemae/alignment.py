@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scemae.config import AlignerConfig
-from scemae.geometry import Alignment, Array, fit_affine
+from scemae.geometry import Alignment, Array, fit_affine, fit_similarity
 
 
 class AlignerStage(nn.Module):
@@ -57,8 +57,10 @@ class FaceAligner(nn.Module):
         points: Tensor = self.stages[stage](patch_tokens)
         return points
 
-    def affines(self, points: Tensor) -> list[tuple[Array, float]]:
+    def affines(self, points: Tensor, step: int) -> list[tuple[Array, float]]:
         """For each face the (2, 3) affine from the canonical view to the present one, input px, and its residual.
+
+        It is a similarity in the first `similarity_steps` steps.
 
         The residual is how far, root-mean-square over the points and in half-sides, the face still is from where the
         canonical view has it: near 0 once the steps have converged. (The misfit of the affine itself says nothing:
@@ -66,9 +68,8 @@ class FaceAligner(nn.Module):
         """
         found = self._to_pixels(points.double().cpu().numpy())
         residuals = np.sqrt(((found - self.canonical) ** 2).sum(-1).mean(-1)) * 2 / self.input_size
-        return [
-            (fit_affine(self.canonical, face), float(residual)) for face, residual in zip(found, residuals, strict=True)
-        ]
+        fit = fit_similarity if step < self.config.similarity_steps else fit_affine
+        return [(fit(self.canonical, face), float(residual)) for face, residual in zip(found, residuals, strict=True)]
 
     def describe(self, affine: Array, residual: float) -> Alignment:
         """What the whole affine (2, 3), canonical view to starting view in input px, did to the face."""

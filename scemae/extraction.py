@@ -199,11 +199,11 @@ def _aligned(model: SceMae, aligner: FaceAligner, photos: list[Photo], faces: li
     starts = [face.crop for face in faces]
     totals = [IDENTITY] * len(faces)
     residuals = [np.inf] * len(faces)
-    for stage in aligner.config.steps:
+    for step, stage in enumerate(aligner.config.steps):
         views = torch.stack([sample_view(face.patch, face.crop) for face in faces])
         with torch.inference_mode():
             points = aligner(model.patch_tokens(model.normalise(views)), stage)
-        for i, (affine, residual) in enumerate(aligner.affines(points)):
+        for i, (affine, residual) in enumerate(aligner.affines(points, step)):
             total = compose(totals[i], affine)
             taken = _plausible(total, starts[i], photos[i])
             residuals[i] = residual if taken else np.inf

@@ -43,6 +43,16 @@ def fit_affine(source: ArrayLike, target: ArrayLike) -> Array:
     return affine
 
 
+def fit_similarity(source: ArrayLike, target: ArrayLike) -> Array:
+    """Least-squares (2, 3) rotation, scale and shift that takes points `source` (K, 2) to `target` (K, 2)."""
+    source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    before, after = source - source.mean(axis=0), target - target.mean(axis=0)
+    along = (before * after).sum() / (before**2).sum()
+    across = (before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]).sum() / (before**2).sum()
+    linear = np.array([[along, -across], [across, along]])
+    return np.column_stack([linear, target.mean(axis=0) - linear @ source.mean(axis=0)])
+
+
 def central_box(width: int, height: int) -> Box:
     """The central 96/136 of the largest centred square: "resize to 136, crop the central 96" (protocol, Sec. 6)."""
     half = min(width, height) * 96 / 136 / 2

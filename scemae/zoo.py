@@ -20,7 +20,10 @@ LOCAL = "local-dir:"
 DTYPES = ("float32", "bfloat16")
 # What was released under each name: the SHA-256 of its weights and of its configuration.
 RELEASED: dict[str, dict[str, str]] = {
-    "scemae-tiny": {WEIGHTS: "", CONFIG: ""},
+    "scemae-tiny": {
+        WEIGHTS: "a5f61ef706ec2e457528ccbd2c176049d3ad7509d69d96d69a3a2141500f9a52",
+        CONFIG: "ca7f3e6b6407060d145087711de10e33f0260111a2aa7da6477bcd284b189f62",
+    },
 }
 
 
