@@ -23,7 +23,8 @@ tags: [face, landmarks, self-supervised, masked-autoencoder]
 
 | | |
 |---|---|
-| backbone | {config.architecture}, {config.params:,} parameters, patch {config.patch_size}, input {config.input_size} px |
+| backbone | {config.architecture}, {config.params:,} parameters |
+| input | {config.input_size} x {config.input_size} px, patches of {config.patch_size} px |
 | projector | {projector} |
 | alignment | {aligner} |
 | training data | {config.training_data} |

@@ -43,8 +43,9 @@ class AlignerConfig:
     `points`: places of the canonical frame that the aligner predicts, (x, y) in half-sides (-1..1, corners at the
     pixel edges). `scale`: the part of that frame, by side, that the canonical view shows. `steps`: which stage each
     step uses. `similarity_steps`: how many of them, from the first, only turn, scale and shift: shear and aspect are
-    hard to see, and what a step gets wrong of them while the face is still askew takes many steps to undo. `projection_dim`: numbers kept of each token. `residual`: how far the last step may still move the
-    face, root-mean-square over the points in half-sides, for a confidence of one half.
+    hard to see, and what a step gets wrong of them while the face is still askew takes many steps to undo.
+    `projection_dim`: numbers kept of each token. `residual`: how far the last step may still move the face,
+    root-mean-square over the points in half-sides, for a confidence of one half.
     """
 
     points: tuple[tuple[float, float], ...]

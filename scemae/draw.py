@@ -69,44 +69,46 @@ def _radius(count: int) -> float:
     return 5.0 if count <= 20 else 3.0
 
 
-def points(
-    picture: Image.Image, xy: Array, labels: Sequence[str] | None = None, scores: Array | None = None
-) -> Image.Image:
+def points(picture: Image.Image, xy: Array, scores: Array | None = None) -> Image.Image:
     """`picture` with points (K, 2), px of the picture; nan ones are left out."""
     layer, draw = _overlay(picture)
     strengths = _strengths(scores, len(xy))
-    shown = [bool(np.isfinite(place).all()) for place in xy]
     for k, colour in enumerate(palette(len(xy))):
-        if shown[k]:
+        if np.isfinite(xy[k]).all():
             _ring(draw, xy[k, 0], xy[k, 1], colour, strengths[k], _radius(len(xy)))
-    result = _merged(picture, layer)
-    for k, label in enumerate(labels or []):
-        if shown[k]:
-            _text(ImageDraw.Draw(result), (xy[k, 0] + 9, xy[k, 1]), label, 13)
-    return result
+    return _merged(picture, layer)
 
 
-def matches(
-    left: Image.Image, places: Array, right: Image.Image, found: Array, scores: Array, labels: Sequence[str] | None
-) -> Image.Image:
+def matches(left: Image.Image, places: Array, right: Image.Image, found: Array, scores: Array) -> Image.Image:
     """Two pictures side by side, each of `places` (K, 2) on the left joined to `found` (K, 2) on the right."""
     picture = row([left, right])
     across = found + np.array([left.width + GAP, 0])
     layer, draw = _overlay(picture)
     strengths = _strengths(scores, len(places))
-    colours = palette(len(places))
-    for (x0, y0), (x1, y1), colour, strength in zip(places, across, colours, strengths, strict=True):
-        ends = [(value + 0.5) * SMOOTH for value in (x0, y0, x1, y1)]
-        draw.line(ends, fill=(*colour, round(150 * strength)), width=2 * SMOOTH)
-    for (x0, y0), (x1, y1), colour, strength in zip(places, across, colours, strengths, strict=True):
-        _ring(draw, x0, y0, colour, 1.0, _radius(len(places)))
-        _ring(draw, x1, y1, colour, strength, _radius(len(places)))
-    result = _merged(picture, layer)
-    writer = ImageDraw.Draw(result)
-    for k, label in enumerate(labels or []):
-        _text(writer, (places[k, 0] - 9, places[k, 1]), label, 13, anchor="rm")
-        _text(writer, (across[k, 0] + 9, across[k, 1]), f"{scores[k]:.2f}", 13)
-    return result
+    for start, end, colour, strength in zip(places, across, palette(len(places)), strengths, strict=True):
+        if np.isfinite([*start, *end]).all():
+            ends = [(float(value) + 0.5) * SMOOTH for value in (*start, *end)]
+            draw.line(ends, fill=(*colour, round(150 * strength)), width=2 * SMOOTH)
+    joined = _merged(picture, layer)
+    return points(points(joined, places), across, scores)
+
+
+def legend(labels: Sequence[str], height: int, values: Array | None = None) -> Image.Image:
+    """The names of the landmarks beside their colours, and their values, as a panel of that height."""
+    texts = [
+        label if values is None else f"{label}  {value:.2f}"
+        for label, value in zip(labels, labels if values is None else values, strict=True)
+    ]
+    step = min(24.0, height / max(len(texts), 1))
+    size = round(min(14.0, 0.7 * step))
+    font = ImageFont.load_default(size)
+    panel = Image.new("RGB", (round(max(font.getlength(text) for text in texts)) + 36, height), BACKGROUND)
+    writer = ImageDraw.Draw(panel)
+    for k, colour in enumerate(palette(len(texts))):
+        y = (k + 0.5) * step + 4
+        writer.ellipse((6, y - size / 3, 6 + 2 * size / 3, y + size / 3), fill=colour)
+        _text(writer, (24, y), texts[k], size)
+    return panel
 
 
 def heat(picture: Image.Image, similarity: Array) -> Image.Image:

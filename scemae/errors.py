@@ -47,3 +47,7 @@ class OutputError(ScemaeError, OSError):
 
 class MissingExtraError(ScemaeError, ImportError):
     """A function that needs a package of an extra that is not installed."""
+
+
+class TableError(ScemaeError, ValueError):
+    """A CSV file that cannot be read, or a line of it that is no annotation or box."""

@@ -17,6 +17,7 @@ from scemae.config import ModelConfig, ModelId, Use
 from scemae.errors import IncompatibleFeaturesError, OptionError
 from scemae.geometry import Alignment, CellGrid, Crop, Patch, sample_at, sample_view
 
+SURROUNDINGS = 1.4  # side of a drawn face over the side of its crop
 Index = int | slice | Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_]
 
 
@@ -37,9 +38,8 @@ class Face:
         """The square that the model saw (upright and centred if aligned), as a picture of `size` px."""
         scale = self.crop.size / size
         shift = scale / 2 - 0.5
-        crop = Crop(self.crop.refined(np.array([[scale, 0, shift], [0, scale, shift]])).to_image_affine, size)
-        pixels = (sample_view(self.patch, crop) * 255).round().byte().permute(1, 2, 0)
-        return Image.fromarray(pixels.numpy())
+        finer = self.crop.refined(np.array([[scale, 0, shift], [0, scale, shift]]))
+        return _picture(self.patch, Crop(finer.to_image_affine, size))
 
 
 def _chosen(index: Index, count: int) -> list[int]:
@@ -180,12 +180,16 @@ class Landmarks:
         ]
 
     def draw(self) -> Image.Image:
-        """The faces side by side with their landmarks; a fainter ring is a lower score."""
-        return draw.row([self._panel(i) for i in range(len(self))], [face.source for face in self.faces])
+        """The faces side by side with their landmarks; a fainter dot is a lower score."""
+        framed = [_framed(face, xy) for face, xy in zip(self.faces, self.xy, strict=True)]
+        panels = [
+            draw.points(picture, places, scores) for (picture, places), scores in zip(framed, self.scores, strict=True)
+        ]
+        return draw.row([draw.row(panels, [face.source for face in self.faces]), *self._legend()])
 
-    def _panel(self, index: int) -> Image.Image:
-        picture, places = _framed(self.faces[index], self.xy[index])
-        return draw.points(picture, places, self.labels() if self.names else None)
+    def _legend(self, values: NDArray[np.float64] | None = None) -> list[Image.Image]:
+        """A legend to put beside a face, if the landmarks have names."""
+        return [draw.legend(self.names, draw.PANEL, values)] if self.names else []
 
 
 def _number(value: float) -> float | None:
@@ -193,9 +197,15 @@ def _number(value: float) -> float | None:
 
 
 def _framed(face: Face, xy: NDArray[np.float64]) -> tuple[Image.Image, NDArray[np.float64]]:
-    """The face's patch as a picture of a common size, and where image points lie in it."""
-    picture = Image.fromarray(face.patch.pixels).resize((draw.PANEL, draw.PANEL), Image.Resampling.LANCZOS)
-    return picture, (face.patch.to_patch(xy) + 0.5) * draw.PANEL / face.patch.pixels.shape[0] - 0.5
+    """The face upright as in its photo, with some of its surroundings, and where image points lie in that picture."""
+    centre = face.crop.to_image([(face.crop.size - 1) / 2] * 2)
+    half = SURROUNDINGS * face.crop.size * face.crop.scale / 2
+    crop = Crop.from_box((*(centre + 0.5 - half), *(centre + 0.5 + half)), draw.PANEL)
+    return _picture(face.patch, crop), crop.to_input(xy)
+
+
+def _picture(patch: Patch, crop: Crop) -> Image.Image:
+    return Image.fromarray((sample_view(patch, crop) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +229,7 @@ class LandmarkMatches(Landmarks):
         rows = []
         for face, xy, scores in zip(self.faces, self.xy, self.scores, strict=True):
             right, found = _framed(face, xy)
-            rows.append(draw.matches(left, places, right, found, scores, self.labels() if self.names else None))
+            rows.append(draw.row([draw.matches(left, places, right, found, scores), *self._legend(scores)]))
         return draw.stack_rows(rows)
 
     def draw_similarity(self, landmark: int | str = 0) -> Image.Image:

@@ -1,0 +1,5 @@
+import sys
+
+from scemae.cli import main
+
+sys.exit(main())

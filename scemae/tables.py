@@ -1,0 +1,57 @@
+"""The CSV files of the command line: annotations `path,name,x,y` (one point a line), boxes `path,x0,y0,x1,y1`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from scemae.errors import TableError
+
+ANNOTATION_COLUMNS = ("path", "name", "x", "y")
+BOX_COLUMNS = ("path", "x0", "y0", "x1", "y1")
+
+
+def read_annotations(path: Path) -> dict[Path, dict[str, tuple[float, float]]]:
+    """Landmarks by image path, in the order of the file: name -> (x, y). Paths are relative to the file's folder."""
+    annotations: dict[Path, dict[str, tuple[float, float]]] = {}
+    for number, row in _rows(path, ANNOTATION_COLUMNS):
+        named = annotations.setdefault(path.parent / row["path"], {})
+        if row["name"] in named:
+            raise TableError(f"{path}, line {number}: {row['name']!r} of {row['path']} is there twice.")
+        x, y = _numbers(path, number, row, ("x", "y"))
+        named[row["name"]] = (x, y)
+    if not annotations:
+        raise TableError(f"{path} holds no annotations below its header.")
+    return annotations
+
+
+def read_boxes(path: Path) -> dict[Path, tuple[float, float, float, float]]:
+    """Boxes by image path. Paths are relative to the file's folder."""
+    boxes = {}
+    for number, row in _rows(path, BOX_COLUMNS):
+        x0, y0, x1, y1 = _numbers(path, number, row, BOX_COLUMNS[1:])
+        boxes[path.parent / row["path"]] = (x0, y0, x1, y1)
+    return boxes
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
+            header = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path} cannot be read as CSV: {error}.") from error
+    if missing := [column for column in columns if column not in header]:
+        raise TableError(f"{path} lacks the column {missing[0]!r}; wanted a header line {','.join(columns)}.")
+    for number, row in rows:
+        if any(row[column] is None for column in columns):
+            raise TableError(f"{path}, line {number} has fewer columns than its header.")
+    return rows
+
+
+def _numbers(path: Path, number: int, row: dict[str, str], columns: tuple[str, ...]) -> list[float]:
+    try:
+        return [float(row[column]) for column in columns]
+    except ValueError as error:
+        raise TableError(f"{path}, line {number}: {error}; wanted numbers in {', '.join(columns)}.") from error
