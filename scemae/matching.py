@@ -17,7 +17,7 @@ from scemae.geometry import CellGrid
 from scemae.landmarks import checked_landmarks
 
 Array = NDArray[Any]
-REACH = 4  # input px beyond the view at which a landmark has no descriptor of its own any more
+REACH = 8  # input px, one patch: so far beyond the view a landmark still gets the descriptor of its edge
 FLAT = 1e-12  # squared norm below which a descriptor has no direction
 
 
@@ -129,7 +129,7 @@ def _check_in_view(reference: FaceFeatures, places: Array, xy: Array) -> None:
         face, k = np.argwhere(outside)[0]
         raise LandmarkInputError(
             f"Landmark {k} of {reference.faces[face].source}, at ({xy[face, k, 0]:g}, {xy[face, k, 1]:g}), lies "
-            "outside the square that the model looked at (features.draw() shows it). Pass a larger box, or align=False."
+            "outside the square that the model looked at (features.draw() shows it); pass align=False and a larger box."
         )
     never = np.isnan(places[..., 0]).all(axis=0)
     if never.any():

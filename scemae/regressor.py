@@ -249,12 +249,17 @@ class LandmarkRegressor:
         if not hasattr(self, "head_"):
             return f"LandmarkRegressor({self.model.config.name}, not fitted)"
         faces = "1 face" if self.faces_ == 1 else f"{self.faces_} faces"
-        error = "nan, needs 2 faces" if np.isnan(self.held_out_error_) else f"{100 * self.held_out_error_:.1f} %"
-        of = "the landmarks' diagonal" if self.normalizer is None else "landmarks {} to {}".format(*self.normalizer)
-        mirrored = " and their mirror images" if self.mirrored_ else ""
+        faces += " and mirror images" if self.mirrored_ else ""
+        of = (
+            "the landmarks' diagonal"
+            if self.normalizer is None
+            else "the distance of landmarks {}, {}".format(*self.normalizer)
+        )
+        known = not np.isnan(self.held_out_error_)
+        error = f"held-out error {100 * self.held_out_error_:.1f} % of {of}" if known else "no held-out error"
         return (
-            f"LandmarkRegressor({self.landmarks_} landmarks from {faces}{mirrored}, {self.head_.name} on {self.use_} "
-            f"features of {self.model.config.name}, held-out error {error} of {of})"
+            f"LandmarkRegressor({self.landmarks_} landmarks from {faces}, "
+            f"{self.head_.name} on {self.use_} features of {self.model.config.name}, {error})"
         )
 
     def _features(self, images: Any, boxes: Boxes) -> FaceFeatures:

@@ -1,0 +1,76 @@
+"""Speeds of one run, to be compared with each other only (Linux): python examples/measure_speed.py [IMAGES]"""
+
+import ctypes
+import re
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+
+import scemae
+from scemae.cover import MARGIN, shifts
+from scemae.matching import similarity_maps
+
+count = int(sys.argv[1]) if len(sys.argv) > 1 else 16
+views = torch.rand(count, 3, 96 + 2 * MARGIN, 96 + 2 * MARGIN) * 4 - 2
+
+
+def seconds(run):
+    """The faster of two runs after a warm-up."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def peak_mb(run):
+    """By how much a run raises the memory of the process at most."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the recorded peak starts again from the present size
+    before = resident_peak_mb()
+    run()
+    return resident_peak_mb() - before
+
+
+def resident_peak_mb():
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def loop(model, expansion):
+    """Cover-and-stride as a plain loop: one window of one image at a time."""
+    offsets = [MARGIN + shift for shift in shifts(expansion)]
+    return [model.backbone(v[None, :, y : y + 96, x : x + 96]) for v in views for y in offsets for x in offsets]
+
+
+def hypercolumn(resnet, images):
+    """The peers' feature: four stages of a ResNet-50, each brought to 48 x 48 (for speed only: random weights)."""
+    return torch.cat([F.interpolate(stage.float(), size=(48, 48), mode="bilinear") for stage in resnet(images)], dim=1)
+
+
+def naive(descriptors, feature_map):
+    upsampled = F.interpolate(feature_map[None], size=(96, 96), mode="bilinear", align_corners=False)[0]
+    return torch.einsum("kc,chw->khw", descriptors, F.normalize(upsampled, dim=0))
+
+
+with torch.inference_mode():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = scemae.load_model(dtype=str(dtype).removeprefix("torch."))
+        for expansion in (1, 2, 4):
+            print(f"{dtype}, expansion {expansion}: {count / seconds(partial(model, views, expansion)):.1f} images/s")
+            if dtype == torch.float32:
+                print(f"  one window at a time: {count / seconds(partial(loop, model, expansion)):.1f} images/s")
+        resnet = timm.create_model("resnet50", features_only=True, out_indices=(1, 2, 3, 4)).eval().to(dtype)
+        taken = seconds(partial(hypercolumn, resnet, views[..., MARGIN:-MARGIN, MARGIN:-MARGIN].to(dtype)))
+        print(f"{dtype}, ResNet-50 hypercolumn at 48 x 48: {count / taken:.1f} images/s")
+    descriptors, feature_map = F.normalize(torch.randn(68, 256), dim=1), torch.randn(256, 48, 48)
+    ours = partial(similarity_maps, descriptors, feature_map, model.grid(4), 96)
+    theirs = partial(naive, descriptors, feature_map)
+    for name, run in (("low-resolution inner products", ours), ("naive upsampling", theirs)):
+        print(f"68 points on a 256 x 48 x 48 map, {name}: {1000 * seconds(run):.1f} ms, {peak_mb(run):.1f} MB at most")
+    print(f"the two differ by {(ours() - theirs()).abs().max():.1e} at most")

@@ -1,0 +1,47 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+
+import scemae
+from scemae.samples import sample_faces
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(self, address, *rest):
+        raise AssertionError(f"a test tried to reach {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return scemae.load_model()
+
+
+@pytest.fixture(scope="session")
+def samples():
+    return sample_faces()
+
+
+@pytest.fixture(scope="session")
+def faces(model, samples):
+    """Features of the two sample faces."""
+    return scemae.extract_features(model, [s.path for s in samples], boxes=[s.box for s in samples])
+
+
+@pytest.fixture(scope="session")
+def landmarks(samples):
+    """(2, 8, 2) landmarks of the two sample faces."""
+    return np.array([list(s.landmarks.values()) for s in samples], dtype=float)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

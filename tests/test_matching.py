@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import scemae
+from scemae.cover import cell_grid
+from scemae.errors import IncompatibleFeaturesError, LandmarkInputError, OptionError
+from scemae.matching import similarity_maps
+
+
+def naive_similarity(descriptors, feature_map, size=96):
+    upsampled = F.interpolate(feature_map[None], size=(size, size), mode="bilinear", align_corners=False)[0]
+    return torch.einsum("kc,chw->khw", descriptors, F.normalize(upsampled, dim=0))
+
+
+@pytest.mark.parametrize("expansion", [1, 2, 4])
+def test_similarity_equals_the_naive_upsampling(expansion):
+    feature_map = torch.randn(32, 12 * expansion, 12 * expansion)
+    descriptors = F.normalize(torch.randn(5, 32), dim=1)
+    found = similarity_maps(descriptors, feature_map, cell_grid(expansion), 96)
+    assert (found - naive_similarity(descriptors, feature_map)).abs().max() < 1e-5
+
+
+def test_similarity_at_expansion_8_is_that_of_cells_half_a_pixel_off():
+    feature_map = torch.randn(16, 96, 96)
+    descriptors = F.normalize(torch.randn(3, 16), dim=1)
+    found = similarity_maps(descriptors, feature_map, cell_grid(8), 96)
+    # Input pixel 10 lies between cells 9 (at 9.5) and 10 (at 10.5), in both directions.
+    mixed = feature_map[:, 9:11, 9:11].mean((1, 2))
+    assert torch.allclose(found[:, 10, 10], descriptors @ F.normalize(mixed, dim=0), atol=1e-5)
+
+
+def test_similarity_of_real_features_equals_the_naive_one(faces):
+    feature_map = faces.projected_map[0]
+    descriptors = F.normalize(torch.randn(4, len(feature_map)), dim=1)
+    found = similarity_maps(descriptors, feature_map, faces.grid, 96)
+    assert (found - naive_similarity(descriptors, feature_map)).abs().max() < 1e-5
+
+
+def test_a_face_matches_itself(faces, landmarks):
+    matches = scemae.match_landmarks(faces[0], landmarks[0], faces[0], prior=0)
+    pixel = faces.faces[0].crop.scale
+    assert np.abs(matches.xy[0] - landmarks[0]).max() < 1.5 * pixel
+    assert matches.scores.min() > 0.98
+
+
+def test_matches_are_on_the_input_lattice_unless_subpixel(faces, landmarks):
+    whole = scemae.match_landmarks(faces[0], landmarks[0], faces[1])
+    fine = scemae.match_landmarks(faces[0], landmarks[0], faces[1], subpixel=True)
+    lattice = faces[1].to_input(whole.xy)
+    assert np.abs(lattice - lattice.round()).max() < 1e-6
+    difference = np.abs(faces[1].to_input(fine.xy) - lattice)
+    assert difference.max() <= 0.5 + 1e-9
+    assert difference.max() > 0.01
+
+
+def test_subpixel_finds_the_top_of_a_parabola():
+    from scemae.matching import _parabola_offsets
+
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
+    hill = -((x - 4.3) ** 2) - 2 * (y - 3.8) ** 2
+    offsets = _parabola_offsets(hill[None], torch.tensor([4]), torch.tensor([4]))
+    assert torch.allclose(offsets, torch.tensor([[0.3, -0.2]], dtype=torch.float64), atol=1e-5)
+
+
+def test_matches_between_the_samples_land_near_the_clicks(faces, landmarks):
+    matches = scemae.match_landmarks(faces[0], landmarks[0], faces[1])
+    inter_ocular = np.linalg.norm(landmarks[1, 0] - landmarks[1, 1])
+    assert np.median(np.linalg.norm(matches.xy[0] - landmarks[1], axis=1)) < 0.12 * inter_ocular
+
+
+def test_names_come_through(faces, samples):
+    matches = scemae.match_landmarks(faces[0], samples[0].landmarks, faces)
+    assert matches.names == tuple(samples[0].landmarks)
+    assert matches.xy.shape == (2, 8, 2)
+    assert len(matches[1:]) == 1
+    assert matches[1].xy.shape == (1, 8, 2)
+    assert matches.to_dict()[1]["landmarks"]["chin"]["score"] == matches.scores[1, 7]
+
+
+@pytest.mark.parametrize("combine", ["mean", "best"])
+def test_two_references_of_which_each_lacks_a_landmark(faces, landmarks, combine):
+    partial = landmarks.copy()
+    partial[0, 2], partial[1, 3] = np.nan, np.nan
+    matches = scemae.match_landmarks(faces, partial, faces[1], combine=combine)
+    assert np.isfinite(matches.xy).all()
+    # Landmark 2 is known on the target itself only, so it is found where it was clicked.
+    assert np.abs(matches.xy[0, 2] - landmarks[1, 2]).max() < 1.5 * faces.faces[1].crop.scale
+
+
+def test_best_takes_the_reference_that_is_the_target(faces, landmarks):
+    inside = landmarks[:, :7]  # the chin lies below the aligned view
+    matches = scemae.match_landmarks(faces, inside, faces[1], combine="best", prior=0)
+    assert np.abs(matches.xy[0] - inside[1]).max() < 1.5 * faces.faces[1].crop.scale
+
+
+def test_a_strong_prior_keeps_the_place_and_not_the_score(faces, landmarks):
+    tight = scemae.match_landmarks(faces[0], landmarks[0], faces[1], prior=0.1, keep_similarity=True)
+    places = faces[1].to_input(tight.xy)[0]
+    assert np.abs(places - faces[0].to_input(landmarks[:1])[0]).max() <= 0.5 + 1e-6
+    columns, rows = places.round().astype(int).T
+    assert np.allclose(tight.scores[0], tight.similarity[0, range(8), rows, columns])
+
+
+def test_bad_input_is_refused(faces, landmarks, model, samples):
+    with pytest.raises(LandmarkInputError, match=r"landmarks are for 2 faces, but there are 1"):
+        scemae.match_landmarks(faces[0], landmarks, faces[1])
+    with pytest.raises(LandmarkInputError, match=r"shape \(8,\)"):
+        scemae.match_landmarks(faces[0], landmarks[0, :, 0], faces[1])
+    with pytest.raises(LandmarkInputError, match=r"Landmark nose of .* at \(900, 10\), outside its 512 x 600"):
+        scemae.match_landmarks(faces[0], {"nose": (900, 10)}, faces[1])
+    with pytest.raises(LandmarkInputError, match="outside the square"):
+        scemae.match_landmarks(faces[0], {"corner": (1, 1)}, faces[1])
+    with pytest.raises(LandmarkInputError, match="outside"):
+        scemae.match_landmarks(faces[0], {"nose": (np.nan, 10)}, faces[1])
+    with pytest.raises(LandmarkInputError, match="cannot be read as numbers"):
+        scemae.match_landmarks(faces[0], {"nose": ("a", 10)}, faces[1])
+    with pytest.raises(OptionError, match="use is 'last'"):
+        scemae.match_landmarks(faces[0], landmarks[0], faces[1], use="last")
+    with pytest.raises(OptionError, match="combine is 'all'"):
+        scemae.match_landmarks(faces[0], landmarks[0], faces[1], combine="all")
+    fixed = scemae.extract_features(model, samples[1].path, boxes=samples[1].box, align=False)
+    with pytest.raises(IncompatibleFeaturesError, match="not aligned"):
+        scemae.match_landmarks(faces[0], landmarks[0], fixed)
+    with pytest.raises(OptionError, match="prior needs aligned faces"):
+        scemae.match_landmarks(fixed, landmarks[1], fixed, prior=20)
+
+
+def test_pictures(faces, landmarks, samples):
+    matches = scemae.match_landmarks(faces[0], samples[0].landmarks, faces, keep_similarity=True)
+    assert matches.draw().width > 2 * 384
+    assert matches.draw_similarity("chin").height >= 384
+    assert faces.draw("projected").size == faces.draw().size
+    with pytest.raises(OptionError, match="no landmark 'ear'"):
+        matches.draw_similarity("ear")
+    with pytest.raises(OptionError, match="keep_similarity"):
+        scemae.match_landmarks(faces[0], landmarks[0], faces).draw_similarity(0)

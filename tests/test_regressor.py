@@ -1,0 +1,193 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+
+import scemae
+from scemae.errors import (
+    IncompatibleFeaturesError,
+    IncompatibleWeightsError,
+    LandmarkInputError,
+    ModelNotFoundError,
+    NotFittedError,
+    OptionError,
+    OutputError,
+    WeightsIntegrityError,
+)
+from scemae.heads import HeatmapHead
+
+
+@pytest.fixture(scope="session")
+def regressor(model, faces, samples):
+    return scemae.fit_regressor(model, faces, [s.landmarks for s in samples], normalizer=(0, 1))
+
+
+def test_it_finds_what_it_was_fitted_on(regressor, faces, landmarks):
+    found = regressor.predict(faces)
+    errors = np.linalg.norm(found.xy - landmarks, axis=-1) / [[f.crop.scale] for f in faces.faces]
+    assert errors.mean() < 2
+    assert found.scores.shape == (2, 8)
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    assert found.names[0] == "left_eye"
+
+
+def test_images_and_features_give_the_same(regressor, faces, samples):
+    found = regressor.predict([s.path for s in samples], boxes=[s.box for s in samples])
+    assert np.allclose(found.xy, regressor.predict(faces).xy, atol=1e-6)
+
+
+def test_one_face_is_enough_and_claims_no_error(model, faces, samples, landmarks):
+    one = scemae.fit_regressor(model, faces[0], samples[0].landmarks)
+    assert np.isnan(one.held_out_error_)
+    assert "no held-out error" in repr(one)
+    assert one.use_ == model.config.few_shot_use
+    errors = np.linalg.norm(one.predict(faces[1]).xy[0] - landmarks[1], axis=1)
+    assert np.median(errors) < 0.12 * np.linalg.norm(landmarks[1, 0] - landmarks[1, 1])
+
+
+def test_the_held_out_error_is_of_faces_that_were_not_seen(model, faces, landmarks, regressor):
+    """With two faces and a fixed ridge it is what fitting on one and testing on the other gives."""
+    from scemae.heads import CascadeHead
+
+    head = CascadeHead(ridge=4.0)
+    both = scemae.fit_regressor(model, faces, landmarks, head=head, mirror="off", normalizer=(0, 1), use="backbone")
+    # The jitter is drawn for all faces at once, so a lone fit draws other noise: close, not equal.
+    errors = [
+        -scemae.fit_regressor(
+            model, faces[1 - i], landmarks[[1 - i]], head=head, mirror="off", normalizer=(0, 1), use="backbone"
+        ).score(faces[i], landmarks[[i]])
+        for i in (0, 1)
+    ]
+    assert both.held_out_error_ == pytest.approx(np.mean(errors), rel=0.15)
+    assert both.held_out_error_ > 3 * -both.score(faces, landmarks)
+    assert "held-out error" in repr(regressor)
+
+
+def test_missing_landmarks_are_left_out(model, faces, landmarks):
+    partial = landmarks.copy()
+    partial[0, 3] = np.nan
+    fitted = scemae.fit_regressor(model, faces, partial)
+    assert np.isfinite(fitted.predict(faces).xy).all()
+    assert np.isnan(fitted.held_out_errors_[0, 3])
+    assert np.isfinite(fitted.score(faces, partial))
+    partial[1, 3] = np.nan
+    with pytest.raises(LandmarkInputError, match="Landmark 3 is not annotated on any of the 2 faces"):
+        scemae.fit_regressor(model, faces, partial)
+
+
+def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
+    named = [s.landmarks for s in samples]
+    pairs = [("left_eye", "right_eye"), ("left_mouth", "right_mouth")]
+    given = scemae.fit_regressor(model, faces, named, mirror=pairs).predict(faces).xy
+    assert np.allclose(given, scemae.fit_regressor(model, faces, named).predict(faces).xy)
+    with pytest.raises(OptionError, match="'left_ear'"):
+        scemae.fit_regressor(model, faces, named, mirror=[("left_ear", "right_eye")])
+    with pytest.raises(OptionError, match="mirror is 'on'"):
+        scemae.fit_regressor(model, faces, named, mirror="on")
+
+
+def test_the_fixed_crop_works_too(model, samples, landmarks):
+    paths, boxes = [s.path for s in samples], [s.box for s in samples]
+    fixed = scemae.fit_regressor(model, paths, landmarks, boxes=boxes, align=False, expansion=1)
+    found = fixed.predict(paths, boxes=boxes)
+    assert found.faces[0].alignment is None
+    assert np.abs(found.xy - landmarks).max() < 12
+
+
+def test_the_papers_head(model, faces, landmarks):
+    head = HeatmapHead(heatmaps=5, steps=60, rate=0.01)
+    fitted = scemae.fit_regressor(model, faces, landmarks, head=head)
+    assert fitted.head_ is not head
+    assert -fitted.score(faces, landmarks) < 0.1
+    assert np.isfinite(fitted.held_out_error_)
+
+
+def test_scikit_learn_can_clone_and_cross_validate(model, faces, landmarks):
+    regressor = scemae.LandmarkRegressor(model, mirror="off")
+    copied = clone(regressor)
+    assert copied is not regressor
+    assert copied.model is model
+    assert copied.get_params() == regressor.get_params()
+    many, shapes = scemae.FaceFeatures.concatenate([faces, faces]), np.concatenate([landmarks, landmarks])
+    scores = cross_val_score(regressor, many, shapes, cv=2)
+    assert scores.shape == (2,)
+    assert (scores < 0).all()
+    assert regressor.set_params(use="both").use == "both"
+    with pytest.raises(OptionError, match="no parameter 'alpha'"):
+        regressor.set_params(alpha=1)
+
+
+@pytest.mark.parametrize("head", ["cascade", HeatmapHead(heatmaps=3, steps=2), HeatmapHead(3, block=True, steps=2)])
+def test_save_and_load_give_identical_predictions(tmp_path, model, faces, samples, head):
+    fitted = scemae.fit_regressor(model, faces, [s.landmarks for s in samples], head=head)
+    path = tmp_path / "lips.safetensors"
+    fitted.save(path)
+    again = scemae.LandmarkRegressor.load(path)
+    assert np.array_equal(again.predict(faces).xy, fitted.predict(faces).xy)
+    assert repr(again) == repr(fitted)
+    assert again.names_ == fitted.names_
+    with pytest.raises(OutputError, match="exists already"):
+        fitted.save(path)
+    fitted.save(path, overwrite=True)
+
+
+def test_a_file_that_cannot_be_loaded_says_why(tmp_path, model, regressor):
+    path = tmp_path / "r.safetensors"
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        scemae.LandmarkRegressor.load(path)
+    regressor.save(path)
+    whole = path.read_bytes()
+    for cut in (0, 5, 100, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(WeightsIntegrityError, match="truncated"):
+            scemae.LandmarkRegressor.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(IncompatibleWeightsError, match="no landmark regressor"):
+        scemae.LandmarkRegressor.load(path)
+
+
+def test_another_model_is_refused(tmp_path, model, regressor, faces):
+    from dataclasses import replace
+
+    path = tmp_path / "r.safetensors"
+    regressor.save(path)
+    text = path.read_bytes().replace(model.id.sha256.encode(), b"0" * 64)
+    path.write_bytes(text)
+    with pytest.raises(IncompatibleWeightsError, match="was fitted on scemae-tiny"):
+        scemae.LandmarkRegressor.load(path, model)
+    other = replace(faces, model=model.id._replace(sha256="0" * 64))
+    with pytest.raises(IncompatibleFeaturesError, match="features are of"):
+        regressor.predict(other)
+    with pytest.raises(IncompatibleFeaturesError, match="expansion"):
+        regressor.predict(replace(faces, expansion=4))
+
+
+def test_bad_input_is_refused(tmp_path, model, faces, landmarks, regressor):
+    with pytest.raises(NotFittedError, match="call fit"):
+        scemae.LandmarkRegressor(model).predict(faces)
+    with pytest.raises(LandmarkInputError, match="for 1 faces, but there are 2"):
+        scemae.fit_regressor(model, faces, landmarks[:1])
+    with pytest.raises(LandmarkInputError, match="2 names for 8"):
+        scemae.fit_regressor(model, faces, landmarks, names=["a", "b"])
+    with pytest.raises(LandmarkInputError, match="same name"):
+        scemae.fit_regressor(model, faces, landmarks[:, :2], names=["a", "a"])
+    with pytest.raises(OptionError, match="head is 'mlp'"):
+        scemae.fit_regressor(model, faces, landmarks, head="mlp")
+    with pytest.raises(LandmarkInputError, match="5 points; the regressor finds 8"):
+        regressor.score(faces, landmarks[:, :5].tolist())
+    with pytest.raises(OutputError, match="no folder"):
+        regressor.save(tmp_path / "nowhere" / "r.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_header_is_json(tmp_path, regressor):
+    from scemae.checkpoint import read_file
+    from scemae.regressor import FORMAT
+
+    regressor.save(tmp_path / "r.safetensors")
+    _, metadata = read_file(tmp_path / "r.safetensors")
+    assert json.loads(metadata[FORMAT])["model"] == list(regressor.model.id)

@@ -1,0 +1,150 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import scemae
+from scemae import zoo
+from scemae.backbone import Backbone, sincos_positions
+from scemae.card import model_card
+from scemae.checkpoint import file_sha256
+from scemae.config import BACKBONES, ModelConfig
+from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, WeightsIntegrityError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the bundled model's folder."""
+    return Path(shutil.copytree(zoo._bundled("scemae-tiny"), tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(("name", "params"), [("tiny", 5_403_840), ("small", 21_424_512), ("base", 85_316_352)])
+def test_parameter_counts_are_the_papers(name, params):
+    config = BACKBONES[f"deit-{name}"]
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == params == config.params
+
+
+def test_positions_are_sines_then_cosines_of_the_column_then_of_the_row():
+    positions = sincos_positions(8, 3)[0]
+    assert torch.equal(positions[0], torch.zeros(8))
+    row, column = 2, 1
+    expected = [np.sin(column), np.sin(column / 100), np.cos(column), np.cos(column / 100)]
+    expected += [np.sin(row), np.sin(row / 100), np.cos(row), np.cos(row / 100)]
+    assert torch.allclose(positions[1 + 3 * row + column], torch.tensor(expected, dtype=torch.float32))
+
+
+def test_the_bundled_models_positions_are_these(model):
+    assert (model.backbone.positions - sincos_positions(192, 12)).abs().max() < 1e-3
+
+
+def test_encoding_in_two_parts_is_encoding_at_once(model):
+    tokens = model.backbone.embed(torch.randn(2, 3, 96, 96))
+    parts = model.backbone.encode(model.backbone.encode(tokens, stop=3), start=3)
+    assert torch.equal(parts, model.backbone.encode(tokens))
+    assert parts.shape == (2, 145, 192)
+
+
+def test_listing():
+    (info,) = scemae.list_models("scemae-t*")
+    assert info.bundled
+    assert info.to_dict()["params"] == 5_403_840
+    assert scemae.list_models("x*") == []
+    assert scemae.model_info().name == "scemae-tiny"
+
+
+def test_the_card_and_the_hashes_are_those_of_the_files(folder):
+    weights = folder / "model.safetensors"
+    config = ModelConfig.from_json((folder / "config.json").read_text())
+    assert (folder / "README.md").read_text() == model_card(config, file_sha256(weights), weights.stat().st_size)
+    assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_a_folder_loads_like_the_name(folder, model):
+    for source in (folder, f"local-dir:{folder}"):
+        assert scemae.load_model(source).id == model.id
+
+
+def test_bfloat16_features_are_close(model, samples, faces):
+    half = scemae.load_model(dtype="bfloat16")
+    found = scemae.extract_features(half, samples[0].path, boxes=samples[0].box, align=False)
+    full = scemae.extract_features(model, samples[0].path, boxes=samples[0].box, align=False)
+    assert found.backbone_map.dtype == torch.float32
+    relative = (found.backbone_map - full.backbone_map).norm() / full.backbone_map.norm()
+    assert 0 < relative < 0.05
+
+
+def test_unknown_names(folder):
+    with pytest.raises(ModelNotFoundError, match="Did you mean 'scemae-tiny'"):
+        scemae.load_model("scemae-tyni")
+    with pytest.raises(ModelNotFoundError, match="say 'local-dir:"):
+        scemae.load_model(str(folder))
+    with pytest.raises(ModelNotFoundError, match="is not a folder"):
+        scemae.load_model(folder / "deeper")
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"no model folder: config\.json missing"):
+        scemae.load_model(folder)
+    with pytest.raises(OptionError, match="dtype is 'float8'"):
+        scemae.load_model(dtype="float8")
+
+
+def test_a_released_file_with_one_byte_changed_never_loads(folder, monkeypatch):
+    monkeypatch.setattr(zoo, "_bundled", lambda name: folder)
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(WeightsIntegrityError, match="SHA-256 is"):
+        scemae.load_model()
+
+
+def test_a_truncated_file(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(WeightsIntegrityError, match="truncated"):
+        scemae.load_model(folder)
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(folder):
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["projector.bias"]
+    tensors["decoder.weight"] = torch.zeros(1)
+    tensors["backbone.vit.cls_token"] = torch.zeros(1, 1, 100)
+    save_file(tensors, weights)
+    with pytest.raises(IncompatibleWeightsError) as caught:
+        scemae.load_model(folder)
+    for part in (
+        "missing: projector.bias",
+        "unexpected: decoder.weight",
+        "cls_token is (1, 1, 100), wanted (1, 1, 192)",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": 1}', "null"])
+def test_a_broken_configuration(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(IncompatibleWeightsError, match=r"config\.json does not describe"):
+        scemae.load_model(folder)
+
+
+def test_a_model_without_projector_or_aligner_says_so(folder, samples):
+    config = ModelConfig.from_json((folder / "config.json").read_text())
+    from dataclasses import replace
+
+    bare = replace(config, projector_dim=None, aligner=None, matching_use="backbone")
+    (folder / "config.json").write_text(bare.to_json())
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k.startswith("backbone.")}, folder / "model.safetensors")
+    model = scemae.load_model(folder)
+    features = scemae.extract_features(model, samples[0].path, boxes=samples[0].box, expansion=1)
+    assert not features.aligned
+    with pytest.raises(OptionError, match="no projector"):
+        features.map("both")
+    with pytest.raises(OptionError, match="no aligner"):
+        scemae.extract_features(model, samples[0].path, align=True)
