@@ -158,17 +158,21 @@ class Patch:
 def sample_view(patch: Patch, crop: Crop) -> Tensor:
     """The pixels (3, size, size) that `crop` sees, sampled bilinearly from the patch; uint8 comes as 0..1.
 
-    Positions are computed in float64. Beyond the patch its pixels are mirrored.
+    Where the patch is about n times finer than the crop, each pixel is the mean of n x n samples, so that nothing
+    aliases. Positions are computed in float64. Beyond the patch its pixels are mirrored.
     """
     height, width = patch.pixels.shape[:2]
-    to_patch = compose(invert(patch.to_image_affine), crop.to_image_affine)
-    rows, columns = np.mgrid[: crop.size, : crop.size].astype(np.float64)
+    samples = max(1, round(crop.scale / float(patch.to_image_affine[0, 0])))
+    fine = np.array([[1 / samples, 0, (1 / samples - 1) / 2], [0, 1 / samples, (1 / samples - 1) / 2]])
+    to_patch = compose(compose(invert(patch.to_image_affine), crop.to_image_affine), fine)
+    rows, columns = np.mgrid[: crop.size * samples, : crop.size * samples].astype(np.float64)
     xy = apply_affine(to_patch, np.stack([columns, rows], axis=-1))
     grid = (xy + 0.5) * (2 / np.array([width, height])) - 1
     pixels = torch.from_numpy(np.ascontiguousarray(patch.pixels)).permute(2, 0, 1)[None]
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     positions = torch.from_numpy(grid)[None].to(pixels.dtype)
-    return F.grid_sample(pixels, positions, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+    view = F.grid_sample(pixels, positions, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.avg_pool2d(view, samples)[0]
 
 
 @dataclass(frozen=True)

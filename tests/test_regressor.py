@@ -177,7 +177,7 @@ def test_bad_input_is_refused(tmp_path, model, faces, landmarks, regressor):
         scemae.fit_regressor(model, faces, landmarks[:, :2], names=["a", "a"])
     with pytest.raises(OptionError, match="head is 'mlp'"):
         scemae.fit_regressor(model, faces, landmarks, head="mlp")
-    with pytest.raises(LandmarkInputError, match="5 points; the regressor finds 8"):
+    with pytest.raises(LandmarkInputError, match="8 names for 5 landmarks"):
         regressor.score(faces, landmarks[:, :5].tolist())
     with pytest.raises(OutputError, match="no folder"):
         regressor.save(tmp_path / "nowhere" / "r.safetensors")

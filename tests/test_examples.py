@@ -1,0 +1,23 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "written"),
+    [
+        ("match_two_faces.py", ["m.png"], ["m.png"]),
+        ("few_shot_detector.py", ["f.png", "f.safetensors"], ["f.png", "f.safetensors"]),
+        ("similarity_map.py", ["nose_tip", "s.png"], ["s.png"]),
+        ("measure_speed.py", ["1"], []),
+    ],
+)
+def test_example_runs(script, arguments, written, tmp_path):
+    done = subprocess.run([sys.executable, EXAMPLES / script, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)

@@ -1,0 +1,141 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import scemae
+from scemae.cover import MARGIN
+from scemae.errors import BoxInputError, ImageInputError, OptionError
+from scemae.extraction import mirrored_features
+
+
+def test_all_kinds_of_input_give_the_same_features(model, samples):
+    sample = samples[1]
+    picture = Image.open(sample.path).convert("RGB")
+    array = np.asarray(picture)
+    buffer = io.BytesIO(sample.path.read_bytes())
+    kinds = [sample.path, str(sample.path), sample.path.read_bytes(), buffer, picture, array, array / np.float64(255)]
+    kinds += [torch.from_numpy(array.copy()).permute(2, 0, 1)]
+    features = scemae.extract_features(model, (kind for kind in kinds), boxes=[sample.box] * len(kinds), expansion=1)
+    assert len(features) == len(kinds)
+    assert (features.backbone_map - features.backbone_map[:1]).abs().max() < 1e-3
+    assert features.faces[0].source == str(sample.path)
+    assert features.faces[6].source == "image 6"
+
+
+def test_batches_and_streams_change_nothing(model, samples):
+    sources = [s.path for s in samples] * 2
+    boxes = [s.box for s in samples] * 2
+    whole = scemae.extract_features(model, sources, boxes=boxes, expansion=1)
+    single = scemae.extract_features(model, sources, boxes=boxes, expansion=1, batch_size=1)
+    assert (whole.backbone_map - single.backbone_map).abs().max() < 0.05  # rounding, through nine steps
+    drawn = []
+
+    def stream():
+        for source in sources:
+            drawn.append(source)
+            yield source
+
+    parts = scemae.iter_features(model, stream(), boxes=iter(boxes), expansion=1, batch_size=1)
+    assert len(next(parts)) == 1
+    assert len(drawn) == 1  # nothing is read ahead of its batch
+    assert sum(len(part) for part in parts) == 3
+
+
+def test_features_are_values(faces):
+    assert len(faces[0]) == len(faces[-1]) == len(faces[:1]) == len(faces[[1]]) == 1
+    assert torch.equal(faces[1].backbone_map, faces.backbone_map[1:])
+    assert [part.faces[0].source for part in faces] == [face.source for face in faces.faces]
+    joined = scemae.FaceFeatures.concatenate(list(faces))
+    assert torch.equal(joined.backbone_map, faces.backbone_map)
+    assert faces.map("both").shape[1] == 192 + 64
+    assert len(faces[np.array([True, False])]) == 1
+    with pytest.raises(IndexError):
+        faces[2]
+    assert "2 faces" in repr(faces)
+
+
+def test_the_fixed_crop_is_the_protocols(model, samples):
+    """align=False, no box: resize to 136 and crop the central 96, to the pixel."""
+    picture = Image.open(samples[1].path).convert("RGB").crop((150, 50, 300, 200))
+    face = scemae.extract_features(model, picture, align=False, expansion=1).faces[0]
+    expected = np.asarray(picture.resize((136, 136), Image.Resampling.BILINEAR))[20:116, 20:116]
+    from scemae.geometry import sample_view
+
+    view = (sample_view(face.patch, face.crop) * 255).permute(1, 2, 0).numpy()
+    assert np.abs(view - expected).max() <= 1.0
+
+
+def test_reflected_margin_never_looks_outside_the_view(model):
+    """Changing pixels beyond the 96 changes the features with margin="context" and not with "reflect"."""
+    inner = np.random.default_rng(0).integers(0, 255, (136, 136, 3), dtype=np.uint8)
+    outer = inner.copy()
+    outer[: 20 - 1] = 0  # up to one pixel from the 96
+    kinds = {
+        margin: scemae.extract_features(model, [inner, outer], align=False, expansion=2, margin=margin).backbone_map
+        for margin in ("context", "reflect")
+    }
+    assert (kinds["reflect"][0] - kinds["reflect"][1]).abs().max() < 1e-4
+    assert (kinds["context"][0] - kinds["context"][1]).abs().max() > 1e-2
+
+
+def test_expansion_interleaves_the_maps_of_shifted_views(model):
+    views = torch.randn(1, 3, 96 + 2 * MARGIN, 96 + 2 * MARGIN)
+    finer = model(views, 2)
+    assert torch.allclose(finer[..., 0::2, 1::2], model.backbone(views[..., 2:98, 6:102]), atol=1e-4)
+
+
+def test_mirrored_features_are_those_of_the_mirrored_picture(model, samples):
+    sample = samples[1]
+    picture = Image.open(sample.path).convert("RGB")
+    x0, y0, x1, y1 = sample.box
+    flipped_box = (picture.width - x1, y0, picture.width - x0, y1)
+    original = scemae.extract_features(model, picture, boxes=sample.box, align=False)
+    flipped = scemae.extract_features(
+        model, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes=flipped_box, align=False
+    )
+    mirrored = mirrored_features(model, original)
+    assert (mirrored.backbone_map - flipped.backbone_map).abs().max() < 0.1
+    assert (mirrored.backbone_map - original.backbone_map).abs().max() > 1
+    point = np.array([[[x0 + 10.0, y0 + 20.0]]])
+    assert mirrored.to_input(point)[0, 0, 0] == pytest.approx(95 - original.to_input(point)[0, 0, 0])
+
+
+def test_a_view_that_leaves_its_patch_has_it_cut_anew(model, samples):
+    """A box that is far too small: the aligned view needs more of the photo than the first patch holds."""
+    sample = samples[0]
+    x0, y0, x1, y1 = sample.box
+    small = (x0 + 50, y0 + 50, x1 - 50, y1 - 50)
+    face = scemae.extract_features(model, sample.path, boxes=small, expansion=1).faces[0]
+    assert face.patch.serves(face.crop.padded(MARGIN))
+
+
+def test_eight_threads_give_the_bytes_of_one(model, samples):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def run(_):
+        return scemae.extract_features(model, samples[1].path, boxes=samples[1].box, expansion=1).backbone_map
+
+    with ThreadPoolExecutor(8) as pool:
+        maps = list(pool.map(run, range(8)))
+    assert all(torch.allclose(found, maps[0], atol=1e-4) for found in maps)
+
+
+def test_bad_input_is_refused(model, samples, faces):
+    path, box = samples[0].path, samples[0].box
+    for call, error, words in (
+        (lambda: scemae.extract_features(model, []), ImageInputError, "images is empty"),
+        (lambda: scemae.extract_features(model, 3), ImageInputError, "images is a int"),
+        (lambda: scemae.extract_features(model, faces), ImageInputError, "FaceFeatures already"),
+        (lambda: scemae.extract_features(model, [path, path], boxes=[box]), BoxInputError, "1 boxes for 2 images"),
+        (lambda: scemae.extract_features(model, iter([path]), boxes=iter([])), BoxInputError, "no box for"),
+        (lambda: scemae.extract_features(model, iter([path]), boxes=iter([box] * 2)), BoxInputError, "more boxes"),
+        (lambda: scemae.extract_features(model, path, boxes=[1, 2, 3]), BoxInputError, "wanted four numbers"),
+        (lambda: scemae.extract_features(model, path, expansion=3), OptionError, "expansion is 3"),
+        (lambda: scemae.extract_features(model, path, margin="zero"), OptionError, "margin is 'zero'"),
+        (lambda: scemae.extract_features(model, path, batch_size=0), OptionError, "batch_size is 0"),
+    ):
+        with pytest.raises(error, match=words):
+            call()

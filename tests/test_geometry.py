@@ -1,0 +1,284 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from scemae.cover import cell_grid
+from scemae.geometry import (
+    Alignment,
+    CellGrid,
+    Crop,
+    Patch,
+    apply_affine,
+    central_box,
+    compose,
+    fit_affine,
+    invert,
+    sample_at,
+    sample_view,
+    soft_argmax,
+)
+
+quick = settings(deadline=None, max_examples=25)
+POINTS = np.array([(0.0, 0.0), (95.0, 0.0), (13.25, 71.5), (-20.0, 120.0)])
+
+
+def linear_part(degrees, scale, shear):
+    angle = np.radians(degrees)
+    turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
+    return scale * turn @ np.array([(1.0, shear), (0.0, 1.0)])
+
+
+def about(centre, linear, shift):
+    """The affine that applies `linear` about a centre, then shifts."""
+    centre = np.asarray(centre, dtype=float)
+    return np.column_stack([linear, centre - linear @ centre + shift])
+
+
+def affines(scales=(0.5, 2.0), shift=10.0):
+    """Affines of the 96 x 96 input about its centre: rotation, scale, shear, shift."""
+    return st.builds(
+        lambda degrees, scale, shear, x, y: about((47.5, 47.5), linear_part(degrees, scale, shear), (x, y)),
+        st.floats(-180, 180),
+        st.floats(*scales),
+        st.floats(-0.3, 0.3),
+        st.floats(-shift, shift),
+        st.floats(-shift, shift),
+    )
+
+
+def boxes():
+    """Boxes of any shape, from 10 to 500 px, not on whole pixels."""
+    return st.builds(
+        lambda x, y, width, height: (x, y, x + width, y + height),
+        st.floats(-50, 500),
+        st.floats(-50, 500),
+        st.floats(10, 500),
+        st.floats(10, 500),
+    )
+
+
+def ramp_patch(affine, height, width, dtype=np.float64):
+    """A patch whose pixels hold their own image coordinates: x in channel 0, y in channel 1."""
+    rows, columns = np.mgrid[:height, :width]
+    xy = apply_affine(affine, np.stack([columns, rows], axis=-1))
+    return Patch(np.concatenate([xy, np.zeros((height, width, 1))], axis=-1).astype(dtype), affine)
+
+
+def pixel_lattice(size):
+    """The pixel centres of a square, (size, size, 2) as (x, y)."""
+    rows, columns = np.mgrid[:size, :size]
+    return np.stack([columns, rows], axis=-1).astype(float)
+
+
+def test_compose_applies_the_inner_affine_first():
+    double, right = np.array([(2.0, 0, 0), (0, 2.0, 0)]), np.array([(1.0, 0, 3), (0, 1.0, 0)])
+    assert np.allclose(apply_affine(compose(double, right), (1, 1)), (8, 2))
+    assert np.allclose(apply_affine(compose(right, double), (1, 1)), (5, 2))
+
+
+@quick
+@given(affines())
+def test_invert_undoes(affine):
+    assert np.allclose(apply_affine(invert(affine), apply_affine(affine, POINTS)), POINTS)
+
+
+@quick
+@given(affines(), st.integers(3, 12))
+def test_fit_affine_recovers_a_planted_affine(affine, count):
+    source = np.random.default_rng(count).uniform(0, 96, (count, 2))
+    assert np.allclose(fit_affine(source, apply_affine(affine, source)), affine, atol=1e-8)
+
+
+def test_fit_affine_is_the_least_squares_one():
+    source = np.array([(0, 0), (10, 0), (0, 10), (10, 10)])
+    target = source + np.array([(1, 0), (-1, 0), (-1, 0), (1, 0)])  # no affine can do this, so the identity is best
+    assert np.allclose(fit_affine(source, target), np.eye(3)[:2])
+
+
+@pytest.mark.parametrize(("width", "height"), [(136, 136), (178, 218), (1000, 700), (33, 500)])
+def test_central_box_is_the_central_96_of_136(width, height):
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    margin = 20 * side / 136
+    wanted = (left + margin, top + margin, left + side - margin, top + side - margin)
+    assert np.allclose(central_box(width, height), wanted)
+
+
+def test_the_whole_image_covers_the_centres_from_minus_a_half():
+    crop = Crop.from_box((0, 0, 192, 192))
+    assert np.allclose(crop.to_image(crop.corners), [(-0.5, -0.5), (191.5, -0.5), (191.5, 191.5), (-0.5, 191.5)])
+    assert np.allclose(crop.to_image((0, 0)), 0.5)  # x = (x' + 0.5) * 2 - 0.5
+    assert crop.scale == pytest.approx(2)
+
+
+def test_a_box_of_the_inputs_size_is_a_shift():
+    assert np.allclose(Crop.from_box((10, 20, 106, 116)).to_image(POINTS), POINTS + np.array([10, 20]))
+
+
+@quick
+@given(boxes())
+def test_a_box_grows_to_a_square_about_its_centre(box):
+    crop = Crop.from_box(box)
+    x0, y0, x1, y1 = box
+    corners = crop.to_image(crop.corners) + 0.5  # pixel edges
+    assert np.allclose(corners.mean(0), ((x0 + x1) / 2, (y0 + y1) / 2))
+    assert np.allclose(corners[2] - corners[0], max(x1 - x0, y1 - y0))
+    assert crop.scale == pytest.approx(max(x1 - x0, y1 - y0) / 96)
+
+
+@quick
+@given(boxes(), affines())
+def test_to_input_undoes_to_image(box, affine):
+    for crop in (Crop.from_box(box), Crop.from_box(box).refined(affine), Crop.from_box(box, 160).mirrored().padded(4)):
+        assert np.allclose(crop.to_input(crop.to_image(POINTS)), POINTS, atol=1e-6)
+
+
+@quick
+@given(boxes(), affines(), affines())
+def test_refined_maps_through_the_affine(box, first, second):
+    crop = Crop.from_box(box)
+    assert np.allclose(crop.refined(first).to_image(POINTS), crop.to_image(apply_affine(first, POINTS)))
+    twice = crop.refined(first).refined(second)
+    assert np.allclose(twice.to_image(POINTS), crop.refined(compose(first, second)).to_image(POINTS))
+    linear = (first[:, :2], second[:, :2])
+    assert twice.scale == pytest.approx(crop.scale * np.sqrt(np.linalg.det(linear[0]) * np.linalg.det(linear[1])))
+
+
+@quick
+@given(boxes(), affines())
+def test_mirrored_exchanges_left_and_right(box, affine):
+    crop = Crop.from_box(box).refined(affine)
+    flipped = POINTS * (-1, 1) + (95, 0)
+    assert np.allclose(crop.mirrored().to_image(flipped), crop.to_image(POINTS))
+    assert np.allclose(crop.mirrored().mirrored().to_image_affine, crop.to_image_affine)
+    assert crop.mirrored().scale == pytest.approx(crop.scale)
+
+
+@quick
+@given(boxes(), affines(), st.integers(0, 20))
+def test_padded_moves_the_pixels_by_the_margin(box, affine, margin):
+    crop = Crop.from_box(box).refined(affine)
+    padded = crop.padded(margin)
+    assert padded.size == 96 + 2 * margin
+    assert np.allclose(padded.to_image(POINTS + margin), crop.to_image(POINTS))
+    assert np.allclose(padded.padded(-margin).to_image_affine, crop.to_image_affine)
+
+
+@quick
+@given(st.floats(-179, 179), st.floats(0.3, 3), st.floats(-0.4, 0.4), st.floats(-0.4, 0.4))
+def test_alignment_recovers_rotation_scale_and_shift(degrees, scale, x, y):
+    affine = about((47.5, 47.5), linear_part(degrees, scale, 0), (96 * x, 96 * y))
+    found = Alignment.of(affine, 96, 0.7)
+    assert found.rotation == pytest.approx(degrees, abs=1e-6)
+    assert found.scale == pytest.approx(scale)
+    assert found.shift == pytest.approx((x, y))
+    assert found.confidence == 0.7
+
+
+def test_alignment_counts_a_face_turned_clockwise_as_positive():
+    """The aligned crop's upward axis points to the upper right of the picture, as the head of such a face does."""
+    affine = about((47.5, 47.5), linear_part(30, 1, 0), (0, 0))
+    up = affine[:, :2] @ (0, -1)
+    assert up[0] > 0
+    assert up[1] < 0
+    assert Alignment.of(affine, 96, 1).rotation == pytest.approx(30)
+
+
+def test_alignment_does_not_take_aspect_for_turning():
+    stretched = np.array([(1.2, 0, 0), (0, 0.8, 0)])
+    assert Alignment.of(about((47.5, 47.5), stretched[:, :2], (0, 0)), 96, 1).rotation == pytest.approx(0)
+
+
+@pytest.mark.parametrize("expansion", [1, 2, 4, 8])
+def test_soft_argmax_of_one_hot_is_the_cells_centre(expansion):
+    grid, count = cell_grid(expansion), 12 * expansion
+    heatmaps = torch.zeros(1, 3, count, count, dtype=torch.float64)
+    cells = [(0, 0), (count - 1, 0), (5, 7)]  # (column, row)
+    for k, (column, row) in enumerate(cells):
+        heatmaps[0, k, row, column] = 1
+    assert torch.allclose(soft_argmax(heatmaps, grid)[0], grid.to_input(torch.tensor(cells, dtype=torch.float64)))
+
+
+def test_soft_argmax_of_two_places_is_between_them():
+    heatmaps = torch.zeros(1, 1, 12, 10)  # not square
+    heatmaps[0, 0, 2, 3], heatmaps[0, 0, 10, 9] = 0.75, 0.25
+    assert soft_argmax(heatmaps, CellGrid(3.5, 8.0))[0, 0].tolist() == pytest.approx([4.5 * 8 + 3.5, 4 * 8 + 3.5])
+
+
+@pytest.mark.parametrize("expansion", [1, 2, 4])
+def test_interpolation_is_the_half_pixel_resize(expansion):
+    count = 12 * expansion
+    maps = torch.randn(2, 5, count, count)
+    weights = cell_grid(expansion).interpolation(count, 96)
+    found = torch.einsum("yh,xw,bchw->bcyx", weights, weights, maps)
+    assert torch.allclose(found, F.interpolate(maps, (96, 96), mode="bilinear", align_corners=False), atol=1e-5)
+
+
+@pytest.mark.parametrize("expansion", [1, 2, 4, 8])
+def test_interpolation_equals_sample_at(expansion):
+    grid, count = cell_grid(expansion), 12 * expansion
+    maps = torch.randn(1, 4, count, count)
+    weights = grid.interpolation(count, 96)
+    assert torch.allclose(weights.sum(1), torch.ones(96))
+    everywhere = torch.from_numpy(pixel_lattice(96)).flatten(0, 1)[None]
+    found = torch.einsum("yh,xw,chw->yxc", weights, weights, maps[0])
+    assert torch.allclose(found.flatten(0, 1), sample_at(maps, grid, everywhere)[0], atol=1e-4)
+
+
+def test_sample_at_reads_a_map_that_is_not_square():
+    grid = CellGrid(1.5, 4.0)
+    columns, rows = torch.meshgrid(grid.centres(7), grid.centres(5), indexing="xy")
+    maps = torch.stack([columns, rows])[None]
+    places = torch.tensor([[(1.5, 1.5), (25.5, 17.5), (10.0, 3.25)]], dtype=torch.float64)
+    assert torch.allclose(sample_at(maps, grid, places), places)
+
+
+def test_a_patch_serves_crops_within_it():
+    patch = Patch(np.zeros((192, 192, 3), np.uint8), np.array([(1.0, 0, 10), (0, 1.0, 20)]))  # photo pixels
+    assert patch.serves(Crop.from_box((10, 20, 202, 212)))
+    assert not patch.serves(Crop.from_box((9, 20, 201, 212)))
+    assert not patch.serves(Crop.from_box((10, 21, 202, 213)))
+    inner = Crop.from_box((60, 70, 150, 160))
+    assert patch.serves(inner)
+    turned = inner.refined(about((47.5, 47.5), linear_part(45, 1, 0), (0, 0)))
+    assert patch.serves(turned)
+    assert not patch.serves(turned.padded(60))
+
+
+def test_a_patch_serves_no_finer_crop_unless_the_photo_is_as_coarse():
+    coarse = Patch(np.zeros((192, 192, 3), np.uint8), np.array([(2.0, 0, 0.5), (0, 2.0, 0.5)]))
+    assert coarse.serves(Crop.from_box((0, 0, 192, 192)))  # 2 photo pixels per input pixel
+    assert not coarse.serves(Crop.from_box((0, 0, 180, 180)))
+    photo = Patch(np.zeros((384, 384, 3), np.uint8), np.eye(3)[:2])
+    assert photo.serves(Crop.from_box((10, 10, 50, 50)))
+
+
+@quick
+@given(affines(scales=(0.3, 1.2), shift=20), st.floats(0.5, 4), st.sampled_from([96, 104]))
+def test_a_ramps_view_holds_its_image_coordinates(affine, step, size):
+    patch = ramp_patch(np.array([(step, 0, -7.3), (0, step, 11.8)]), 192, 200)
+    start = Crop.from_box((0, 0, 96 * step, 96 * step)).refined(np.array([(1.0, 0, 48), (0, 1.0, 60)]))
+    crop = start.refined(affine).padded((size - 96) // 2)
+    assume(patch.serves(crop))
+    seen = sample_view(patch, crop)[:2].permute(1, 2, 0).numpy()
+    wanted = crop.to_image(pixel_lattice(size))
+    inside = apply_affine(invert(patch.to_image_affine), wanted)
+    assume((inside >= 0).all() and (inside <= (199, 191)).all())
+    assert np.abs(seen - wanted).max() < 1e-4
+
+
+def test_a_view_of_the_patchs_own_pixels_is_a_slice_of_it():
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 160, 3), dtype=np.uint8)
+    patch = Patch(pixels, np.array([(1.0, 0, 5), (0, 1.0, 9)]))
+    view = sample_view(patch, Crop.from_box((15, 29, 111, 125)))
+    assert view.dtype == torch.float32
+    assert torch.allclose(view, torch.from_numpy(pixels[20:116, 10:106]).permute(2, 0, 1) / 255, atol=1e-4)
+
+
+def test_beyond_the_patch_its_pixels_are_mirrored():
+    patch = ramp_patch(np.eye(3)[:2], 120, 120)
+    view = sample_view(patch, Crop.from_box((-3, 0, 93, 96)))
+    assert np.allclose(view[0, 50, :6].numpy(), (2, 1, 0, 0, 1, 2))

@@ -1,0 +1,433 @@
+import io
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from scemae.errors import BoxInputError, ImageInputError, ScemaeError
+from scemae.geometry import Crop, central_box, sample_view
+from scemae.images import Photo, checked_box, cut_patch, is_single, iter_photos
+
+quick = settings(deadline=None, max_examples=25)
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+PICTURE = Image.fromarray(PIXELS)
+GREY = PIXELS[..., 0]
+CHANNELS_FIRST = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def file_bytes(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels_of(images):
+    """The pixels of the only photo among `images`."""
+    [photo] = iter_photos(images)
+    assert photo.image.mode == "RGB"
+    return np.asarray(photo.image)
+
+
+def grey(values):
+    return np.repeat(np.asarray(values, np.uint8)[..., None], 3, axis=-1)
+
+
+def filled(mode, colour):
+    return Image.new(mode, (4, 3), colour)
+
+
+def palette(transparency=None):
+    """A picture of the colours 0 (red) and 1 (blue), side by side."""
+    image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    return image
+
+
+# What it is, and how it comes.
+
+
+@pytest.mark.parametrize(
+    "wrap", [str, Path, lambda path: path.read_bytes(), lambda path: io.BytesIO(path.read_bytes())]
+)
+def test_files(tmp_path, wrap):
+    path = tmp_path / "face.png"
+    path.write_bytes(file_bytes(PICTURE))
+    assert np.array_equal(pixels_of(wrap(path)), PIXELS)
+
+
+def test_open_files_and_pictures_keep_their_names(tmp_path):
+    path = tmp_path / "face.png"
+    path.write_bytes(file_bytes(PICTURE))
+    with path.open("rb") as file, Image.open(path) as opened:
+        assert [photo.source for photo in iter_photos([path, str(path), file, opened])] == [str(path)] * 4
+    assert [photo.source for photo in iter_photos([PICTURE, PIXELS, file_bytes(PICTURE)])] == [
+        "image 0",
+        "image 1",
+        "image 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image", "colour"),
+    [
+        (filled("L", 77), (77, 77, 77)),
+        (filled("LA", (77, 255)), (77, 77, 77)),
+        (filled("LA", (77, 0)), (255, 255, 255)),
+        (filled("RGB", (10, 20, 30)), (10, 20, 30)),
+        (filled("RGBA", (10, 20, 30, 255)), (10, 20, 30)),
+        (filled("RGBA", (10, 20, 30, 0)), (255, 255, 255)),
+        (filled("RGBA", (0, 100, 200, 51)), (204, 224, 244)),  # a fifth of it on white
+        (filled("1", 1), (255, 255, 255)),
+        (filled("1", 0), (0, 0, 0)),
+        (filled("I;16", 65535), (255, 255, 255)),
+        (filled("I;16", 257 * 77), (77, 77, 77)),
+        (filled("I;16B", 257 * 77), (77, 77, 77)),
+        (filled("I", 257 * 77 + 100), (77, 77, 77)),
+        (filled("I", 257 * 77 + 200), (78, 78, 78)),
+        (filled("F", 0.5), (128, 128, 128)),
+        (filled("F", 1.0), (255, 255, 255)),
+        (filled("CMYK", (0, 0, 0, 0)), (255, 255, 255)),
+        (filled("CMYK", (0, 255, 255, 0)), (255, 0, 0)),
+        (filled("HSV", (0, 0, 90)), (90, 90, 90)),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_pil_modes(image, colour):
+    assert (pixels_of(image) == colour).all()
+
+
+def test_palettes():
+    red, blue, white = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+    assert pixels_of(palette()).tolist() == [[[*red], [*blue]]]
+    assert pixels_of(palette(transparency=1)).tolist() == [[[*red], [*white]]]
+    assert pixels_of(palette(transparency=b"\x00\xff")).tolist() == [[[*white], [*blue]]]
+    assert pixels_of(file_bytes(palette(transparency=1))).tolist() == [[[*red], [*white]]]
+
+
+def test_a_transparent_colour_is_laid_on_white():
+    image = filled("RGB", (10, 20, 30))
+    image.info["transparency"] = (10, 20, 30)
+    assert (pixels_of(file_bytes(image)) == 255).all()
+
+
+def test_the_callers_picture_is_left_as_it_was():
+    image = filled("RGBA", (10, 20, 30, 0))
+    pixels_of(image)
+    assert image.mode == "RGBA"
+    assert image.getpixel((0, 0)) == (10, 20, 30, 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "wanted"),
+    [
+        (GREY, grey(GREY)),
+        (GREY[..., None], grey(GREY)),
+        (PIXELS, PIXELS),
+        (PIXELS[None], PIXELS),
+        (np.asfortranarray(PIXELS)[:, ::-1], PIXELS[:, ::-1]),
+        (np.dstack([PIXELS, np.full((20, 30), 255, np.uint8)]), PIXELS),
+        (np.dstack([PIXELS, np.zeros((20, 30), np.uint8)]), np.full_like(PIXELS, 255)),
+        (PIXELS.astype(np.uint16) * 257, PIXELS),
+        (GREY.astype(np.uint16) * 257, grey(GREY)),
+        (PIXELS / 255, PIXELS),
+        ((PIXELS / 255).astype(np.float32), PIXELS),
+        ((PIXELS / 255).astype(np.float16), PIXELS),
+        (GREY / 255, grey(GREY)),
+        ((PIXELS / 255)[None], PIXELS),
+        (CHANNELS_FIRST, PIXELS),
+        (CHANNELS_FIRST[None], PIXELS),
+        (CHANNELS_FIRST[:1], grey(GREY)),
+        (CHANNELS_FIRST[0], grey(GREY)),
+        (CHANNELS_FIRST[None, :1], grey(GREY)),
+        (torch.cat([CHANNELS_FIRST, torch.full((1, 20, 30), 255, dtype=torch.uint8)]), PIXELS),
+        (CHANNELS_FIRST / 255, PIXELS),
+        ((CHANNELS_FIRST / 255).double()[None], PIXELS),
+        ((CHANNELS_FIRST / 255).half(), PIXELS),
+        ((CHANNELS_FIRST / 255).requires_grad_(), PIXELS),
+        (CHANNELS_FIRST.int().mul(257).to(torch.uint16), PIXELS),
+    ],
+)
+def test_arrays_and_tensors(image, wanted):
+    assert np.array_equal(pixels_of(image), wanted)
+
+
+def test_bfloat16_is_as_good_as_it_can_be():
+    found = pixels_of((CHANNELS_FIRST / 255).bfloat16())
+    assert np.abs(found.astype(int) - PIXELS).max() <= 1
+
+
+def test_batches_come_in_their_order():
+    batch = np.stack([PIXELS, 255 - PIXELS])
+    for images in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), list(batch), iter(batch), np.array(batch)):
+        first, second = iter_photos(images)
+        assert np.array_equal(np.asarray(first.image), PIXELS)
+        assert np.array_equal(np.asarray(second.image), 255 - PIXELS)
+        assert second.source == "image 1"
+
+
+def test_images_of_all_kinds_mix(tmp_path):
+    path = tmp_path / "face.png"
+    path.write_bytes(file_bytes(noise(9, 7)))
+    images = [path, PIXELS, CHANNELS_FIRST / 255, file_bytes(PICTURE), filled("1", 1), GREY]
+    sizes = [(9, 7), (30, 20), (30, 20), (30, 20), (4, 3), (30, 20)]
+    assert [photo.image.size for photo in iter_photos(images)] == sizes
+    assert [photo.image.size for photo in iter_photos(image for image in images)] == sizes
+    assert [photo.image.size for photo in iter_photos(np.array([str(path)] * 2))] == [(9, 7)] * 2
+    assert list(iter_photos([])) == []
+
+
+def test_a_generator_is_read_one_image_at_a_time():
+    def images():
+        yield PIXELS
+        raise AssertionError("read too far")
+
+    assert isinstance(next(iter_photos(images())), Photo)
+
+
+def test_is_single():
+    for one in ("a.jpg", Path("a.jpg"), b"", io.BytesIO(), PICTURE, PIXELS, GREY, CHANNELS_FIRST, CHANNELS_FIRST[0]):
+        assert is_single(one)
+    for many in ([], ["a.jpg"], (PIXELS,), PIXELS[None], CHANNELS_FIRST[None], iter([PIXELS]), np.array(["a.jpg"])):
+        assert not is_single(many)
+
+
+# What it cannot be.
+
+
+def refused(images, *words, error=ImageInputError):
+    """Reading `images` raises an error that is a ValueError too and says all the words."""
+    with pytest.raises(error) as caught:
+        list(iter_photos(images))
+    assert isinstance(caught.value, ScemaeError)
+    assert isinstance(caught.value, ValueError)
+    for word in words:
+        assert re.search(word, str(caught.value)), str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    missing, text, cut = (tmp_path / name for name in ("missing.jpg", "text.jpg", "cut.jpg"))
+    text.write_text("not a face")
+    cut.write_bytes(file_bytes(noise(200, 200), "JPEG")[:5000])
+    refused(missing, "missing.jpg", "no such file")
+    refused([PICTURE, str(missing)], "missing.jpg")
+    refused(text, "text.jpg", "not an image")
+    refused(str(cut), "cut.jpg", "truncated")
+    refused([PICTURE, cut.read_bytes()], "image 1", "truncated")
+    refused(Image.open(cut), "cut.jpg", "truncated")
+    refused(tmp_path, re.escape(str(tmp_path)))
+    refused("https://example.org/face.jpg", "https://example.org/face.jpg", "download")
+    refused(b"", "image 0")
+    refused(io.StringIO("text"), "image 0")
+
+
+def test_a_decompression_bomb(monkeypatch, tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(file_bytes(PICTURE))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    refused(path, "bomb.png", "MAX_IMAGE_PIXELS")
+    refused([path.read_bytes()], "image 0", "MAX_IMAGE_PIXELS")
+
+
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        (np.zeros((0, 10, 3), np.uint8), "shape"),
+        (np.zeros((10, 0), np.uint8), "shape"),
+        (Image.new("RGB", (0, 5)), "nothing"),
+        (np.zeros((10, 10, 2), np.uint8), "shape"),
+        (np.zeros((3, 10, 10), np.uint8), "shape"),
+        (np.zeros(10, np.uint8), "shape"),
+        (np.array(5, np.uint8), "shape"),
+        (torch.zeros(10, 10, 3), r"\(3, H, W\)"),
+        (torch.zeros(2, 10, 10), "shape"),
+        (np.zeros((10, 10, 3), np.int64), "int64"),
+        (torch.zeros(3, 10, 10, dtype=torch.int64), "int64"),
+        (np.zeros((10, 10), bool), "bool"),
+        (np.full((10, 10, 3), 200.0), "0..1"),
+        (np.full((10, 10, 3), -0.1), "0..1"),
+        (torch.randn(3, 10, 10) * 2 - 5, "0..1"),
+        (Image.new("F", (5, 5), 2.0), "0..1"),
+        (np.full((10, 10, 3), np.nan), "nan"),
+        (np.full((10, 10, 3), np.inf), "nan"),
+        (torch.full((3, 10, 10), torch.nan), "nan"),
+        (None, "NoneType"),
+        (5, "int"),
+        ([[1, 2, 3]], "list"),
+    ],
+)
+def test_other_things_are_refused_by_name(image, word):
+    # Second in a list the message names it; what is no image at all is also refused alone.
+    refused([PICTURE, image], "image 1", word)
+    refused(image, word)
+
+
+def test_one_pixel_is_an_image_but_too_small_for_a_face():
+    [photo] = iter_photos(np.zeros((1, 1, 3), np.uint8))
+    with pytest.raises(ImageInputError, match=r"image 0 is 1 x 1 pixels: too small"):
+        checked_box(None, photo)
+
+
+# Boxes.
+
+
+PHOTO = Photo("face.jpg", Image.new("RGB", (200, 100)))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(10, 20, 60, 90), [0, 0, 200, 100], np.array([10, 20, 60, 90]), torch.tensor([10, 20, 60, 90]), (-20, 0, 60, 80)],
+)
+def test_good_boxes_are_taken_as_they_are(box):
+    found = checked_box(box, PHOTO)
+    assert found == tuple(map(float, box))
+    assert all(type(number) is float for number in found)
+
+
+def test_no_box_is_the_central_one():
+    assert checked_box(None, PHOTO) == central_box(200, 100)
+
+
+@pytest.mark.parametrize(
+    ("box", "word"),
+    [
+        ((60, 20, 10, 90), "inverted"),
+        ((10, 90, 60, 20), "inverted"),
+        ((10, 20, 10, 90), "inverted or empty"),
+        ((300, 20, 400, 90), "outside"),
+        ((-80, 20, 20, 90), "outside"),
+        ((150, 50, 260, 150), "outside"),
+        ((10, 20, 15, 25), "smaller"),
+        ((0.1, 0.2, 0.6, 0.9), "smaller"),
+        ((np.nan, 20, 60, 90), "four numbers"),
+        ((10, 20, np.inf, 90), "four numbers"),
+        ((10, 20, 60), "four numbers"),
+        ((10, 20, 60, 90, 1), "four numbers"),
+        ([(10, 20, 60, 90)], "four numbers"),
+        (7, "four numbers"),
+    ],
+)
+def test_bad_boxes_are_refused(box, word):
+    with pytest.raises(BoxInputError, match=rf"face\.jpg.*{word}"):
+        checked_box(box, PHOTO)
+
+
+# Patches.
+
+
+@pytest.mark.parametrize(("width", "height"), [(150, 150), (178, 218), (1000, 700), (136, 136), (101, 97)])
+def test_the_protocol_is_resize_to_136_and_crop_to_96(width, height):
+    image = noise(width, height)
+    crop = Crop.from_box(central_box(width, height))
+    view = sample_view(cut_patch(image, crop, at_input_scale=True), crop)
+
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    resized = image.resize((136, 136), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    wanted = torch.from_numpy(np.asarray(resized)[20:116, 20:116].copy()).permute(2, 0, 1) / 255
+    assert (view - wanted).abs().max() <= 1 / 255 + 1e-5
+
+
+def square_crop(x, y, side):
+    return Crop.from_box((x, y, x + side, y + side))
+
+
+# Square boxes on a 200 x 170 image, at least half of them inside.
+crops = st.builds(
+    lambda side, x, y: square_crop(x * (200 - side / 2) - side / 4, y * (170 - side / 2) - side / 4, side),
+    st.floats(8, 260),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+
+
+@quick
+@given(crops)
+def test_a_patch_spans_twice_the_crop_and_is_never_finer_than_the_photo(crop):
+    patch = cut_patch(noise(200, 170), crop)
+    step = patch.to_image_affine[0, 0]
+    assert step == patch.to_image_affine[1, 1] == max(crop.scale / 2, 1)
+    assert patch.serves(crop)
+    count = len(patch.pixels)
+    assert patch.pixels.shape == (count, count, 3)
+    assert 0 <= count * step - 192 * crop.scale <= 2 * step
+    middle_of_patch = patch.to_image_affine @ ((count - 1) / 2, (count - 1) / 2, 1)
+    assert np.abs(middle_of_patch - crop.to_image((47.5, 47.5))).max() <= (0.5 if step == 1 else 1e-6)
+
+
+@quick
+@given(crops)
+def test_at_input_scale_the_view_is_a_slice_of_the_patch(crop):
+    patch = cut_patch(noise(200, 170), crop, at_input_scale=True)
+    assert patch.to_image_affine[0, 0] == pytest.approx(crop.scale)
+    first = patch.to_patch(crop.to_image((0, 0)))
+    assert np.abs(first - first.round()).max() < 1e-6
+    column, row = first.round().astype(int)
+    wanted = torch.from_numpy(patch.pixels[row : row + 96, column : column + 96].copy()).permute(2, 0, 1) / 255
+    assert (sample_view(patch, crop) - wanted).abs().max() < 1e-3
+
+
+@quick
+@given(st.floats(0, 60), st.floats(0, 30), st.floats(20, 180))
+def test_a_patch_at_the_photos_resolution_holds_its_own_pixels(x, y, side):
+    image = noise(200, 170)
+    patch = cut_patch(image, Crop.from_box((x, y, x + side, y + side)))
+    assert patch.to_image_affine[0, 0] == 1
+    left, top = patch.to_image_affine[:, 2].astype(int)
+    assert np.array_equal(patch.to_image_affine[:, 2], (left, top))
+    rows, columns = (np.arange(len(patch.pixels)) + start for start in (top, left))
+    inside = (rows >= 0) & (rows < 170), (columns >= 0) & (columns < 200)
+    found = patch.pixels[inside[0]][:, inside[1]]
+    assert np.array_equal(found, np.asarray(image)[rows[inside[0]]][:, columns[inside[1]]])
+
+
+def test_beyond_the_image_its_pixels_are_mirrored():
+    image = noise(100, 80)
+    patch = cut_patch(image, Crop.from_box((0, 0, 40, 40)))
+    left, top = -patch.to_image_affine[:, 2].astype(int)
+    assert left > 10
+    assert np.array_equal(patch.pixels[:, left - 10 : left], patch.pixels[:, left : left + 10][:, ::-1])
+    assert np.array_equal(patch.pixels[top - 10 : top], patch.pixels[top : top + 10][::-1])
+
+
+def test_a_patch_of_a_large_photo_is_anti_aliased():
+    """A fine checkerboard, seen from afar, is an even grey."""
+    rows, columns = np.mgrid[:960, :960]
+    image = Image.fromarray(np.uint8(255 * ((rows + columns) % 2))).convert("RGB")
+    pixels = cut_patch(image, Crop.from_box((100, 100, 868, 868))).pixels
+    assert np.abs(pixels.astype(int) - 127.5).max() < 3
+
+
+# Bugs that are known: each test passes, and says so, once its bug is gone.
+
+
+@pytest.mark.xfail(strict=True, raises=SyntaxError, reason="a PNG or PIL image with EXIF that is no TIFF header")
+def test_broken_exif_is_ignored_or_an_error_of_ours():
+    with suppress(ImageInputError):
+        assert np.array_equal(pixels_of(file_bytes(PICTURE, exif=b"Exif\0\0no orientation here")), PIXELS)
+
+
+@pytest.mark.xfail(strict=True, raises=(ValueError, TypeError), reason="np.asarray raises before the box is checked")
+@pytest.mark.parametrize("box", [("a", "b", "c", "d"), [(1, 2), (3,)], {"x0": 1}, "10,20,60,90"])
+def test_boxes_that_are_no_numbers_are_named(box):
+    with pytest.raises(BoxInputError, match=r"face\.jpg"):
+        checked_box(box, PHOTO)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="the image is thinner than one pixel of the patch")
+@pytest.mark.parametrize(("width", "height"), [(3, 400), (400, 3), (5, 1000)])
+def test_a_sliver_of_an_image_makes_a_patch_or_an_error_of_ours(width, height):
+    [photo] = iter_photos(Image.new("RGB", (width, height)))
+    with suppress(ScemaeError):
+        cut_patch(photo.image, Crop.from_box(checked_box((0, 0, width, height), photo)))
