@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    print(json.dumps(result, indent=2) if options.json else text)
+    try:
+        print(json.dumps(result, indent=2) if options.json else text, flush=True)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return 0
 
 
@@ -114,7 +118,8 @@ def predict(options: argparse.Namespace) -> tuple[Any, str]:
     from scemae.regressor import LandmarkRegressor
 
     out = _picture_path(options)
-    regressor = LandmarkRegressor.load(options.regressor)
+    model = None if options.model is None else scemae.load_model(options.model)
+    regressor = LandmarkRegressor.load(options.regressor, model)
     return _landmarks_result(regressor.predict(options.images, boxes=_boxes(options, options.images)), out)
 
 
@@ -268,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     fitting.add_argument("annotations", metavar="ANNOTATIONS.csv", help="path,name,x,y")
     fitting.add_argument("--head", choices=("cascade", "heatmap"), default="cascade")
     predicting = add(predict, seen, written)
+    predicting.add_argument("--model", help="the model it was fitted on; default: the released one of that name")
     predicting.add_argument("regressor")
     predicting.add_argument("images", nargs="+")
     add(demo, chosen, written)

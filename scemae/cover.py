@@ -1,4 +1,4 @@
-"""Cover-and-stride: a finer map from shifted copies of a view, without retraining (paper Sec. 3.4)."""
+"""Cover-and-stride: a finer map from shifted copies of a view, without retraining (paper Sec. 3.3)."""
 
 from __future__ import annotations
 

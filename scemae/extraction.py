@@ -110,7 +110,7 @@ def mirrored_features(model: SceMae, features: FaceFeatures, batch_size: int = 1
     """
     faces = [replace(face, crop=face.crop.mirrored()) for face in features.faces]
     maps = [
-        _maps(model, faces[start : start + batch_size], features.expansion, "context")
+        _maps(model, faces[start : start + batch_size], features.expansion, features.margin)
         for start in range(0, len(faces), batch_size)
     ]
     return replace(features, backbone_map=torch.cat(maps), faces=tuple(faces))
@@ -179,6 +179,7 @@ def _batches(
             tuple(faces),
             expansion,
             aligned=aligner is not None,
+            margin=margin,
             model=model.id,
             config=model.config,
             project=project,
@@ -231,7 +232,7 @@ def _moved(face: Face, crop: Crop, photo: Photo) -> Face:
     return replace(face, crop=crop, patch=patch)
 
 
-def _maps(model: SceMae, faces: Sequence[Face], expansion: int, margin: Margin) -> Tensor:
+def _maps(model: SceMae, faces: Sequence[Face], expansion: int, margin: str) -> Tensor:
     """Backbone maps (B, D, h, w) of the faces' crops, on the CPU."""
     if margin == "context":
         views = model.normalise(torch.stack([sample_view(face.patch, face.crop.padded(MARGIN)) for face in faces]))

@@ -61,6 +61,7 @@ class FaceFeatures:
     faces: tuple[Face, ...]
     expansion: int
     aligned: bool
+    margin: str
     model: ModelId
     config: ModelConfig = field(repr=False)
     project: Callable[[Tensor], Tensor] | None = field(repr=False)
@@ -91,9 +92,12 @@ class FaceFeatures:
 
     def check_same_kind(self, other: FaceFeatures, own_name: str, other_name: str) -> None:
         """Raise IncompatibleFeaturesError unless both were made by the same model with the same settings."""
-        kinds = [(part.model, part.expansion, part.aligned) for part in (self, other)]
-        if kinds[0] != kinds[1]:
-            own, wanted = (f"{m}, expansion {e}, {'aligned' if a else 'not aligned'}" for m, e, a in kinds)
+        own, wanted = (
+            f"{part.model}, expansion {part.expansion}, {'aligned' if part.aligned else 'not aligned'}, "
+            f"margin {part.margin}"
+            for part in (self, other)
+        )
+        if own != wanted or self.model != other.model:
             raise IncompatibleFeaturesError(
                 f"{own_name} were made with {own}; {other_name} with {wanted}. Extract both with the same settings."
             )

@@ -1,4 +1,4 @@
-"""match_landmarks: a point on one face -> the same point on another, by cosine similarity (paper Sec. 4.2)."""
+"""match_landmarks: a point on one face -> the same point on another, by cosine similarity (paper Sec. 4.1)."""
 
 from __future__ import annotations
 

@@ -98,12 +98,10 @@ def shown(photo, box, refinement, at_input_scale=False):
 
 
 def stays_inside(patch, crop):
-    """Whether each pixel of the crop's view lies between pixel centres of the patch, where nothing is mirrored."""
-    last = crop.size - 1
-    corners = patch.to_patch(crop.to_image([(0, 0), (last, 0), (last, last), (0, last)]))
-    return patch.serves(crop) and bool(
-        (corners >= 0).all() and (corners <= np.array(patch.pixels.shape[1::-1]) - 1).all()
-    )
+    """Whether the crop lies between pixel centres of a patch that serves it, where nothing is mirrored."""
+    corners = patch.to_patch(crop.to_image(crop.corners))
+    inside = (corners >= 0).all() and (corners <= np.array(patch.pixels.shape[1::-1]) - 1).all()
+    return patch.serves(crop) and bool(inside)
 
 
 def centre_of_each_patch(windows):

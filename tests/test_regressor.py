@@ -130,6 +130,8 @@ def test_save_and_load_give_identical_predictions(tmp_path, model, faces, sample
     assert np.array_equal(again.predict(faces).xy, fitted.predict(faces).xy)
     assert repr(again) == repr(fitted)
     assert again.names_ == fitted.names_
+    refitted = clone(again).fit(faces, [s.landmarks for s in samples])
+    assert np.array_equal(refitted.predict(faces).xy, fitted.predict(faces).xy)
     with pytest.raises(OutputError, match="exists already"):
         fitted.save(path)
     fitted.save(path, overwrite=True)

@@ -1,4 +1,4 @@
-"""The paper's head: soft-argmax over many heat maps per landmark, trained by gradient descent (Sec. 4.3)."""
+"""The paper's head: soft-argmax over many heat maps per landmark, trained by gradient descent (Sec. 4.2)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class HeatmapNet(nn.Module):
 
 
 class HeatmapHead:
-    """The paper's head (Sec. 4.3, after DVE): soft-argmax places of 50 heat maps per landmark, mixed linearly.
+    """The paper's head (Sec. 4.2, after DVE): soft-argmax places of 50 heat maps per landmark, mixed linearly.
 
     `block`: see `HeatmapNet`; the paper has it with all annotations, not with few. Trained with AdamW on smooth L1 of
     10 x the coordinates, batches of 32, cosine rate. `multiplier`: of the activations before the softmax. All mirror

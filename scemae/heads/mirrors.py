@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scemae.errors import OptionError
 
 Pairs = Sequence[tuple[str, str]] | Sequence[tuple[int, int]]
-MIRROR_REACH = 10.0  # input px between a landmark and the mirror image of its counterpart, at most
+AXIS_SHIFT = 16.0  # input px
+MIRROR_REACH = 0.35  # how far a landmark may lie from its counterpart's mirror image, over the shape's width
 
 
 def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[int]:
@@ -23,16 +24,21 @@ def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[i
 
 
 def mirror_pairs(shape: NDArray[np.float64], size: int) -> list[int] | None:
-    """For each landmark of a shape (K, 2), input px, the one that its reflection about the middle falls on, or None.
+    """For each landmark of a shape (K, 2), input px, the one that its reflection falls on; None if there is none.
 
-    None unless each landmark and its counterpart are mutually nearest and within `MIRROR_REACH`: a shape without
-    left and right has no mirror images to learn from.
+    The axis may lie up to `AXIS_SHIFT` from the middle of the input, as it does for a face that looks aside. Each
+    landmark and its counterpart must be mutually nearest, and within `MIRROR_REACH` of the shape's width: a shape of
+    one side of the face, or without left and right, has no mirror images to learn from.
     """
-    reflected = np.column_stack([size - 1 - shape[:, 0], shape[:, 1]])
-    distances = np.linalg.norm(reflected[:, None] - shape[None], axis=-1)
-    nearest = distances.argmin(axis=1)
-    mutual = (nearest[nearest] == np.arange(len(shape))).all()
-    return nearest.tolist() if mutual and distances.min(axis=1).max() <= MIRROR_REACH else None
+    reach = MIRROR_REACH * np.ptp(shape[:, 0])
+    best, pairs = reach, None
+    for shift in np.arange(-AXIS_SHIFT, AXIS_SHIFT + 1, 2.0):
+        reflected = np.column_stack([size - 1 + 2 * shift - shape[:, 0], shape[:, 1]])
+        distances = np.linalg.norm(reflected[:, None] - shape[None], axis=-1)
+        nearest, farthest = distances.argmin(axis=1), distances.min(axis=1).max()
+        if farthest <= best and (nearest[nearest] == np.arange(len(shape))).all():
+            best, pairs = farthest, nearest.tolist()
+    return pairs
 
 
 def _number(landmark: str | int, names: Sequence[str] | None, count: int) -> int:
