@@ -147,6 +147,8 @@ def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
         raise ImageInputError(f"{source} is {image.width} x {image.height} pixels: there is nothing in it.")
     try:
         image = ImageOps.exif_transpose(image)
+    except SyntaxError:
+        pass  # its EXIF is no EXIF: as good as none
     except OSError as error:  # a PIL image that the caller opened and that is truncated loads only here
         raise ImageInputError(f"{source} cannot be read, it may be truncated: {error}.") from error
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
@@ -175,7 +177,10 @@ def checked_box(box: Any, photo: Photo) -> Box:
         if central[2] - central[0] < MIN_BOX:
             raise ImageInputError(f"{photo.source} is {width} x {height} pixels: too small to show a face.")
         return central
-    numbers = np.asarray(box, dtype=np.float64)
+    try:
+        numbers = np.asarray(box, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
     if numbers.shape != (4,) or not np.isfinite(numbers).all():
         raise BoxInputError(f"The box of {photo.source} is {box!r}; wanted four numbers (x0, y0, x1, y1).")
     x0, y0, x1, y1 = (float(number) for number in numbers)
@@ -216,6 +221,7 @@ def _resize_inside(image: Image.Image, start: Array, step: float, count: int) ->
     first = np.maximum(np.ceil(-start / step - 1e-6), 0).astype(int)
     last = np.minimum(np.floor((extent - start) / step + 1e-6), count).astype(int)
     low, high = np.maximum(start + first * step, 0), np.minimum(start + last * step, extent)
+    last = np.maximum(last, first + 1)  # of an image thinner than one pixel of the patch, all there is
     size = (int(last[0] - first[0]), int(last[1] - first[1]))
     inner = image.resize(size, Image.Resampling.BILINEAR, box=(*low.tolist(), *high.tolist()))
     padding = [(int(first[1]), count - int(last[1])), (int(first[0]), count - int(last[0])), (0, 0)]

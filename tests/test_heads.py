@@ -68,11 +68,11 @@ def subset(data, chosen):
 
 @pytest.fixture(scope="module")
 def everyone():
-    """Twelve faces in four blocks, and six more that nobody is fitted on."""
-    shapes = random_faces(18)
+    """Faces in four blocks, and the maps and landmarks of six more that nobody is fitted on."""
+    shapes = random_faces(30)
     maps = maps_of(shapes)
-    data = AnnotatedMaps(maps[:12], cell_grid(2), shapes[:12], np.arange(12) % 4, np.zeros(12, dtype=bool))
-    return data, maps[12:], shapes[12:]
+    data = AnnotatedMaps(maps[:24], cell_grid(2), shapes[:24], np.arange(24) % 4, np.zeros(24, dtype=bool))
+    return data, maps[24:], shapes[24:]
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,11 @@ def test_read_around_reads_the_nine_places_row_by_column():
 # The cascade.
 
 
-def test_the_cascade_finds_planted_landmarks(fitted, everyone):
-    head, held_out, _ = fitted
+@pytest.mark.parametrize("samples", [10, 40])  # fewer rows than features, and more
+def test_the_cascade_finds_planted_landmarks(everyone, samples):
     data, maps, shapes = everyone
+    head = CascadeHead(samples=samples)
+    held_out, _ = head.fit(data)
     found, confidence = head.predict(maps, data.grid)
     assert errors(found, shapes).max() < 1
     assert errors(held_out, data.landmarks).mean() < 1
@@ -191,7 +193,7 @@ def test_held_out_predictions_are_those_of_a_head_without_the_block(everyone):
     alone = CascadeHead(ridge=1.0, samples=10)
     alone.fit(subset(data, outside), validate=False)
     found, _ = alone.predict(data.maps[~outside], data.grid)
-    assert errors(found, held_out[~outside]).max() < 0.5
+    assert errors(found, held_out[~outside]).mean() < 0.2
 
 
 @pytest.mark.parametrize("face", [0, 7])
@@ -342,6 +344,12 @@ def test_mirror_pairs_of_five_points():
 )
 def test_one_sided_shapes_have_no_mirror_pairs(shape):
     assert mirror_pairs(np.array(shape, dtype=float), 96) is None
+
+
+# Passes, and says so, once the bug is gone.
+@pytest.mark.xfail(strict=True, reason="the axis may shift onto an eye, whose corners then pass for left and right")
+def test_the_corners_of_one_eye_are_no_mirror_pair():
+    assert mirror_pairs(np.array([(34.0, 38.0), (46.0, 38.0)]), 96) is None
 
 
 def test_named_pairs():
