@@ -347,7 +347,6 @@ def test_one_sided_shapes_have_no_mirror_pairs(shape):
 
 
 # Passes, and says so, once the bug is gone.
-@pytest.mark.xfail(strict=True, reason="the axis may shift onto an eye, whose corners then pass for left and right")
 def test_the_corners_of_one_eye_are_no_mirror_pair():
     assert mirror_pairs(np.array([(34.0, 38.0), (46.0, 38.0)]), 96) is None
 

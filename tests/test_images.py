@@ -1,6 +1,5 @@
 import io
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -418,9 +417,8 @@ def test_a_patch_of_a_large_photo_is_anti_aliased():
     assert np.abs(pixels.astype(int) - 127.5).max() < 3
 
 
-def test_broken_exif_is_ignored_or_an_error_of_ours():
-    with suppress(ImageInputError):
-        assert np.array_equal(pixels_of(file_bytes(PICTURE, exif=b"Exif\0\0no orientation here")), PIXELS)
+def test_broken_exif_is_as_good_as_none():
+    assert np.array_equal(pixels_of(file_bytes(PICTURE, exif=b"Exif\0\0no orientation here")), PIXELS)
 
 
 @pytest.mark.parametrize("box", [("a", "b", "c", "d"), [(1, 2), (3,)], {"x0": 1}, "10,20,60,90"])
@@ -430,7 +428,8 @@ def test_boxes_that_are_no_numbers_are_named(box):
 
 
 @pytest.mark.parametrize(("width", "height"), [(3, 400), (400, 3), (5, 1000)])
-def test_a_sliver_of_an_image_makes_a_patch_or_an_error_of_ours(width, height):
-    [photo] = iter_photos(Image.new("RGB", (width, height)))
-    with suppress(ScemaeError):
-        cut_patch(photo.image, Crop.from_box(checked_box((0, 0, width, height), photo)))
+def test_a_sliver_of_an_image_makes_a_patch(width, height):
+    [photo] = iter_photos(Image.new("RGB", (width, height), (10, 20, 30)))
+    patch = cut_patch(photo.image, Crop.from_box(checked_box((0, 0, width, height), photo)))
+    assert (patch.pixels == (10, 20, 30)).all()
+    assert patch.pixels.shape[0] == patch.pixels.shape[1]

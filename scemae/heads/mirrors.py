@@ -27,9 +27,11 @@ def mirror_pairs(shape: NDArray[np.float64], size: int) -> list[int] | None:
     """For each landmark of a shape (K, 2), input px, the one that its reflection falls on; None if there is none.
 
     The axis may lie up to `AXIS_SHIFT` from the middle of the input, as it does for a face that looks aside. Each
-    landmark and its counterpart must be mutually nearest, and within `MIRROR_REACH` of the shape's width: a shape of
-    one side of the face, or without left and right, has no mirror images to learn from.
+    landmark and its counterpart must be mutually nearest, and within `MIRROR_REACH` of the shape's width. A shape that
+    does not straddle the middle is one side of a face, and has no mirror images to learn from.
     """
+    if not shape[:, 0].min() <= (size - 1) / 2 <= shape[:, 0].max():
+        return None
     reach = MIRROR_REACH * np.ptp(shape[:, 0])
     best, pairs = reach, None
     for shift in np.arange(-AXIS_SHIFT, AXIS_SHIFT + 1, 2.0):
