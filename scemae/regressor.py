@@ -122,11 +122,11 @@ class LandmarkRegressor:
 
     def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> Self:
         """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
-        features = self._features(images, boxes)
+        features = self._features(images, boxes, self.expansion, self.align)
         xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
         _check_annotated(xy, names)
         truth = torch.from_numpy(features.to_input(xy))
-        swap = self._swap(torch.nanmean(truth, dim=0).numpy(), names, features.aligned)
+        swap = self._swap(torch.nanmean(truth, dim=0).numpy(), names)
         default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
         self.use_ = default if self.use is None else checked_use(self.use)
         maps = features.map(self.use_)
@@ -158,7 +158,7 @@ class LandmarkRegressor:
         What the confidence is, the head says; it ranks landmarks and faces, and is no probability.
         """
         self._check_fitted()
-        features = self._features(images, boxes)
+        features = self._features(images, boxes, self.expansion_, self.aligned_)
         self._check_kind(features)
         places, confidence = self.head_.predict(self._standardised(features.map(self.use_)), features.grid)
         return Landmarks(features.to_image(places.numpy()), confidence.numpy(), self.names_, features.faces)
@@ -274,14 +274,13 @@ class LandmarkRegressor:
             f"{self.head_.name} on {self.use_} features of {self.model.config.name}, {error})"
         )
 
-    def _features(self, images: Any, boxes: Boxes) -> FaceFeatures:
+    def _features(self, images: Any, boxes: Boxes, expansion: int | None, align: bool | None) -> FaceFeatures:
         if isinstance(images, Sequence) and len(images) and all(isinstance(part, FaceFeatures) for part in images):
             images = FaceFeatures.concatenate(images)
         if isinstance(images, FaceFeatures):
             if images.model != self.model.id:
                 raise IncompatibleFeaturesError(f"These features are of {images.model}, not of {self.model.id}.")
             return images
-        expansion, align = getattr(self, "expansion_", self.expansion), getattr(self, "aligned_", self.align)
         return extract_features(self.model, images, boxes=boxes, expansion=expansion, align=align)
 
     def _check_kind(self, features: FaceFeatures) -> None:
@@ -303,7 +302,7 @@ class LandmarkRegressor:
     def _normalizers(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
         return box_diagonal(xy) if self.normalizer is None else distance_between(xy, *self.normalizer)
 
-    def _swap(self, shape: NDArray[np.float64], names: Sequence[str] | None, aligned: bool) -> list[int] | None:
+    def _swap(self, shape: NDArray[np.float64], names: Sequence[str] | None) -> list[int] | None:
         """For each landmark the one whose place its mirror image takes; None: no mirror images."""
         if isinstance(self.mirror, str):
             if self.mirror not in ("auto", "off"):
