@@ -48,6 +48,27 @@ def _chosen(index: Index, count: int) -> list[int]:
     return [int(i) for i in np.arange(count)[index]]
 
 
+@dataclass(frozen=True)
+class FeatureKind:
+    """What features share that may be compared or regressed together: the model, and how they were extracted."""
+
+    model: ModelId
+    expansion: int
+    aligned: bool
+    margin: str
+
+    def __str__(self) -> str:
+        aligned = "aligned" if self.aligned else "not aligned"
+        return f"{self.model}, expansion {self.expansion}, {aligned}, margin {self.margin}"
+
+    def require(self, wanted: FeatureKind, own_name: str, wanted_name: str) -> None:
+        """Raise IncompatibleFeaturesError unless this is the kind that is wanted."""
+        if self != wanted:
+            raise IncompatibleFeaturesError(
+                f"{own_name} were made with {self}; {wanted_name} with {wanted}. Extract both with the same settings."
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class FaceFeatures:
     """Dense features of B faces.
@@ -86,21 +107,14 @@ class FaceFeatures:
         """One value from several of the same model, expansion and alignment."""
         first = parts[0]
         for part in parts[1:]:
-            part.check_same_kind(first, "These features", "the first ones")
+            part.kind.require(first.kind, "These features", "the first ones")
         maps = torch.cat([part.backbone_map for part in parts])
         return replace(first, backbone_map=maps, faces=tuple(face for part in parts for face in part.faces))
 
-    def check_same_kind(self, other: FaceFeatures, own_name: str, other_name: str) -> None:
-        """Raise IncompatibleFeaturesError unless both were made by the same model with the same settings."""
-        own, wanted = (
-            f"{part.model}, expansion {part.expansion}, {'aligned' if part.aligned else 'not aligned'}, "
-            f"margin {part.margin}"
-            for part in (self, other)
-        )
-        if own != wanted or self.model != other.model:
-            raise IncompatibleFeaturesError(
-                f"{own_name} were made with {own}; {other_name} with {wanted}. Extract both with the same settings."
-            )
+    @property
+    def kind(self) -> FeatureKind:
+        """The model and the settings of the extraction."""
+        return FeatureKind(self.model, self.expansion, self.aligned, self.margin)
 
     @property
     def projected_map(self) -> Tensor:

@@ -54,7 +54,7 @@ def match_landmarks(
         LandmarkInputError: wrong shape or count, outside the image or the view. IncompatibleFeaturesError: features
         of different models or settings.
     """
-    targets.check_same_kind(reference, "The targets' features", "the reference's")
+    targets.kind.require(reference.kind, "The targets' features", "the reference's")
     use = reference.config.matching_use if use is None else checked_use(use)
     sigma = _sigma(reference, prior)
     if combine not in ("mean", "best"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from dataclasses import asdict, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,29 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scemae.checkpoint import read_file, write_file
-from scemae.config import Use, checked_use
-from scemae.errors import (
-    IncompatibleFeaturesError,
-    IncompatibleWeightsError,
-    LandmarkInputError,
-    NotFittedError,
-    OptionError,
-)
+from scemae.config import ModelId, Use, checked_use
+from scemae.errors import IncompatibleWeightsError, LandmarkInputError, NotFittedError
+from scemae.estimator import Estimator
 from scemae.extraction import Boxes, extract_features, mirrored_features
-from scemae.features import FaceFeatures, Landmarks
-from scemae.heads import HEADS, AnnotatedMaps, CascadeHead, HeatmapHead, mirror_pairs, named_pairs
-from scemae.heads.mirrors import Pairs
+from scemae.features import FaceFeatures, FeatureKind, Landmarks
+from scemae.heads import HEADS, AnnotatedMaps, Head, Mirror, exchanged, new_head
 from scemae.images import ImageLike
 from scemae.landmarks import checked_landmarks
 from scemae.metrics import box_diagonal, distance_between, normalised_errors
 from scemae.model import SceMae
 from scemae.zoo import load_model
 
-Head = CascadeHead | HeatmapHead
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
 FEW = 5  # up to so many annotated faces the model's few_shot_use is the default
 LEAVE_ONE_OUT = 10  # up to so many faces each is held out on its own, then a fifth at a time
-FIXED_CROP_SIGMAS = (10.0, 6.0, 4.0, 3.0)  # without alignment faces lie further from the mean shape
 FORMAT = "scemae landmark regressor 1"
 
 
@@ -48,7 +40,7 @@ def fit_regressor(
     boxes: Boxes = None,
     names: Sequence[str] | None = None,
     head: str | Head = "cascade",
-    mirror: Literal["auto", "off"] | Pairs = "auto",
+    mirror: Mirror = "auto",
     use: Use | None = None,
     expansion: int | None = None,
     align: bool | None = None,
@@ -92,7 +84,7 @@ def fit_regressor(
     return regressor.fit(images, landmarks, boxes=boxes)
 
 
-class LandmarkRegressor:
+class LandmarkRegressor(Estimator):
     """A landmark detector: `fit` / `predict` / `score` / `save` / `load`, and scikit-learn's protocol.
 
     The arguments are those of `fit_regressor`. After `fit`: `names_`, `use_`, `faces_` (how many), `mirrored_`
@@ -105,7 +97,7 @@ class LandmarkRegressor:
         *,
         names: Sequence[str] | None = None,
         head: str | Head = "cascade",
-        mirror: Literal["auto", "off"] | Pairs = "auto",
+        mirror: Mirror = "auto",
         use: Use | None = None,
         expansion: int | None = None,
         align: bool | None = None,
@@ -122,16 +114,17 @@ class LandmarkRegressor:
 
     def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> Self:
         """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
-        features = self._features(images, boxes, self.expansion, self.align)
+        features = self._features(images, boxes, expansion=self.expansion, align=self.align)
         xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
         _check_annotated(xy, names)
         truth = torch.from_numpy(features.to_input(xy))
-        swap = self._swap(torch.nanmean(truth, dim=0).numpy(), names)
+        mean_shape = torch.nanmean(truth, dim=0).numpy()
+        swap = exchanged(self.mirror, mean_shape, names, self.model.config.input_size)
         default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
         self.use_ = default if self.use is None else checked_use(self.use)
         maps = features.map(self.use_)
         self.mean_, self.std_ = maps.mean((0, 2, 3)), maps.std((0, 2, 3)).clamp(min=1e-6)
-        self.head_ = _new_head(self.head, features.aligned)
+        self.head_ = new_head(self.head, features.aligned)
         blocks = _blocks(len(features), self.head_.max_folds)
         parts = [(maps, truth)]
         if swap is not None:
@@ -146,7 +139,7 @@ class LandmarkRegressor:
         )
         held_out, self.mirrored_ = self.head_.fit(data)
         self.names_, self.faces_ = names, len(features)
-        self.expansion_, self.aligned_, self.landmarks_ = features.expansion, features.aligned, xy.shape[1]
+        self.kind_, self.landmarks_ = features.kind, xy.shape[1]
         errors = normalised_errors(features.to_image(held_out.numpy()), xy, self._normalizers(xy))
         self.held_out_errors_ = errors
         self.held_out_error_ = float(np.nanmean(errors)) if np.isfinite(errors).any() else float("nan")
@@ -158,8 +151,9 @@ class LandmarkRegressor:
         What the confidence is, the head says; it ranks landmarks and faces, and is no probability.
         """
         self._check_fitted()
-        features = self._features(images, boxes, self.expansion_, self.aligned_)
-        self._check_kind(features)
+        kind = self.kind_
+        features = self._features(images, boxes, expansion=kind.expansion, align=kind.aligned, margin=kind.margin)
+        features.kind.require(kind, "These features", "the regressor's")
         places, confidence = self.head_.predict(self._standardised(features.map(self.use_)), features.grid)
         return Landmarks(features.to_image(places.numpy()), confidence.numpy(), self.names_, features.faces)
 
@@ -180,14 +174,12 @@ class LandmarkRegressor:
         tensors = {f"head.{name}": tensor for name, tensor in self.head_.state().items()}
         tensors |= {"mean": self.mean_, "std": self.std_, "held_out_errors": torch.from_numpy(self.held_out_errors_)}
         header = {
-            "model": list(self.model.id),
+            "kind": asdict(self.kind_),
             "head": self.head_.name,
             "settings": self.head_.settings(),
             "names": self.names_,
             "landmarks": self.landmarks_,
             "use": self.use_,
-            "expansion": self.expansion_,
-            "aligned": self.aligned_,
             "mirrored": self.mirrored_,
             "faces": self.faces_,
             "normalizer": self.normalizer,
@@ -207,11 +199,11 @@ class LandmarkRegressor:
             raise IncompatibleWeightsError(f"{path} is no landmark regressor of scemae (format '{FORMAT}').")
         try:
             header = json.loads(metadata[FORMAT])
-            name, sha256 = header["model"]
-            model = load_model(name) if model is None else model
-            if model.id.sha256 != sha256:
+            kind = FeatureKind(**header["kind"] | {"model": ModelId(*header["kind"]["model"])})
+            model = load_model(kind.model.name) if model is None else model
+            if model.id.sha256 != kind.model.sha256:
                 raise IncompatibleWeightsError(
-                    f"{path} was fitted on {name} ({sha256[:12]}); the model here is {model.id}. "
+                    f"{path} was fitted on {kind.model}; the model here is {model.id}. "
                     "Load that model and pass model=, or fit again."
                 )
             head = HEADS[header["head"]](**header["settings"])
@@ -221,41 +213,16 @@ class LandmarkRegressor:
                 head=head,
                 mirror=header["mirror"],
                 use=header["use"],
-                expansion=header["expansion"],
-                align=header["aligned"],
+                expansion=kind.expansion,
+                align=kind.aligned,
                 normalizer=header["normalizer"],
             )
-            regressor._restore(header, tensors)
+            regressor._restore(kind, header, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, IncompatibleWeightsError):
                 raise
             raise IncompatibleWeightsError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
         return regressor
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of `__init__` (scikit-learn's protocol)."""
-        return {name: getattr(self, name) for name in _PARAMETERS}
-
-    def set_params(self, **parameters: Any) -> Self:
-        """Change arguments of `__init__`; takes effect with the next `fit` (scikit-learn's protocol)."""
-        unknown = sorted(parameters.keys() - set(_PARAMETERS))
-        if unknown:
-            raise OptionError(f"There is no parameter {unknown[0]!r}; there are {', '.join(_PARAMETERS)}.")
-        for name, value in parameters.items():
-            setattr(self, name, value)
-        return self
-
-    def __sklearn_clone__(self) -> LandmarkRegressor:
-        return type(self)(**self.get_params())
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import RegressorTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type="regressor",
-            target_tags=TargetTags(required=True, multi_output=True),
-            regressor_tags=RegressorTags(),
-        )
 
     def __repr__(self) -> str:
         if not hasattr(self, "head_"):
@@ -274,23 +241,13 @@ class LandmarkRegressor:
             f"{self.head_.name} on {self.use_} features of {self.model.config.name}, {error})"
         )
 
-    def _features(self, images: Any, boxes: Boxes, expansion: int | None, align: bool | None) -> FaceFeatures:
+    def _features(self, images: Any, boxes: Boxes, **settings: Any) -> FaceFeatures:
         if isinstance(images, Sequence) and len(images) and all(isinstance(part, FaceFeatures) for part in images):
             images = FaceFeatures.concatenate(images)
-        if isinstance(images, FaceFeatures):
-            if images.model != self.model.id:
-                raise IncompatibleFeaturesError(f"These features are of {images.model}, not of {self.model.id}.")
-            return images
-        return extract_features(self.model, images, boxes=boxes, expansion=expansion, align=align)
-
-    def _check_kind(self, features: FaceFeatures) -> None:
-        fitted, given = (self.expansion_, self.aligned_), (features.expansion, features.aligned)
-        if fitted != given:
-            raise IncompatibleFeaturesError(
-                "The regressor was fitted on features of expansion {}, aligned: {}; these have {}, {}.".format(
-                    *fitted, *given
-                )
-            )
+        if not isinstance(images, FaceFeatures):
+            return extract_features(self.model, images, boxes=boxes, **settings)
+        images.kind.require(replace(images.kind, model=self.model.id), "These features", "the regressor's")
+        return images
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):
@@ -302,36 +259,16 @@ class LandmarkRegressor:
     def _normalizers(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
         return box_diagonal(xy) if self.normalizer is None else distance_between(xy, *self.normalizer)
 
-    def _swap(self, shape: NDArray[np.float64], names: Sequence[str] | None) -> list[int] | None:
-        """For each landmark the one whose place its mirror image takes; None: no mirror images."""
-        if isinstance(self.mirror, str):
-            if self.mirror not in ("auto", "off"):
-                raise OptionError(f"mirror is {self.mirror!r}; it must be 'auto', 'off' or a list of pairs.")
-            return None if self.mirror == "off" else mirror_pairs(shape, self.model.config.input_size)
-        return named_pairs(self.mirror, names, len(shape))
-
-    def _restore(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def _restore(self, kind: FeatureKind, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.mean_, self.std_ = tensors["mean"], tensors["std"]
         self.held_out_errors_ = tensors["held_out_errors"].numpy()
         known = np.isfinite(self.held_out_errors_)
         self.held_out_error_ = float(self.held_out_errors_[known].mean()) if known.any() else float("nan")
         self.names_ = None if header["names"] is None else tuple(header["names"])
         self.use_, self.mirrored_ = header["use"], header["mirrored"]
-        self.expansion_, self.aligned_ = header["expansion"], header["aligned"]
-        self.landmarks_, self.faces_ = header["landmarks"], header["faces"]
-        self.head_ = _new_head(self.head, self.aligned_)
+        self.kind_, self.landmarks_, self.faces_ = kind, header["landmarks"], header["faces"]
+        self.head_ = new_head(self.head, self.kind_.aligned)
         self.head_.load_state({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
-
-
-_PARAMETERS = ("model", "names", "head", "mirror", "use", "expansion", "align", "normalizer")
-
-
-def _new_head(head: str | Head, aligned: bool) -> Head:
-    if not isinstance(head, str):
-        return copy.deepcopy(head)
-    if head not in HEADS:
-        raise OptionError(f"head is {head!r}; it must be one of {', '.join(HEADS)}, or an instance.")
-    return CascadeHead(sigmas=FIXED_CROP_SIGMAS) if head == "cascade" and not aligned else HEADS[head]()
 
 
 def _blocks(faces: int, max_folds: int) -> NDArray[np.int64]:

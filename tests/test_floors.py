@@ -10,7 +10,7 @@ import scemae
 FLOORS = {
     -1: "errors",  # the ground: any module may raise them
     0: "geometry config metrics draw output",
-    1: "backbone projector alignment cover images features checkpoint card samples tables",
+    1: "backbone projector alignment cover images features checkpoint card samples tables estimator",
     2: "model heads landmarks",
     3: "extraction zoo matching",
     4: "regressor",

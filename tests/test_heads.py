@@ -7,8 +7,9 @@ import torch
 from scemae.cover import cell_grid
 from scemae.errors import OptionError
 from scemae.geometry import sample_at
-from scemae.heads import HEADS, AnnotatedMaps, CascadeHead, HeatmapHead, mirror_pairs, named_pairs
+from scemae.heads import HEADS, AnnotatedMaps, CascadeHead, HeatmapHead
 from scemae.heads.cascade import RidgeSystem, read_around
+from scemae.heads.mirrors import mirror_pairs, named_pairs
 
 # In input px; the eyes, the nose, the corners of the mouth.
 FIVE = torch.tensor([(30, 38), (65, 38), (47.5, 55), (34, 72), (61, 72)], dtype=torch.float64)

@@ -121,6 +121,21 @@ def test_scikit_learn_can_clone_and_cross_validate(model, faces, landmarks):
         regressor.set_params(alpha=1)
 
 
+def test_a_second_fit_heeds_its_own_settings(model, samples, landmarks):
+    paths, boxes = [s.path for s in samples], [s.box for s in samples]
+    regressor = scemae.LandmarkRegressor(model, expansion=2).fit(paths, landmarks, boxes=boxes)
+    regressor.set_params(expansion=1, align=False).fit(paths, landmarks, boxes=boxes)
+    assert (regressor.kind_.expansion, regressor.kind_.aligned) == (1, False)
+    assert regressor.predict(paths, boxes=boxes).faces[0].alignment is None
+
+
+def test_images_are_seen_with_the_margin_of_the_features_that_were_fitted(model, samples, landmarks):
+    paths, boxes = [s.path for s in samples], [s.box for s in samples]
+    reflected = scemae.extract_features(model, paths, boxes=boxes, margin="reflect")
+    regressor = scemae.fit_regressor(model, reflected, landmarks)
+    assert np.allclose(regressor.predict(paths, boxes=boxes).xy, regressor.predict(reflected).xy, atol=1e-6)
+
+
 @pytest.mark.parametrize("head", ["cascade", HeatmapHead(heatmaps=3, steps=2), HeatmapHead(3, block=True, steps=2)])
 def test_save_and_load_give_identical_predictions(tmp_path, model, faces, samples, head):
     fitted = scemae.fit_regressor(model, faces, [s.landmarks for s in samples], head=head)
@@ -162,10 +177,11 @@ def test_another_model_is_refused(tmp_path, model, regressor, faces):
     with pytest.raises(IncompatibleWeightsError, match="was fitted on scemae-tiny"):
         scemae.LandmarkRegressor.load(path, model)
     other = replace(faces, model=model.id._replace(sha256="0" * 64))
-    with pytest.raises(IncompatibleFeaturesError, match="features are of"):
+    with pytest.raises(IncompatibleFeaturesError, match="Extract both"):
         regressor.predict(other)
-    with pytest.raises(IncompatibleFeaturesError, match="expansion"):
-        regressor.predict(replace(faces, expansion=4))
+    for change in ({"expansion": 4}, {"aligned": False}, {"margin": "reflect"}):
+        with pytest.raises(IncompatibleFeaturesError, match="These features were made with"):
+            regressor.predict(replace(faces, **change))
 
 
 def test_bad_input_is_refused(tmp_path, model, faces, landmarks, regressor):
@@ -192,4 +208,4 @@ def test_the_header_is_json(tmp_path, regressor):
 
     regressor.save(tmp_path / "r.safetensors")
     _, metadata = read_file(tmp_path / "r.safetensors")
-    assert json.loads(metadata[FORMAT])["model"] == list(regressor.model.id)
+    assert json.loads(metadata[FORMAT])["kind"]["model"] == list(regressor.model.id)

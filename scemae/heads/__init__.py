@@ -1,10 +1,24 @@
 """The heads of a landmark regressor: arrays in, arrays out, all in input pixels; they know no images and no models."""
 
+import copy
+
+from scemae.errors import OptionError
 from scemae.heads.annotated import AnnotatedMaps
 from scemae.heads.cascade import CascadeHead
 from scemae.heads.heatmap import HeatmapHead
-from scemae.heads.mirrors import mirror_pairs, named_pairs
+from scemae.heads.mirrors import Mirror, exchanged
 
-HEADS: dict[str, type[CascadeHead] | type[HeatmapHead]] = {head.name: head for head in (CascadeHead, HeatmapHead)}
+Head = CascadeHead | HeatmapHead
+HEADS: dict[str, type[Head]] = {head.name: head for head in (CascadeHead, HeatmapHead)}
+FIXED_CROP_SIGMAS = (10.0, 6.0, 4.0, 3.0)  # without alignment faces lie further from the mean shape
 
-__all__ = ["HEADS", "AnnotatedMaps", "CascadeHead", "HeatmapHead", "mirror_pairs", "named_pairs"]
+__all__ = ["HEADS", "AnnotatedMaps", "CascadeHead", "Head", "HeatmapHead", "Mirror", "exchanged", "new_head"]
+
+
+def new_head(head: str | Head, aligned: bool) -> Head:
+    """An unfitted head: one of `HEADS` by name, with its defaults for faces that are aligned or not, or a copy."""
+    if not isinstance(head, str):
+        return copy.deepcopy(head)
+    if head not in HEADS:
+        raise OptionError(f"head is {head!r}; it must be one of {', '.join(HEADS)}, or an instance.")
+    return CascadeHead(sigmas=FIXED_CROP_SIGMAS) if head == "cascade" and not aligned else HEADS[head]()

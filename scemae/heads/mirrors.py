@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,18 @@ from numpy.typing import NDArray
 from scemae.errors import OptionError
 
 Pairs = Sequence[tuple[str, str]] | Sequence[tuple[int, int]]
+Mirror = Literal["auto", "off"] | Pairs
 AXIS_SHIFT = 16.0  # input px
 MIRROR_REACH = 0.35  # how far a landmark may lie from its counterpart's mirror image, over the shape's width
+
+
+def exchanged(mirror: Mirror, shape: NDArray[np.float64], names: Sequence[str] | None, size: int) -> list[int] | None:
+    """For each landmark of a shape (K, 2), input px, the one whose place its mirror image takes; None: no mirroring."""
+    if not isinstance(mirror, str):
+        return named_pairs(mirror, names, len(shape))
+    if mirror not in ("auto", "off"):
+        raise OptionError(f"mirror is {mirror!r}; it must be 'auto', 'off' or a list of pairs.")
+    return mirror_pairs(shape, size) if mirror == "auto" else None
 
 
 def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[int]:
