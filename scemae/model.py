@@ -13,7 +13,9 @@ from scemae.errors import OptionError
 from scemae.geometry import CellGrid
 from scemae.projector import Projector
 
-PASS_MEMORY = 2**27  # bytes of activations that one chunk of encoder passes may take
+# Bytes of activations that one chunk of encoder passes may take.
+CPU_PASS_MEMORY = 2**25  # what the caches hold: 16 to 32 passes of deit-tiny were the fastest
+GPU_PASS_MEMORY = 2**30  # enough to keep one busy; not measured
 
 
 class SceMae(nn.Module):
@@ -54,7 +56,7 @@ class SceMae(nn.Module):
         """Normalised views (B, 3, 104, 104) to the backbone map (B, D, 12 * expansion, 12 * expansion), float32.
 
         The map's cells lie at `grid(expansion)`. All shifts go through the encoder as one batch, cut into chunks of
-        at most `PASS_MEMORY` bytes of activations.
+        about `CPU_PASS_MEMORY` (`GPU_PASS_MEMORY`) bytes of activations.
         """
         return cover.expand(self._encode, views, expansion, self.config.patch_size, self._passes_at_once())
 
@@ -77,4 +79,5 @@ class SceMae(nn.Module):
     def _passes_at_once(self) -> int:
         shape = self.config.backbone
         tokens = self.backbone.grid**2 + 1
-        return max(1, PASS_MEMORY // (4 * tokens * (12 * shape.width + shape.heads * tokens)))
+        memory = CPU_PASS_MEMORY if self.device.type == "cpu" else GPU_PASS_MEMORY
+        return max(1, memory // (4 * tokens * (12 * shape.width + shape.heads * tokens)))
