@@ -69,18 +69,18 @@ class ModelConfig:
     architecture: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    projector_dim: int | None
-    aligner: AlignerConfig | None
-    expansion: int
-    matching_use: Use
-    regression_use: Use
-    few_shot_use: Use  # for a regressor on at most regressor.FEW annotated faces
-    prior_sigma: float  # input px: see match_landmarks; 0 switches the prior off
     images_seen: int
     training_data: str
-    license: str
-    license_link: str
     description: str
+    license: str = "other"
+    license_link: str = ""
+    projector_dim: int | None = None
+    aligner: AlignerConfig | None = None
+    expansion: int = 2
+    matching_use: Use = "backbone"
+    regression_use: Use = "backbone"
+    few_shot_use: Use = "backbone"  # for a regressor on at most regressor.FEW annotated faces
+    prior_sigma: float = 0.0  # input px: see match_landmarks; 0 switches the prior off
     input_size: int = 96
     patch_size: int = 8
     interpolation: str = "bilinear"

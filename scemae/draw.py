@@ -41,7 +41,8 @@ def _strengths(scores: Array | None, count: int) -> list[float]:
     return [float(np.clip(np.nan_to_num(score), 0, 1)) * 0.65 + 0.35 for score in scores]
 
 
-def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, anchor: str = "lm") -> None:
+def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, anchor: str = "lm") -> None:
+    """Write text of a size in px at (x, y), its anchor as Pillow names it, readable on any ground."""
     draw.text(
         place, text, fill=INK, font=ImageFont.load_default(size), anchor=anchor, stroke_width=2, stroke_fill=BACKGROUND
     )
@@ -107,7 +108,7 @@ def legend(labels: Sequence[str], height: int, values: Array | None = None) -> I
     for k, colour in enumerate(palette(len(texts))):
         y = (k + 0.5) * step + 4
         writer.ellipse((6, y - size / 3, 6 + 2 * size / 3, y + size / 3), fill=colour)
-        _text(writer, (24, y), texts[k], size)
+        write(writer, (24, y), texts[k], size)
     return panel
 
 
@@ -149,7 +150,7 @@ def row(panels: Sequence[Image.Image], captions: Sequence[str] | None = None) ->
         sheet.paste(panel, (left, 0))
         if captions:
             text = _fitted(writer, captions[index], panel.width)
-            _text(writer, (left + panel.width / 2, height + CAPTION / 2), text, 14, anchor="mm")
+            write(writer, (left + panel.width / 2, height + CAPTION / 2), text, 14, anchor="mm")
         left += panel.width + GAP
     return sheet
 

@@ -51,3 +51,11 @@ class MissingExtraError(ScemaeError, ImportError):
 
 class TableError(ScemaeError, ValueError):
     """A CSV file that cannot be read, or a line of it that is no annotation or box."""
+
+
+class DataError(ScemaeError, ValueError):
+    """Training data that is missing, empty, damaged or not laid out as its reader expects."""
+
+
+class RunError(ScemaeError, RuntimeError):
+    """A training run that cannot start, go on or finish; its last good checkpoint is kept."""

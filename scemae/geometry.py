@@ -161,18 +161,26 @@ def sample_view(patch: Patch, crop: Crop) -> Tensor:
     Where the patch is about n times finer than the crop, each pixel is the mean of n x n samples, so that nothing
     aliases. Positions are computed in float64. Beyond the patch its pixels are mirrored.
     """
-    height, width = patch.pixels.shape[:2]
     samples = max(1, round(crop.scale / float(patch.to_image_affine[0, 0])))
     fine = np.array([[1 / samples, 0, (1 / samples - 1) / 2], [0, 1 / samples, (1 / samples - 1) / 2]])
     to_patch = compose(compose(invert(patch.to_image_affine), crop.to_image_affine), fine)
-    rows, columns = np.mgrid[: crop.size * samples, : crop.size * samples].astype(np.float64)
-    xy = apply_affine(to_patch, np.stack([columns, rows], axis=-1))
-    grid = (xy + 0.5) * (2 / np.array([width, height])) - 1
     pixels = torch.from_numpy(np.ascontiguousarray(patch.pixels)).permute(2, 0, 1)[None]
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-    positions = torch.from_numpy(grid)[None].to(pixels.dtype)
-    view = F.grid_sample(pixels, positions, mode="bilinear", padding_mode="reflection", align_corners=False)
+    view = sample_views(pixels, torch.from_numpy(to_patch)[None], crop.size * samples)
     return F.avg_pool2d(view, samples)[0]
+
+
+def sample_views(pixels: Tensor, to_pixels: Tensor, size: int) -> Tensor:
+    """Views (B, C, size, size) of pixels (B, C, H, W), bilinear, mirrored beyond their edges.
+
+    `to_pixels` (B, 2, 3) takes pixels of each view to those of its picture; positions are computed in its precision.
+    """
+    extent = torch.tensor([pixels.shape[-1], pixels.shape[-2]], dtype=to_pixels.dtype, device=to_pixels.device)
+    axis = torch.arange(size, dtype=to_pixels.dtype, device=to_pixels.device)
+    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+    places = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1).view(1, -1, 3) @ to_pixels.transpose(1, 2)
+    grid = ((places + 0.5) * (2 / extent) - 1).to(pixels.dtype).view(-1, size, size, 2)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 @dataclass(frozen=True)

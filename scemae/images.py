@@ -207,12 +207,23 @@ def cut_patch(image: Image.Image, crop: Crop, at_input_scale: bool = False) -> P
     step = crop.scale if at_input_scale else max(crop.scale / DENSITY, 1.0)
     count = int(np.ceil(REACH * crop.size * crop.scale / step))
     count += (count - crop.size) % 2  # so that the pixels of an upright crop at input scale fall on the patch's
-    start = crop.to_image([(crop.size - 1) / 2] * 2) + 0.5 - step * count / 2  # pixel edge
+    start = _square_start(crop, step, count)
     if step == 1.0 and not at_input_scale:
         start = np.round(start)  # the photo's own pixels, not resampled
-    pixels = np.asarray(_resize_inside(image, start, step, count))
+    pixels = _resize_inside(image, start, step, count)
     affine = np.array([[step, 0, start[0] + step / 2 - 0.5], [0, step, start[1] + step / 2 - 0.5]])
     return Patch(pixels, affine)
+
+
+def cut_square(image: Image.Image, crop: Crop, count: int) -> Array:
+    """The upright square of `count` x `count` pixels (H, W, 3), uint8, around an upright crop, at the crop's scale."""
+    return _resize_inside(image, _square_start(crop, crop.scale, count), crop.scale, count)
+
+
+def _square_start(crop: Crop, step: float, count: int) -> Array:
+    """The pixel edge, (x, y) in image pixels, where a square of `count` pixels of `step` around the crop begins."""
+    start: Array = crop.to_image([(crop.size - 1) / 2] * 2) + 0.5 - step * count / 2
+    return start
 
 
 def _resize_inside(image: Image.Image, start: Array, step: float, count: int) -> Array:

@@ -38,6 +38,11 @@ def model_info(source: str | os.PathLike[str] = DEFAULT) -> ModelInfo:
     return _info(folder, bundled=bool(expected))
 
 
+def model_folder(source: str | os.PathLike[str]) -> Path:
+    """Where the files of a model lie."""
+    return _resolve(source)[0]
+
+
 def load_model(source: str | os.PathLike[str] = DEFAULT, *, device: str = "auto", dtype: str = "float32") -> SceMae:
     """A trained model, ready to use: weights whose SHA-256 was checked, or an exception; never random ones.
 

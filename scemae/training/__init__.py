@@ -1,0 +1,1 @@
+"""Training and evaluation: `pip install "scemae[train]"`. Commands: `scemae train`, `scemae data`."""

@@ -1,0 +1,107 @@
+"""What a training run is made of: frozen values, one comment per field with the paper's symbol and section."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from scemae.config import BACKBONES, BackboneConfig
+from scemae.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What both stages have in common. Steps count updates of the weights."""
+
+    architecture: str = "deit-tiny"  # row of scemae.config.BACKBONES (Sec. 4.1)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the normalisation, RGB 0..1
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    batch_size: int = 128  # images per step, over all processes
+    accumulate: int = 1  # forward and backward passes per step and process, to save memory
+    steps: int = 9000
+    learning_rate: float = 1e-3  # at its highest
+    warmup: float = 0.05  # part of the steps over which the learning rate rises from 0; then half a cosine to 0
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
+    weight_decay: float = 0.05  # not on biases, norms and single tokens
+    clip_norm: float | None = None  # longest gradient; None: as long as it is
+    seed: int = 0
+    input_size: int = 96
+    patch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.architecture not in BACKBONES:
+            raise OptionError(f"architecture is {self.architecture!r}; there are {', '.join(BACKBONES)}.")
+        for name in ("batch_size", "accumulate", "steps"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The row of `BACKBONES` that the architecture names."""
+        return BACKBONES[self.architecture]
+
+    def to_json(self) -> str:
+        """The text that `from_json` reads."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**given)
+
+    def difference(self, other: RunConfig) -> list[str]:
+        """A line for each field that differs: name, this value, the other."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [
+            f"{name}: {mine.get(name)!r} -> {theirs.get(name)!r}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(RunConfig):
+    """Masked autoencoder (Sec. 3.1). The defaults are the preset "cpu"."""
+
+    mask_ratio: float = 0.75  # part of the patches that the encoder does not see; the paper gives no number
+    decoded_ratio: float = 0.5  # part of the hidden patches that is reconstructed
+    decoder_width: int = 128
+    decoder_depth: int = 4
+    decoder_heads: int = 4
+    normalise_pixels: bool = True  # reconstruct each patch with its own mean and contrast taken out
+    crop_area: tuple[float, float] = (0.4, 1.0)  # of the random crop, as a part of the stored square
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mask_ratio", "decoded_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0..1.")
+
+
+CELEBA_MEAN, CELEBA_STD = (0.5084, 0.4224, 0.3769), (0.2599, 0.2371, 0.2323)  # as in the paper's compared methods
+STAGE1_PRESETS = {
+    # Two cores, hours: docs/training.md says what was measured.
+    "cpu": Stage1Config(),
+    # Sec. 4.1: 400 epochs of CelebA's 162,770 training images in batches of 512. The paper names neither the decoder
+    # nor the mask ratio, the crop or the optimiser; they are those of He et al., whose base rate of 1.5e-4 per 256
+    # images gives the paper's 3e-4 at 512.
+    "paper": Stage1Config(
+        architecture="deit-base",
+        mean=CELEBA_MEAN,
+        std=CELEBA_STD,
+        batch_size=512,
+        steps=400 * (162_770 // 512),
+        learning_rate=3e-4,
+        warmup=0.1,
+        decoded_ratio=1.0,
+        decoder_width=512,
+        decoder_depth=8,
+        decoder_heads=16,
+        crop_area=(0.2, 1.0),
+    ),
+}

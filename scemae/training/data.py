@@ -1,0 +1,243 @@
+"""Faces for training: any folder, tar or parquet of images -> a pack, decoded once and memory-mapped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm.auto import tqdm
+
+from scemae.errors import DataError, ImageInputError, MissingExtraError, OutputError
+from scemae.geometry import Crop
+from scemae.images import checked_box, cut_square, iter_photos
+
+INPUT = 96  # px: the central part of each square is what the model sees
+PROTOCOL = 136  # px: a square of which the central 96 are the input (paper Sec. 4.1 after DVE)
+SQUARES, INDEX = "squares.uint8", "pack.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """N faces as squares (N, size, size, 3), uint8 RGB; the central 96 px of each are its input at the usual framing.
+
+    The squares are mapped from disk, not read. `skipped` says which images were left out, and why.
+    """
+
+    folder: Path
+    squares: NDArray[np.uint8]
+    names: tuple[str, ...]
+    source: str
+    skipped: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    @property
+    def size(self) -> int:
+        """Side of the squares, px."""
+        return int(self.squares.shape[1])
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map a folder that `pack_faces` wrote; raises DataError where it is none, or not whole."""
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            names, size = tuple(index["names"]), int(index["size"])
+            squares = np.memmap(folder / SQUARES, dtype=np.uint8, mode="r").reshape(len(names), size, size, 3)
+        except FileNotFoundError as error:
+            raise DataError(f"{folder} is no pack: no {Path(error.filename).name}. Make one: {_COMMAND}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder} is damaged ({error}). Make it again: {_COMMAND}.") from error
+        return cls(folder, squares, names, index["source"], index["skipped"])
+
+
+_COMMAND = "scemae data pack IMAGES OUT"
+
+
+def pack_faces(
+    source: Path,
+    out: Path,
+    *,
+    size: int = PROTOCOL,
+    boxes: Mapping[Path, Any] | None = None,
+    skip_at_most: float = 0.01,
+    overwrite: bool = False,
+) -> Pack:
+    """Decode every image of a folder, tar or parquet file once.
+
+    Args:
+        source: a folder (searched below too), a .tar, or a .parquet with a column `image` of files' bytes.
+        out: the folder to write.
+        size: px of the squares, at least 96. The central 96 are what the box shows, or without boxes of the largest
+            centred square; 136 is the protocol's framing, 112 suits FairFace's, where the whole picture is the square.
+        boxes: for a folder: image path -> (x0, y0, x1, y1), the 96 px. Without: the largest centred square, the `size`.
+        skip_at_most: the part of the images that may be unreadable; they are left out and named in the pack.
+
+    Raises:
+        DataError: nothing there, or too much that is not readable. OutputError: the pack exists or does not fit.
+    """
+    if size < INPUT:
+        raise DataError(f"size is {size}; it must be at least {INPUT}.")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists already; choose another path, or pass --overwrite.")
+    entries = _entries(source)
+    count = next(entries)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        names, skipped = _write_squares(partial / SQUARES, entries, count, size, boxes, skip_at_most)
+        if not names:
+            raise DataError(f"{source} holds no image that could be read: {next(iter(skipped.values()))}")
+        index = {"source": str(source), "size": size, "names": names, "skipped": skipped}
+        (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Pack.open(out)
+
+
+def _write_squares(
+    path: Path, entries: Iterator[Any], count: int, size: int, boxes: Mapping[Path, Any] | None, skip_at_most: float
+) -> tuple[list[str], dict[str, str]]:
+    names: list[str] = []
+    skipped: dict[str, str] = {}
+    allowed = max(1, int(skip_at_most * count))
+    with path.open("wb") as file:
+        for name, image in tqdm(entries, total=count, unit="face", delay=2, disable=None):
+            try:
+                file.write(_square(image, size, boxes).tobytes())
+                names.append(name)
+            except ImageInputError as error:
+                skipped[name] = str(error)
+                if len(skipped) > allowed:
+                    shown = "; ".join(list(skipped.values())[:5])
+                    raise DataError(
+                        f"{len(skipped)} of the first {len(names) + len(skipped)} images cannot be read, and "
+                        f"{allowed} of {count} may be left out: {shown}."
+                    ) from error
+    return names, skipped
+
+
+def _square(image: Path | bytes, size: int, boxes: Mapping[Path, Any] | None) -> NDArray[np.uint8]:
+    photo = next(iter_photos(image))
+    if boxes is None:
+        width, height = photo.image.size
+        half = min(width, height) * INPUT / size / 2
+        box = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
+    elif isinstance(image, Path) and image.resolve() in boxes:
+        box = boxes[image.resolve()]
+    else:
+        raise ImageInputError(f"{photo.source} has no box in the table of boxes.")
+    return cut_square(photo.image, Crop.from_box(checked_box(box, photo), INPUT), size)
+
+
+def _entries(source: Path) -> Iterator[Any]:
+    """How many images there are, then each as (name, path or bytes)."""
+    if source.is_dir():
+        endings = set(Image.registered_extensions())
+        paths = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix.lower() in endings)
+        return _counted(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
+    if not source.exists():
+        raise DataError(f"{source}: there is no such file or folder.")
+    if source.suffix == ".parquet":
+        return _parquet_entries(source)
+    if tarfile.is_tarfile(source):
+        return _tar_entries(source)
+    raise DataError(f"{source} is no folder, no tar and no parquet file of images.")
+
+
+def _counted(source: Path, count: int, entries: Iterator[Any]) -> Iterator[Any]:
+    if count == 0:
+        raise DataError(f"{source} holds no images (looked for the file endings that Pillow knows).")
+    yield count
+    yield from entries
+
+
+def _tar_entries(source: Path) -> Iterator[Any]:
+    endings = set(Image.registered_extensions())
+    try:
+        with tarfile.open(source) as archive:
+            members = [m for m in archive.getmembers() if m.isfile() and Path(m.name).suffix.lower() in endings]
+            files = ((m.name, file.read()) for m in members if (file := archive.extractfile(m)) is not None)
+            yield from _counted(source, len(members), files)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{source} cannot be read as a tar file: {error}.") from error
+
+
+def _parquet_entries(source: Path) -> Iterator[Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError("Reading parquet needs pyarrow: pip install pyarrow.") from error
+    try:
+        table = parquet.ParquetFile(source)
+        if "image" not in table.schema_arrow.names:
+            raise DataError(f"{source} has the columns {table.schema_arrow.names}; wanted one named 'image'.")
+        rows = (
+            (f"{source.name}:{row}", item["bytes"] if isinstance(item, dict) else item)
+            for row, item in enumerate(
+                item for batch in table.iter_batches(64, columns=["image"]) for item in batch["image"].to_pylist()
+            )
+        )
+        yield from _counted(source, table.metadata.num_rows, rows)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{source} cannot be read as parquet: {error}.") from error
+
+
+class Batches:
+    """Which faces are looked at in which step: every face once per epoch, in a new order each time.
+
+    `rows(step)` is a function of the seed and the step alone; so are the random numbers of `numbers(step)`.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self._order = lru_cache(maxsize=2)(self._epoch)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The faces (batch_size,) of a step."""
+        places = step * self.batch_size + np.arange(self.batch_size)
+        return np.array([self._order(place // self.count)[place % self.count] for place in places.tolist()])
+
+    def numbers(self, step: int) -> np.random.Generator:
+        """A generator for all that is random in a step."""
+        return np.random.default_rng([self.seed, 1, step])
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
+
+
+def random_crops(
+    numbers: np.random.Generator, count: int, size: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> NDArray[np.float32]:
+    """Affines (count, 2, 3) from pixels of an input to pixels of its square: random crops, half of them mirrored.
+
+    Each covers a part of the square between the two areas, and is as wide over high as between the two ratios.
+    """
+    areas = numbers.uniform(*area, count) * size**2
+    shapes = np.exp(numbers.uniform(math.log(ratio[0]), math.log(ratio[1]), count))
+    sides = np.minimum(np.sqrt([areas * shapes, areas / shapes]), size)
+    starts = numbers.uniform(0, 1, (2, count)) * (size - sides)
+    mirrored = numbers.random(count) < 0.5
+    scales = sides / INPUT
+    across = np.where(mirrored, -scales[0], scales[0])
+    left = np.where(mirrored, starts[0] + sides[0], starts[0])
+    zero = np.zeros(count)
+    rows = [[across, zero, left + across / 2 - 0.5], [zero, scales[1], starts[1] + scales[1] / 2 - 0.5]]
+    return np.moveaxis(np.array(rows), -1, 0).astype(np.float32)

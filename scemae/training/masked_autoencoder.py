@@ -1,0 +1,133 @@
+"""Stage 1: a masked autoencoder around a backbone (paper Sec. 3.1; He et al., "Masked Autoencoders", 2022)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from scemae.backbone import Backbone, sincos_positions
+from scemae.training.config import Stage1Config
+
+
+def chosen_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Of tokens (B, N, D) those at indices (B, M), in that order: (B, M, D)."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def to_patches(images: Tensor, patch_size: int) -> Tensor:
+    """Images (B, 3, H, W) to patches (B, N, patch_size**2 * 3), row by row; in a patch row, column, channel."""
+    columns = F.unfold(images, patch_size, stride=patch_size)  # channel, row, column
+    patches: Tensor = columns.unflatten(1, (3, -1)).permute(0, 3, 2, 1).flatten(2)
+    return patches
+
+
+def to_images(patches: Tensor, patch_size: int) -> Tensor:
+    """The images (B, 3, H, W), square, that `to_patches` was given."""
+    side = patch_size * round(patches.shape[1] ** 0.5)
+    columns = patches.unflatten(2, (-1, 3)).permute(0, 3, 2, 1).flatten(1, 2)
+    return F.fold(columns, (side, side), patch_size, stride=patch_size)
+
+
+_norm: Any = partial(nn.LayerNorm, eps=1e-6)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encode the visible patches, decode the hidden ones. Its state minus the decoder is the released backbone.
+
+    Patches come in a random order (B, N): the first are visible, the next `decoded` of the hidden are reconstructed.
+    The decoder sees only those two groups: leaving hidden patches out saves its time and costs no quality (as in
+    CrossMAE, Fu et al., 2024, whose decoder differs).
+    """
+
+    def __init__(self, backbone: Backbone, config: Stage1Config) -> None:
+        super().__init__()
+        self.backbone = backbone
+        tokens, width = backbone.grid**2, backbone.cls_token.shape[-1]
+        self.patch_size = config.input_size // backbone.grid
+        self.normalise_pixels = config.normalise_pixels
+        self.visible = int(tokens * (1 - config.mask_ratio))
+        self.decoded = round((tokens - self.visible) * config.decoded_ratio)
+        self.decoder = nn.ModuleDict(
+            {
+                "embed": nn.Linear(width, config.decoder_width),
+                "blocks": nn.Sequential(
+                    *(
+                        Block(config.decoder_width, config.decoder_heads, qkv_bias=True, norm_layer=_norm)
+                        for _ in range(config.decoder_depth)
+                    )
+                ),
+                "norm": _norm(config.decoder_width),
+                "head": nn.Linear(config.decoder_width, 3 * self.patch_size**2),
+            }
+        )
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
+        self.decoder_positions: Tensor
+        self.register_buffer("decoder_positions", sincos_positions(config.decoder_width, backbone.grid), False)
+        _initialise(self.decoder)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, order: Tensor) -> dict[str, Tensor]:
+        """Normalised images (B, 3, H, W), order (B, N) -> {"loss"}: mean squared error over the decoded patches."""
+        hidden = order[:, self.visible : self.visible + self.decoded]
+        wanted = chosen_tokens(to_patches(images, self.patch_size), hidden)
+        if self.normalise_pixels:
+            mean, deviation = _statistics(wanted)
+            wanted = (wanted - mean) / deviation
+        found = self.decode(self.encode(images, order), order[:, : self.visible + self.decoded])
+        return {"loss": F.mse_loss(found.float(), wanted.float())}
+
+    def encode(self, images: Tensor, order: Tensor) -> Tensor:
+        """The encoder's output (B, 1 + visible, D): CLS, then the visible patches in their order."""
+        patch_tokens = self.backbone.embed(images)
+        return self.backbone.encode(chosen_tokens(patch_tokens, order[:, : self.visible]))
+
+    def decode(self, encoded: Tensor, order: Tensor) -> Tensor:
+        """Encoded tokens (B, 1 + visible, D) and order (B, M) -> pixels of the M - visible patches that are hidden."""
+        tokens = self.decoder["embed"](encoded)
+        hidden = order.shape[1] - self.visible
+        tokens = torch.cat([tokens, self.mask_token.expand(len(tokens), hidden, -1)], dim=1)
+        cls_position, positions = self.decoder_positions[:, :1], self.decoder_positions[:, 1:]
+        positions = chosen_tokens(positions.expand(len(order), -1, -1), order)
+        tokens = tokens + torch.cat([cls_position.expand(len(order), -1, -1), positions], dim=1)
+        tokens = self.decoder["blocks"](tokens)
+        pixels: Tensor = self.decoder["head"](self.decoder["norm"](tokens[:, 1 + self.visible :]))
+        return pixels
+
+    def reconstruct(self, images: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Images with the hidden patches left out (0), and with them reconstructed; both (B, 3, H, W), normalised.
+
+        With normalised pixels the decoder knows no patch's mean and contrast; they are taken from the image.
+        """
+        patches = to_patches(images, self.patch_size)
+        hidden = order[:, self.visible :, None].expand(-1, -1, patches.shape[-1])
+        found = self.decode(self.encode(images, order), order).float()
+        if self.normalise_pixels:
+            mean, deviation = _statistics(patches.gather(1, hidden))
+            found = found * deviation + mean
+        masked, filled = patches.scatter(1, hidden, 0.0), patches.scatter(1, hidden, found)
+        return to_images(masked, self.patch_size), to_images(filled, self.patch_size)
+
+
+def initialise(backbone: Backbone) -> None:
+    """Fresh weights, as in MAE: Xavier-uniform linear layers and patch embedding, CLS token N(0, 0.02)."""
+    _initialise(backbone)
+    projection = backbone.vit.patch_embed.proj.weight
+    nn.init.xavier_uniform_(projection.view(len(projection), -1))
+    nn.init.normal_(backbone.cls_token, std=0.02)
+
+
+def _initialise(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch (B, M, P), (B, M, 1) both; the latter never 0."""
+    return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -1,0 +1,112 @@
+"""Stage 1: a masked autoencoder on unlabelled faces (paper Sec. 3.1).
+
+scemae train stage1 --data PACK --out RUN --preset cpu
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scemae import draw
+from scemae.backbone import Backbone
+from scemae.checkpoint import read_file, write_file
+from scemae.config import ModelConfig
+from scemae.errors import RunError
+from scemae.geometry import sample_views
+from scemae.training.config import Stage1Config
+from scemae.training.data import INPUT, Batches, Pack, random_crops
+from scemae.training.engine import History
+from scemae.training.masked_autoencoder import MaskedAutoencoder, initialise
+from scemae.training.release import Label, write_model
+from scemae.zoo import load_model, model_folder
+
+DECODER = "decoder.safetensors"
+SHOWN = 6  # faces in a picture
+
+
+class Stage1:
+    """The recipe that the engine trains: random crops, random masks, reconstruction."""
+
+    def __init__(self, config: Stage1Config, pack: Pack, label: Label, continue_from: str | None = None) -> None:
+        self.config, self.pack, self.label = config, pack, label
+        self.batches = Batches(len(pack), config.batch_size, config.seed)
+        torch.manual_seed(config.seed)
+        backbone = Backbone(config.backbone, config.input_size, config.patch_size)
+        initialise(backbone)
+        self.module = MaskedAutoencoder(backbone, config)
+        self.images_before = 0 if continue_from is None else self._continue(continue_from)
+        self.statistics = torch.tensor([config.mean, config.std]).view(2, 3, 1, 1)
+
+    def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
+        """Squares (b, S, S, 3) uint8, crops (b, 2, 3), orders of the patches (b, N)."""
+        numbers = self.batches.numbers(step)
+        count, area, ratio = self.config.batch_size, self.config.crop_area, self.config.crop_ratio
+        crops = random_crops(numbers, count, self.pack.size, area, ratio)
+        orders = numbers.random((count, self.module.backbone.grid**2)).argsort(axis=1)
+        squares = self.pack.squares[self.batches.rows(step)[part]]
+        return torch.from_numpy(squares), torch.from_numpy(crops[part]), torch.from_numpy(orders[part])
+
+    def inputs(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Normalised images (b, 3, 96, 96), and the orders."""
+        squares, crops, orders = loaded
+        views = sample_views(squares.permute(0, 3, 1, 2).float() / 255, crops, INPUT)
+        mean, std = self.statistics.to(views.device)
+        return (views - mean) / std, orders
+
+    @torch.no_grad()
+    def picture(self) -> Image.Image:
+        """The central views of the first faces, what is left of them after masking, and their reconstruction."""
+        count = min(SHOWN, len(self.pack))
+        shift = (self.pack.size - INPUT) / 2
+        crops = torch.tensor([[1.0, 0.0, shift], [0.0, 1.0, shift]]).expand(count, 2, 3)
+        orders = np.random.default_rng(0).random((count, self.module.backbone.grid**2)).argsort(axis=1)
+        squares = torch.from_numpy(np.array(self.pack.squares[:count]))
+        device = self.module.mask_token.device
+        views, orders_there = self.inputs((squares.to(device), crops.to(device), torch.from_numpy(orders).to(device)))
+        rows = (views, *self.module.reconstruct(views, orders_there))
+        return draw.stack_rows([draw.row([self._shown(view) for view in row]) for row in rows])
+
+    def export(self, folder: Path, history: History) -> None:
+        """Write the encoder as a model folder, the decoder beside it."""
+        config = self.config
+        model = ModelConfig(
+            **vars(self.label),
+            architecture=config.architecture,
+            mean=config.mean,
+            std=config.std,
+            images_seen=self.images_before + history.step * config.batch_size,
+            description="The encoder of a masked autoencoder (stage 1), without alignment and projector.",
+        )
+        backbone = {f"backbone.{name}": tensor for name, tensor in self.module.backbone.state_dict().items()}
+        write_model(folder, model, backbone, config, history)
+        decoder = {name: t for name, t in self.module.state_dict().items() if not name.startswith("backbone.")}
+        write_file(folder / DECODER, decoder, {}, overwrite=True)
+
+    def _continue(self, source: str) -> int:
+        """Fill the encoder from a model, and the decoder if it lies there and fits; returns the images it has seen."""
+        model = load_model(source, device="cpu")
+        if model.config.architecture != self.config.architecture:
+            raise RunError(f"{source} is a {model.config.architecture}; this run trains a {self.config.architecture}.")
+        if (model.config.mean, model.config.std) != (self.config.mean, self.config.std):
+            raise RunError(f"{source} was trained with mean {model.config.mean} and std {model.config.std}; give them.")
+        self.module.backbone.load_state_dict(model.backbone.state_dict())
+        decoder = model_folder(source) / DECODER
+        if decoder.exists():
+            tensors, _ = read_file(decoder)
+            known = self.module.state_dict()
+            if {name: t.shape for name, t in tensors.items()} == {
+                name: t.shape for name, t in known.items() if not name.startswith("backbone.")
+            }:
+                self.module.load_state_dict(tensors, strict=False)
+        return model.config.images_seen
+
+    def _shown(self, view: Tensor) -> Image.Image:
+        mean, std = self.statistics
+        pixels = (view.cpu() * std + mean).clamp(0, 1) * 255
+        picture = Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
+        return picture.resize((2 * INPUT, 2 * INPUT), Image.Resampling.NEAREST)
