@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scemae.config import AlignerConfig
-from scemae.geometry import Alignment, Array, fit_affine, fit_similarity
+from scemae.geometry import Alignment, Array, fit_affine, fit_similarity, half_sides_to_pixels
 
 
 class AlignerStage(nn.Module):
@@ -32,10 +32,14 @@ class AlignerStage(nn.Module):
         self.register_buffer("weight", torch.zeros(features, outputs))
         self.register_buffer("bias", torch.zeros(outputs))
 
+    def features(self, patch_tokens: Tensor) -> Tensor:
+        """What the regression reads (B, N * projection_dim): the tokens (B, N, D), projected, one after the other."""
+        return ((patch_tokens - self.token_mean) @ self.token_projection).flatten(1)
+
     def forward(self, patch_tokens: Tensor) -> Tensor:
         """Points (B, P, 2): where the canonical points lie in the view that the tokens (B, N, D) are of."""
-        features = ((patch_tokens - self.token_mean) @ self.token_projection).flatten(1)
-        points: Tensor = ((features - self.feature_mean) @ self.weight + self.bias).unflatten(1, (-1, 2))
+        centred = self.features(patch_tokens) - self.feature_mean
+        points: Tensor = (centred @ self.weight + self.bias).unflatten(1, (-1, 2))
         return points
 
 
@@ -47,10 +51,7 @@ class FaceAligner(nn.Module):
         self.config = config
         self.input_size = input_size
         self.stages = nn.ModuleList(AlignerStage(tokens, width, config) for _ in range(config.stages))
-        self.canonical = self._to_pixels(np.asarray(config.points) / config.scale)
-
-    def _to_pixels(self, half_sides: Array) -> Array:
-        return (half_sides + 1) * (self.input_size / 2) - 0.5
+        self.canonical = half_sides_to_pixels(np.asarray(config.points) / config.scale, input_size)
 
     def forward(self, patch_tokens: Tensor, stage: int) -> Tensor:
         """Points (B, P, 2), half-sides of the view, that stage number `stage` predicts from tokens (B, N, D)."""
@@ -66,7 +67,7 @@ class FaceAligner(nn.Module):
         canonical view has it: near 0 once the steps have converged. (The misfit of the affine itself says nothing:
         the stages were fitted to affine motions only, so what they predict is one, whatever the picture shows.)
         """
-        found = self._to_pixels(points.double().cpu().numpy())
+        found = half_sides_to_pixels(points.double().cpu().numpy(), self.input_size)
         residuals = np.sqrt(((found - self.canonical) ** 2).sum(-1).mean(-1)) * 2 / self.input_size
         fit = fit_similarity if step < self.config.similarity_steps else fit_affine
         return [(fit(self.canonical, face), float(residual)) for face, residual in zip(found, residuals, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -58,6 +59,14 @@ class Backbone(nn.Module):
         """Normalised images (B, 3, H, W) to patch tokens with their positions, (B, N, D); no CLS yet."""
         patch_tokens: Tensor = self.vit.patch_embed(images) + self.positions[:, 1:]
         return patch_tokens
+
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        """Pixels (B, M, 3 * p * p) of any patches, normalised, channel by channel, to tokens (B, M, D) without place.
+
+        The same numbers as `embed` gives, for those patches only.
+        """
+        projection = self.vit.patch_embed.proj
+        return F.linear(patches, projection.weight.flatten(1), projection.bias)
 
     def encode(self, patch_tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks `start` to `stop` (exclusive; None: all, then the final norm).

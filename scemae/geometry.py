@@ -53,6 +53,18 @@ def fit_similarity(source: ArrayLike, target: ArrayLike) -> Array:
     return np.column_stack([linear, target.mean(axis=0) - linear @ source.mean(axis=0)])
 
 
+def half_sides_to_pixels(half_sides: ArrayLike, size: int) -> Array:
+    """Places in half-sides of a square (-1..1, its pixel edges at the ends) as pixels of its `size`."""
+    pixels: Array = (np.asarray(half_sides, dtype=np.float64) + 1) * (size / 2) - 0.5
+    return pixels
+
+
+def pixels_to_half_sides(pixels: ArrayLike, size: int) -> Array:
+    """Undoes `half_sides_to_pixels`."""
+    half_sides: Array = (np.asarray(pixels, dtype=np.float64) + 0.5) * (2 / size) - 1
+    return half_sides
+
+
 def central_box(width: int, height: int) -> Box:
     """The central 96/136 of the largest centred square: "resize to 136, crop the central 96" (protocol, Sec. 6)."""
     half = min(width, height) * 96 / 136 / 2
@@ -176,10 +188,11 @@ def sample_views(pixels: Tensor, to_pixels: Tensor, size: int) -> Tensor:
     `to_pixels` (B, 2, 3) takes pixels of each view to those of its picture; positions are computed in its precision.
     """
     extent = torch.tensor([pixels.shape[-1], pixels.shape[-2]], dtype=to_pixels.dtype, device=to_pixels.device)
-    axis = torch.arange(size, dtype=to_pixels.dtype, device=to_pixels.device)
-    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
-    places = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1).view(1, -1, 3) @ to_pixels.transpose(1, 2)
-    grid = ((places + 0.5) * (2 / extent) - 1).to(pixels.dtype).view(-1, size, size, 2)
+    to_grid = to_pixels * (2 / extent)[:, None]  # grid_sample has -1 and 1 at the edges of the outermost pixels
+    offset = to_grid[:, None, :, 2] + (1 / extent - 1)
+    axis = torch.arange(size, dtype=to_pixels.dtype, device=to_pixels.device)[:, None]
+    across, down = axis * to_grid[:, None, :, 0] + offset, axis * to_grid[:, None, :, 1]
+    grid = (across[:, None] + down[:, :, None]).to(pixels.dtype)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

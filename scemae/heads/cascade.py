@@ -49,13 +49,13 @@ class RidgeSystem:
             chosen = torch.from_numpy(np.flatnonzero(np.isin(self.row_parts, parts)))
             kernel = self.kernel[chosen][:, chosen]
             rows, targets = self.rows[chosen], self.targets[chosen]
-            return [rows.T @ alpha for alpha in _ridge_solutions(kernel, targets, ridges, self.features)]
+            return [rows.T @ alpha for alpha in ridge_solutions(kernel, targets, ridges, self.features)]
         gram, moment = torch.zeros(self.features, self.features), torch.zeros(self.features, 2)
         for part in parts:
             if part in self.sums:
                 gram += self.sums[part][0]
                 moment += self.sums[part][1]
-        return _ridge_solutions(gram, moment, ridges, self.features)
+        return ridge_solutions(gram, moment, ridges, self.features)
 
 
 def _normal_equations(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ def _normal_equations(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return rows.T @ rows, rows.T @ y.flatten(0, 1)
 
 
-def _ridge_solutions(matrix: Tensor, right: Tensor, ridges: Sequence[float], features: int) -> list[Tensor]:
+def ridge_solutions(matrix: Tensor, right: Tensor, ridges: Sequence[float], features: int) -> list[Tensor]:
     """For each ridge (matrix + penalty I)^-1 right; changes `matrix`. Without data the solution is zero."""
     mean_diagonal = float(matrix.trace()) / features
     if mean_diagonal == 0:

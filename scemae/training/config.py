@@ -7,12 +7,39 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
-from scemae.config import BACKBONES, BackboneConfig
+from scemae.config import BACKBONES, AlignerConfig, BackboneConfig
 from scemae.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class Settings:
+    """Frozen values that can be written down, read again and compared."""
+
+    def to_json(self) -> str:
+        """The text that `from_json` reads."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(**{name: _as_tuple(value) for name, value in json.loads(text).items()})
+
+    def difference(self, other: Settings) -> list[str]:
+        """A line for each field that differs: name, this value, the other."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [
+            f"{name}: {mine.get(name)!r} -> {theirs.get(name)!r}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Settings):
     """What both stages have in common. Steps count updates of the weights."""
 
     architecture: str = "deit-tiny"  # row of scemae.config.BACKBONES (Sec. 4.1)
@@ -41,26 +68,6 @@ class RunConfig:
     def backbone(self) -> BackboneConfig:
         """The row of `BACKBONES` that the architecture names."""
         return BACKBONES[self.architecture]
-
-    def to_json(self) -> str:
-        """The text that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote."""
-        values = json.loads(text)
-        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**given)
-
-    def difference(self, other: RunConfig) -> list[str]:
-        """A line for each field that differs: name, this value, the other."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return [
-            f"{name}: {mine.get(name)!r} -> {theirs.get(name)!r}"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +112,64 @@ STAGE1_PRESETS = {
         crop_area=(0.2, 1.0),
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionConfig(Settings):
+    """Known random motions of the training faces: standard deviations at amplitude 1, and of the light."""
+
+    rotation: float = 0.3  # rad
+    log_scale: float = 0.15
+    shear: float = 0.06  # of shear, and of the logarithm of the aspect ratio
+    shift: float = 0.13  # half-sides of the view
+    brightness: float = 0.08  # added to pixels of 0..1; no amplitude changes it, nor the contrast
+    log_contrast: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig(MotionConfig):
+    """The aligner, learned without labels (docs/alignment.md; not in the paper)."""
+
+    points: tuple[tuple[float, float], ...] = (  # places of the canonical view, half-sides: brows to chin
+        (-0.4, -0.4),
+        (0.4, -0.4),
+        (0.0, 0.06),
+        (-0.32, 0.47),
+        (0.32, 0.47),
+        (0.0, 0.88),
+        (0.0, -0.82),
+    )
+    amplitudes: tuple[float, ...] = (1.0, 0.5, 0.3)  # one trained stage for each
+    steps: tuple[int, ...] = (0, 0, 0, 1, 1, 2, 2, 2, 2)  # which stage each step of the alignment uses
+    similarity_steps: int = 5  # so many, from the first, only turn, scale and shift
+    residual: float = 0.05  # half-sides; what the last step may still move a face for a confidence of one half
+    projection_dim: int = 24  # numbers kept of each token
+    cells: int = 16  # classes of position, along one axis
+    shrinkage: float = 0.1  # of the scatter within classes
+    projection_views: int = 2000  # views that each stage's projection is learned from
+    views: int = 16_000  # views that each stage's regression is learned from
+    ridges: tuple[float, ...] = (0.1, 0.3, 1.0)  # tried on held-out faces; times the mean diagonal
+    held_out: int = 1000  # faces
+    batch_size: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.steps or not self.amplitudes or sorted(set(self.steps)) != list(range(len(self.amplitudes))):
+            raise OptionError(
+                f"steps {self.steps} must use each of the {len(self.amplitudes)} stages (amplitudes), counted from 0."
+            )
+        for name in ("projection_views", "views", "held_out", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    @property
+    def aligner(self) -> AlignerConfig:
+        """What the model's config.json says of it."""
+        return AlignerConfig(
+            points=self.points,
+            scale=1.0,
+            steps=self.steps,
+            similarity_steps=self.similarity_steps,
+            projection_dim=self.projection_dim,
+            residual=self.residual,
+        )

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from scemae.errors import DataError, ImageInputError, MissingExtraError, OutputError
-from scemae.geometry import Crop
-from scemae.images import checked_box, cut_square, iter_photos
+from scemae.geometry import Box, Crop
+from scemae.images import Photo, checked_box, cut_square, iter_photos
 
 INPUT = 96  # px: the central part of each square is what the model sees
 PROTOCOL = 136  # px: a square of which the central 96 are the input (paper Sec. 4.1 after DVE)
@@ -46,6 +46,20 @@ class Pack:
     def size(self) -> int:
         """Side of the squares, px."""
         return int(self.squares.shape[1])
+
+    @property
+    def central(self) -> NDArray[np.float64]:
+        """The affine (3, 3) that takes pixels of the input at the usual framing to those of the square."""
+        central = np.eye(3)
+        central[:2, 2] = (self.size - INPUT) / 2
+        return central
+
+    def split(self, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The faces to learn from, and `held_out` others, drawn at random."""
+        if held_out >= len(self):
+            raise DataError(f"{self.folder} has {len(self)} faces; {held_out} cannot be held out and some be left.")
+        order = np.random.default_rng([seed, 2]).permutation(len(self))
+        return order[held_out:], order[:held_out]
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -88,18 +102,36 @@ def pack_faces(
     """
     if size < INPUT:
         raise DataError(f"size is {size}; it must be at least {INPUT}.")
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists already; choose another path, or pass --overwrite.")
     entries = _entries(source)
     count = next(entries)
+    squares = ((name, _square(image, size, boxes)) for name, image in entries)
+    return write_pack(out, squares, count, size, str(source), skip_at_most, overwrite)
+
+
+def write_pack(
+    out: Path,
+    squares: Iterable[tuple[str, NDArray[np.uint8] | ImageInputError]],
+    count: int,
+    size: int,
+    source: str,
+    skip_at_most: float,
+    overwrite: bool = False,
+) -> Pack:
+    """Write a pack, whole or not at all, of `count` named squares; in the place of one there is why it is left out.
+
+    Raises DataError where more than a part of `skip_at_most` is left out, OutputError where `out` exists or the disk
+    is full.
+    """
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists already; choose another path, or pass --overwrite.")
     partial = out.with_name(out.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        names, skipped = _write_squares(partial / SQUARES, entries, count, size, boxes, skip_at_most)
+        names, skipped = _write_squares(partial / SQUARES, squares, count, skip_at_most)
         if not names:
             raise DataError(f"{source} holds no image that could be read: {next(iter(skipped.values()))}")
-        index = {"source": str(source), "size": size, "names": names, "skipped": skipped}
+        index = {"source": source, "size": size, "names": names, "skipped": skipped}
         (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
@@ -112,38 +144,45 @@ def pack_faces(
 
 
 def _write_squares(
-    path: Path, entries: Iterator[Any], count: int, size: int, boxes: Mapping[Path, Any] | None, skip_at_most: float
+    path: Path, squares: Iterable[tuple[str, NDArray[np.uint8] | ImageInputError]], count: int, skip_at_most: float
 ) -> tuple[list[str], dict[str, str]]:
     names: list[str] = []
     skipped: dict[str, str] = {}
     allowed = max(1, int(skip_at_most * count))
     with path.open("wb") as file:
-        for name, image in tqdm(entries, total=count, unit="face", delay=2, disable=None):
-            try:
-                file.write(_square(image, size, boxes).tobytes())
+        for name, square in tqdm(squares, total=count, unit="face", delay=2, disable=None):
+            if not isinstance(square, ImageInputError):
+                file.write(square.tobytes())
                 names.append(name)
-            except ImageInputError as error:
-                skipped[name] = str(error)
-                if len(skipped) > allowed:
-                    shown = "; ".join(list(skipped.values())[:5])
-                    raise DataError(
-                        f"{len(skipped)} of the first {len(names) + len(skipped)} images cannot be read, and "
-                        f"{allowed} of {count} may be left out: {shown}."
-                    ) from error
+                continue
+            skipped[name] = str(square)
+            if len(skipped) > allowed:
+                shown = "; ".join(list(skipped.values())[:5])
+                raise DataError(
+                    f"{len(skipped)} of the first {len(names) + len(skipped)} images cannot be used, and {allowed} of "
+                    f"{count} may be left out: {shown}."
+                ) from square
     return names, skipped
 
 
-def _square(image: Path | bytes, size: int, boxes: Mapping[Path, Any] | None) -> NDArray[np.uint8]:
-    photo = next(iter_photos(image))
+def _square(image: Path | bytes, size: int, boxes: Mapping[Path, Any] | None) -> NDArray[np.uint8] | ImageInputError:
+    try:
+        photo = next(iter_photos(image))
+        return cut_square(photo.image, Crop.from_box(_training_box(image, photo, size, boxes), INPUT), size)
+    except ImageInputError as error:
+        return error
+
+
+def _training_box(image: Path | bytes, photo: Photo, size: int, boxes: Mapping[Path, Any] | None) -> Box:
     if boxes is None:
         width, height = photo.image.size
         half = min(width, height) * INPUT / size / 2
-        box = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
+        box: Any = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
     elif isinstance(image, Path) and image.resolve() in boxes:
         box = boxes[image.resolve()]
     else:
         raise ImageInputError(f"{photo.source} has no box in the table of boxes.")
-    return cut_square(photo.image, Crop.from_box(checked_box(box, photo), INPUT), size)
+    return checked_box(box, photo)
 
 
 def _entries(source: Path) -> Iterator[Any]:
@@ -206,8 +245,9 @@ class Batches:
     `rows(step)` is a function of the seed and the step alone; so are the random numbers of `numbers(step)`.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(self, count: int, batch_size: int, seed: int | Sequence[int]) -> None:
+        self.count, self.batch_size = count, batch_size
+        self.seed = [seed] if isinstance(seed, int) else list(seed)
         self._order = lru_cache(maxsize=2)(self._epoch)
 
     def rows(self, step: int) -> NDArray[np.int64]:
@@ -217,10 +257,10 @@ class Batches:
 
     def numbers(self, step: int) -> np.random.Generator:
         """A generator for all that is random in a step."""
-        return np.random.default_rng([self.seed, 1, step])
+        return np.random.default_rng([*self.seed, 1, step])
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
+        return np.random.default_rng([*self.seed, 0, epoch]).permutation(self.count)
 
 
 def random_crops(

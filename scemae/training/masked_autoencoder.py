@@ -20,17 +20,18 @@ def chosen_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 def to_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, 3, H, W) to patches (B, N, patch_size**2 * 3), row by row; in a patch row, column, channel."""
-    columns = F.unfold(images, patch_size, stride=patch_size)  # channel, row, column
-    patches: Tensor = columns.unflatten(1, (3, -1)).permute(0, 3, 2, 1).flatten(2)
+    """Images (B, 3, H, W) to patches (B, N, 3 * patch_size**2), row by row; in a patch channel, row, column."""
+    tiles = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # B, 3, rows, p, columns, p
+    patches: Tensor = tiles.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
     return patches
 
 
 def to_images(patches: Tensor, patch_size: int) -> Tensor:
     """The images (B, 3, H, W), square, that `to_patches` was given."""
-    side = patch_size * round(patches.shape[1] ** 0.5)
-    columns = patches.unflatten(2, (-1, 3)).permute(0, 3, 2, 1).flatten(1, 2)
-    return F.fold(columns, (side, side), patch_size, stride=patch_size)
+    side = round(patches.shape[1] ** 0.5)
+    tiles = patches.unflatten(2, (3, patch_size, patch_size)).unflatten(1, (side, side))
+    images: Tensor = tiles.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    return images
 
 
 _norm: Any = partial(nn.LayerNorm, eps=1e-6)
@@ -73,18 +74,21 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, images: Tensor, order: Tensor) -> dict[str, Tensor]:
         """Normalised images (B, 3, H, W), order (B, N) -> {"loss"}: mean squared error over the decoded patches."""
-        hidden = order[:, self.visible : self.visible + self.decoded]
-        wanted = chosen_tokens(to_patches(images, self.patch_size), hidden)
+        order = order[:, : self.visible + self.decoded]
+        visible, wanted = chosen_tokens(to_patches(images, self.patch_size), order).split(
+            [self.visible, self.decoded], dim=1
+        )
         if self.normalise_pixels:
             mean, deviation = _statistics(wanted)
             wanted = (wanted - mean) / deviation
-        found = self.decode(self.encode(images, order), order[:, : self.visible + self.decoded])
+        found = self.decode(self.encode(visible, order), order)
         return {"loss": F.mse_loss(found.float(), wanted.float())}
 
-    def encode(self, images: Tensor, order: Tensor) -> Tensor:
-        """The encoder's output (B, 1 + visible, D): CLS, then the visible patches in their order."""
-        patch_tokens = self.backbone.embed(images)
-        return self.backbone.encode(chosen_tokens(patch_tokens, order[:, : self.visible]))
+    def encode(self, visible: Tensor, order: Tensor) -> Tensor:
+        """The encoder's output (B, 1 + M, D), CLS first, of pixels (B, M, P) of the first M patches of `order`."""
+        patch_tokens = self.backbone.embed_patches(visible)
+        positions = self.backbone.positions[:, 1:].expand(len(order), -1, -1)
+        return self.backbone.encode(patch_tokens + chosen_tokens(positions, order[:, : visible.shape[1]]))
 
     def decode(self, encoded: Tensor, order: Tensor) -> Tensor:
         """Encoded tokens (B, 1 + visible, D) and order (B, M) -> pixels of the M - visible patches that are hidden."""
@@ -105,7 +109,7 @@ class MaskedAutoencoder(nn.Module):
         """
         patches = to_patches(images, self.patch_size)
         hidden = order[:, self.visible :, None].expand(-1, -1, patches.shape[-1])
-        found = self.decode(self.encode(images, order), order).float()
+        found = self.decode(self.encode(chosen_tokens(patches, order[:, : self.visible]), order), order).float()
         if self.normalise_pixels:
             mean, deviation = _statistics(patches.gather(1, hidden))
             found = found * deviation + mean

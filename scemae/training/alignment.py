@@ -1,0 +1,145 @@
+"""The aligner, learned without labels from known motions of roughly aligned faces, closed form (docs/alignment.md).
+
+scemae train align --model MODEL --data PACK --out RUN
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from scemae.alignment import AlignerStage, FaceAligner
+from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides
+from scemae.heads.cascade import ridge_solutions
+from scemae.model import SceMae
+from scemae.training.config import AlignConfig
+from scemae.training.data import INPUT, Batches, Pack
+from scemae.training.motions import MovedViews, move_points, moved_views
+from scemae.training.positional import PositionalScatter
+from scemae.training.speed import fastest_precision
+
+Encode = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StageError:
+    """Mean distance of the predicted from the true points on held-out views, input px, and where they were unmoved."""
+
+    amplitude: float
+    unmoved: float
+    predicted: float
+    ridge: float
+
+
+def token_encoder(model: SceMae) -> Encode:
+    """Views (B, 3, 96, 96) of 0..1 -> patch tokens (B, N, D), float32, at the machine's fastest precision."""
+    bf16 = fastest_precision(model.device.type == "cuda") == "bf16"
+
+    def encode(views: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            return model.patch_tokens(model.normalise(views)).float().cpu()
+
+    return encode
+
+
+def fit_aligner(model: SceMae, pack: Pack, config: AlignConfig) -> tuple[FaceAligner, list[StageError]]:
+    """An aligner for the model's backbone, and the error of each of its stages on faces held out.
+
+    Raises OptionError where the pack has too few faces.
+    """
+    train, held_out = pack.split(config.held_out, config.seed)
+    grid, width = model.backbone.grid, model.config.backbone.width
+    aligner = FaceAligner(config.aligner, grid**2, width, INPUT)
+    encode = token_encoder(model)
+    passes = len(config.amplitudes) * (config.projection_views + config.views + len(held_out))
+    errors = []
+    with tqdm(total=passes, unit="view", delay=2, disable=None) as bar:
+        for number, (stage, amplitude) in enumerate(zip(aligner.stages, config.amplitudes, strict=True)):
+            assert isinstance(stage, AlignerStage)
+            source = _Source(pack, train, config, amplitude, [config.seed, number], encode, bar)
+            unseen = _Source(pack, held_out, config, amplitude, [config.seed, number, 1], encode, bar)
+            _fit_projection(stage, source, grid, config)
+            errors.append(_fit_regression(stage, source, unseen, aligner.canonical, config))
+    return aligner, errors
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Moved views of some faces of a pack and their tokens, as many as asked for."""
+
+    pack: Pack
+    faces: NDArray[np.int64]
+    config: AlignConfig
+    amplitude: float
+    seed: list[int]
+    encode: Encode
+    bar: tqdm[None]
+
+    def tokens(self, views: int, purpose: int) -> Iterator[tuple[Tensor, MovedViews]]:
+        """`views` views in batches; of each purpose others."""
+        size = min(self.config.batch_size, len(self.faces))
+        batches = Batches(len(self.faces), size, [*self.seed, purpose])
+        for step in range(math.ceil(views / size)):
+            rows = self.faces[batches.rows(step)]
+            moved = moved_views(self.pack, rows, batches.numbers(step), self.config, self.amplitude)
+            yield self.encode(moved.views), moved
+            self.bar.update(len(rows))
+
+
+def _fit_projection(stage: AlignerStage, source: _Source, grid: int, config: AlignConfig) -> None:
+    axis = (np.arange(grid) + 0.5) * (INPUT / grid) - 0.5
+    centres = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    scatter = PositionalScatter(stage.token_mean.shape[0], config.cells)
+    for tokens, moved in source.tokens(config.projection_views, 0):
+        places = pixels_to_half_sides(move_points(moved.motions, centres), INPUT)
+        scatter.add(tokens, torch.from_numpy(places))
+    stage.token_mean, stage.token_projection = scatter.solve(config.projection_dim, config.shrinkage)
+
+
+def _fit_regression(
+    stage: AlignerStage, source: _Source, unseen: _Source, canonical: Array, config: AlignConfig
+) -> StageError:
+    """Fill the regression of a stage, with the ridge that is best on held-out views."""
+    features, outputs = stage.weight.shape
+    count, sum_x, sum_y = 0, torch.zeros(features, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
+    gram, moment = torch.zeros(features, features, dtype=torch.float64), torch.zeros(features, outputs).double()
+    for tokens, moved in source.tokens(config.views, 1):
+        x, y = stage.features(tokens), _targets(moved, canonical)
+        count, sum_x, sum_y = count + len(x), sum_x + x.sum(0), sum_y + y.sum(0)
+        gram += x.T @ x
+        moment += x.T @ y
+    mean_x, mean_y = sum_x / count, sum_y / count
+    gram -= count * torch.outer(mean_x, mean_x)
+    moment -= count * torch.outer(mean_x, mean_y)
+    stage.feature_mean, stage.bias = mean_x.float(), mean_y.float()
+    seen = [(stage.features(tokens), moved) for tokens, moved in unseen.tokens(len(unseen.faces), 2)]
+    best = StageError(source.amplitude, float("nan"), math.inf, float("nan"))
+    for ridge, weight in zip(config.ridges, ridge_solutions(gram, moment, config.ridges, features), strict=True):
+        found = [_points((x - stage.feature_mean) @ weight.float() + stage.bias) for x, _ in seen]
+        truth = [moved.seen_at(canonical) for _, moved in seen]
+        error = _distance(np.concatenate(found), np.concatenate(truth))
+        if error < best.predicted:
+            best = StageError(source.amplitude, _distance(canonical, np.concatenate(truth)), error, ridge)
+            stage.weight = weight.float()
+    return best
+
+
+def _targets(moved: MovedViews, canonical: Array) -> Tensor:
+    """The canonical points in each view (n, 2 P), half-sides."""
+    half_sides = pixels_to_half_sides(moved.seen_at(canonical), INPUT)
+    return torch.from_numpy(half_sides).float().flatten(1)
+
+
+def _points(outputs: Tensor) -> Array:
+    return half_sides_to_pixels(outputs.unflatten(1, (-1, 2)).numpy(), INPUT)
+
+
+def _distance(found: Array, truth: Array) -> float:
+    return float(np.linalg.norm(found - truth, axis=-1).mean())
