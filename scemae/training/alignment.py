@@ -5,27 +5,38 @@ scemae train align --model MODEL --data PACK --out RUN
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from scemae import draw
 from scemae.alignment import AlignerStage, FaceAligner
-from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides
+from scemae.errors import ImageInputError, OptionError
+from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides, sample_views
 from scemae.heads.cascade import ridge_solutions
 from scemae.model import SceMae
 from scemae.training.config import AlignConfig
-from scemae.training.data import INPUT, Batches, Pack
-from scemae.training.motions import MovedViews, move_points, moved_views
+from scemae.training.data import INPUT, Batches, Pack, write_pack
+from scemae.training.engine import hardware, locked
+from scemae.training.motions import MovedViews, move_points, moved_views, random_motions
 from scemae.training.positional import PositionalScatter
+from scemae.training.release import Chapter, Label, circumstances, view_picture, write_model
 from scemae.training.speed import fastest_precision
+from scemae.zoo import load_model, model_folder
 
 Encode = Callable[[Tensor], Tensor]
+SHOWN = 8  # faces in a picture
+SURE = 0.5  # confidence below which a training face counts as lost
 
 
 @dataclass(frozen=True)
@@ -143,3 +154,88 @@ def _points(outputs: Tensor) -> Array:
 
 def _distance(found: Array, truth: Array) -> float:
     return float(np.linalg.norm(found - truth, axis=-1).mean())
+
+
+def follow(
+    aligner: FaceAligner, encode: Encode, squares: Tensor, to_square: Array, steps: Sequence[int]
+) -> tuple[Array, Array]:
+    """Align views of squares (n, 3, S, S), 0..1, by these steps, numbers into the aligner's `steps`.
+
+    `to_square` (n, 3, 3) takes pixels of each view to pixels of its square, before; returned are the same after, and
+    the confidences (n,).
+    """
+    confidences = np.zeros(len(squares))
+    for step in steps:
+        views = sample_views(squares, torch.from_numpy(to_square[:, :2]), INPUT)
+        motions = aligner.affines(aligner(encode(views), aligner.config.steps[step]), step)
+        matrices = np.tile(np.eye(3), (len(squares), 1, 1))
+        matrices[:, :2] = [affine for affine, _ in motions]
+        to_square = to_square @ matrices
+        confidences = np.array([aligner.describe(affine, residual).confidence for affine, residual in motions])
+    return to_square, confidences
+
+
+def align_pack(model: SceMae, pack: Pack, out: Path, *, steps: int = 4, overwrite: bool = False) -> Pack:
+    """Write a pack of the same faces upright and centred: the model's last `steps` alignment steps, from the centre.
+
+    Faces that the alignment loses are left out and named in the pack. Pixels beyond a square are mirrored.
+    Raises OptionError where the model has no aligner, DataError where more than a tenth of the faces is lost.
+    """
+    aligner = required_aligner(model)
+    encode, total = token_encoder(model), len(aligner.config.steps)
+
+    def squares() -> Iterator[tuple[str, NDArray[np.uint8] | ImageInputError]]:
+        for rows in np.array_split(np.arange(len(pack)), math.ceil(len(pack) / 64)):
+            pixels = pack.pixels(rows)
+            starts = np.tile(pack.central, (len(rows), 1, 1))
+            found, confidences = follow(aligner, encode, pixels, starts, range(max(total - steps, 0), total))
+            whole = torch.from_numpy((found @ np.linalg.inv(pack.central))[:, :2])
+            upright = (sample_views(pixels, whole, pack.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            for row, square, confidence in zip(rows, upright, confidences, strict=True):
+                lost = ImageInputError(f"{pack.names[row]}: the alignment lost the face (confidence {confidence:.2f})")
+                yield pack.names[row], square if confidence >= SURE else lost
+
+    return write_pack(out, squares(), len(pack), pack.size, f"{pack.source}, aligned", 0.1, overwrite)
+
+
+def required_aligner(model: SceMae) -> FaceAligner:
+    """The model's aligner; raises OptionError where there is none."""
+    if model.aligner is None:
+        raise OptionError(f"Model {model.config.name!r} has no aligner; make one: scemae train align.")
+    return model.aligner
+
+
+def before_and_after(aligner: FaceAligner, encode: Encode, pack: Pack, config: AlignConfig) -> Image.Image:
+    """Held-out faces, moved at full amplitude, and below them what all steps of the alignment make of these views."""
+    rows = pack.split(config.held_out, config.seed)[1][:SHOWN]
+    motions = random_motions(np.random.default_rng(config.seed), len(rows), config, amplitude=1.0)
+    pixels, starts = pack.pixels(rows), pack.central @ motions
+    ends, _ = follow(aligner, encode, pixels, starts, range(len(config.steps)))
+    views = [sample_views(pixels, torch.from_numpy(affines[:, :2]), INPUT) for affines in (starts, ends)]
+    return draw.stack_rows([draw.row([view_picture(view) for view in row]) for row in views])
+
+
+def train_align(
+    source: str, pack: Pack, config: AlignConfig, out: Path, label: Label | None = None
+) -> list[StageError]:
+    """Fit an aligner for the model `source` and write `out`/model: that model with this aligner."""
+    start = time.monotonic()
+    model = load_model(source)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        aligner, errors = fit_aligner(model, pack, config)
+        encode = token_encoder(model)
+        rows = {
+            f"stage {number}, amplitude {error.amplitude:g}": f"points {error.unmoved:.2f} px from where they were, "
+            f"{error.predicted:.2f} px from where they were predicted (held-out faces, ridge {error.ridge:g})"
+            for number, error in enumerate(errors)
+        }
+        machine = hardware(model.device, 1, "bf16" if fastest_precision(model.device.type == "cuda") else "no")
+        rows |= circumstances((time.monotonic() - start) / 3600, machine)
+        pictures = {"before and after": before_and_after(aligner, encode, pack, config)}
+        described = dataclasses.replace(model.config, aligner=config.aligner, **({} if label is None else vars(label)))
+        tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("aligner.")}
+        tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
+        chapter = Chapter("alignment", rows, config, pictures)
+        write_model(out / "model", described, tensors, chapter, model_folder(source))
+    return errors

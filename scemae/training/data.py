@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from scemae.errors import DataError, ImageInputError, MissingExtraError, OutputError
@@ -53,6 +55,10 @@ class Pack:
         central = np.eye(3)
         central[:2, 2] = (self.size - INPUT) / 2
         return central
+
+    def pixels(self, rows: NDArray[np.int64]) -> Tensor:
+        """The squares of these faces, (n, 3, size, size), 0..1."""
+        return torch.from_numpy(self.squares[rows]).permute(0, 3, 1, 2).float() / 255
 
     def split(self, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The faces to learn from, and `held_out` others, drawn at random."""

@@ -83,7 +83,7 @@ def train(recipe: Recipe, out: Path, options: Options) -> History:
     """
     accelerator = _accelerator(options)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out) if accelerator.is_main_process else nullcontext(), _interruptible() as interrupted:
+    with locked(out) if accelerator.is_main_process else nullcontext(), _interruptible() as interrupted:
         return _Run(recipe, out, options, accelerator).go(interrupted)
 
 
@@ -125,7 +125,12 @@ class _Run:
         bar.close()
         self.seconds += time.monotonic() - start
         self._save(self.seconds)
-        history = History(self._lines(), self.step, self.seconds / 3600, _hardware(self.accelerator))
+        history = History(
+            self._lines(),
+            self.step,
+            self.seconds / 3600,
+            hardware(self.accelerator.device, self.accelerator.num_processes, self.accelerator.mixed_precision),
+        )
         if self.accelerator.is_main_process:
             self.recipe.export(self.out / "model", history)
         self.accelerator.wait_for_everyone()
@@ -268,7 +273,7 @@ def _accelerator(options: Options) -> Accelerator:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Hold the run's folder for this process; the system lets go of it whatever happens."""
     with (out / LOCK).open("a+") as file:
         try:
@@ -297,6 +302,7 @@ def _interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _hardware(accelerator: Accelerator) -> str:
-    device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    return f"{accelerator.num_processes} x {device}, {accelerator.mixed_precision}"
+def hardware(device: torch.device, processes: int, precision: str) -> str:
+    """What a card says of where a run took place."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    return f"{processes} x {name}, {precision}"

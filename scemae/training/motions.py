@@ -56,8 +56,7 @@ def moved_views(
     flips = np.tile(np.eye(3), (len(rows), 1, 1))
     flips[numbers.random(len(rows)) < 0.5, 0] = (-1, 0, INPUT - 1)
     to_square = torch.from_numpy((pack.central @ flips @ motions)[:, :2])
-    squares = torch.from_numpy(pack.squares[rows]).permute(0, 3, 1, 2).float() / 255
     contrast, brightness = numbers.standard_normal((2, len(rows), 1, 1, 1)).astype(np.float32)
-    views = sample_views(squares, to_square, INPUT)
+    views = sample_views(pack.pixels(rows), to_square, INPUT)
     light = (views - 0.5) * torch.from_numpy(np.exp(config.log_contrast * contrast)) + 0.5
     return MovedViews((light + torch.from_numpy(config.brightness * brightness)).clamp(0, 1), motions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -18,11 +19,11 @@ from scemae import draw
 from scemae.card import model_card
 from scemae.checkpoint import CARD, WEIGHTS, file_sha256, save_model
 from scemae.config import ModelConfig
-from scemae.training.config import RunConfig
+from scemae.training.config import RunConfig, Settings
 from scemae.training.engine import History
 
-LOSS_CURVE = "loss.png"
 CURVE_SIZE = (720, 320)
+CHAPTER = "## How it was made: "
 
 
 @dataclass(frozen=True)
@@ -35,41 +36,74 @@ class Label:
     license_link: str = ""
 
 
-def write_model(
-    folder: Path, model: ModelConfig, tensors: Mapping[str, Tensor], config: RunConfig, history: History
-) -> None:
-    """Write a model folder in the place of an older one of the same run; tensors as float16."""
-    shutil.rmtree(folder, ignore_errors=True)
-    save_model(folder, {name: tensor.half() for name, tensor in tensors.items()}, model, card="")
-    weights = folder / WEIGHTS
-    card = model_card(model, file_sha256(weights), weights.stat().st_size)
-    (folder / CARD).write_text(card + run_section(config, history), encoding="utf-8")
-    loss_curve(history.lines).save(folder / LOSS_CURVE)
+@dataclass(frozen=True, eq=False)
+class Chapter:
+    """What a card says of one run: its title, a table, every setting, and pictures by caption."""
+
+    title: str
+    rows: Mapping[str, str]
+    settings: Settings
+    pictures: Mapping[str, Image.Image]
+
+    @classmethod
+    def of_training(
+        cls, title: str, config: RunConfig, history: History, pictures: Mapping[str, Image.Image]
+    ) -> Chapter:
+        """That of a run of the engine, the curve of its loss among the pictures."""
+        rows = {
+            "steps": f"{history.step:,} of {config.steps:,}, batches of {config.batch_size}",
+            "last loss": f"{history.lines[-1]['loss']:.4f}" if history.lines else "none logged",
+            **circumstances(history.hours, history.hardware),
+        }
+        return cls(title, rows, config, {"loss over steps": loss_curve(history.lines), **pictures})
 
 
-def run_section(config: RunConfig, history: History) -> str:
-    """The part of a card that says how the model was trained: steps, hours, hardware, versions, every setting."""
-    loss = f"{history.lines[-1]['loss']:.4f}" if history.lines else "none logged"
+def circumstances(hours: float, hardware: str) -> dict[str, str]:
+    """Rows on how long a run took, where, and with which software."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("scemae", "torch", "timm", "accelerate"))
-    return f"""
-## How it was trained
+    return {
+        "hours": f"{hours:.2f}",
+        "hardware": hardware,
+        "software": f"Python {platform.python_version()}, {versions}",
+        "git commit": git_commit(),
+    }
 
-| | |
-|---|---|
-| steps | {history.step:,} of {config.steps:,}, batches of {config.batch_size} |
-| last loss | {loss} |
-| hours | {history.hours:.2f} |
-| hardware | {history.hardware} |
-| software | Python {platform.python_version()}, {versions} |
-| git commit | {git_commit()} |
-| seed | {config.seed} |
 
-![loss over steps]({LOSS_CURVE})
+def write_model(
+    folder: Path, model: ModelConfig, tensors: Mapping[str, Tensor], chapter: Chapter, source: Path | None = None
+) -> None:
+    """Write a model folder in the place of an older one of the same run; tensors as float16.
 
-```json
-{config.to_json()}
-```
-"""
+    `source`: the model folder that the run started from; the chapters of its card, and their pictures, come first.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(partial, {name: tensor.half() for name, tensor in tensors.items()}, model, card="")
+    weights = partial / WEIGHTS
+    card = model_card(model, file_sha256(weights), weights.stat().st_size)
+    card += "" if source is None else _earlier_chapters(source, partial)
+    prefix = f"{card.count(CHAPTER) + 1}-{chapter.title.replace(' ', '-')}"
+    card += f"\n{CHAPTER}{chapter.title}\n\n| | |\n|---|---|\n"
+    card += "".join(f"| {name} | {value} |\n" for name, value in chapter.rows.items())
+    for caption, picture in chapter.pictures.items():
+        name = f"{prefix}-{caption.replace(' ', '-')}.png"
+        picture.save(partial / name)
+        card += f"\n![{caption}]({name})\n"
+    card += f"\n```json\n{chapter.settings.to_json()}\n```\n"
+    (partial / CARD).write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)  # only now: it may be the source
+    partial.rename(folder)
+
+
+def _earlier_chapters(source: Path, folder: Path) -> str:
+    """The chapters of a card, their pictures copied beside the new one."""
+    if not (source / CARD).is_file():
+        return ""
+    card = (source / CARD).read_text(encoding="utf-8")
+    chapters = card[card.find(f"\n{CHAPTER}") :] if CHAPTER in card else ""
+    for name in re.findall(r"\]\(([\w.-]+\.png)\)", chapters):
+        shutil.copyfile(source / name, folder / name)
+    return chapters
 
 
 def git_commit() -> str:
@@ -104,3 +138,10 @@ def loss_curve(lines: list[dict[str, float]]) -> Image.Image:
     ):
         draw.write(pen, place, text, 14, anchor)
     return picture
+
+
+def view_picture(view: Tensor) -> Image.Image:
+    """A view (3, H, W) of 0..1 (clipped) at twice its size."""
+    pixels = (view.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels)
+    return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)

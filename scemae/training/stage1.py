@@ -22,7 +22,7 @@ from scemae.training.config import Stage1Config
 from scemae.training.data import INPUT, Batches, Pack, random_crops
 from scemae.training.engine import History
 from scemae.training.masked_autoencoder import MaskedAutoencoder, initialise
-from scemae.training.release import Label, write_model
+from scemae.training.release import Chapter, Label, view_picture, write_model
 from scemae.zoo import load_model, model_folder
 
 DECODER = "decoder.safetensors"
@@ -39,6 +39,7 @@ class Stage1:
         backbone = Backbone(config.backbone, config.input_size, config.patch_size)
         initialise(backbone)
         self.module = MaskedAutoencoder(backbone, config)
+        self.source = None if continue_from is None else model_folder(continue_from)
         self.images_before = 0 if continue_from is None else self._continue(continue_from)
         self.statistics = torch.tensor([config.mean, config.std]).view(2, 3, 1, 1)
 
@@ -62,8 +63,7 @@ class Stage1:
     def picture(self) -> Image.Image:
         """The central views of the first faces, what is left of them after masking, and their reconstruction."""
         count = min(SHOWN, len(self.pack))
-        shift = (self.pack.size - INPUT) / 2
-        crops = torch.tensor([[1.0, 0.0, shift], [0.0, 1.0, shift]]).expand(count, 2, 3)
+        crops = torch.from_numpy(self.pack.central[:2]).float().expand(count, 2, 3)
         orders = np.random.default_rng(0).random((count, self.module.backbone.grid**2)).argsort(axis=1)
         squares = torch.from_numpy(np.array(self.pack.squares[:count]))
         device = self.module.mask_token.device
@@ -83,7 +83,8 @@ class Stage1:
             description="The encoder of a masked autoencoder (stage 1), without alignment and projector.",
         )
         backbone = {f"backbone.{name}": tensor for name, tensor in self.module.backbone.state_dict().items()}
-        write_model(folder, model, backbone, config, history)
+        chapter = Chapter.of_training("stage 1", config, history, {"reconstructions": self.picture()})
+        write_model(folder, model, backbone, chapter, self.source)
         decoder = {name: t for name, t in self.module.state_dict().items() if not name.startswith("backbone.")}
         write_file(folder / DECODER, decoder, {}, overwrite=True)
 
@@ -107,6 +108,4 @@ class Stage1:
 
     def _shown(self, view: Tensor) -> Image.Image:
         mean, std = self.statistics
-        pixels = (view.cpu() * std + mean).clamp(0, 1) * 255
-        picture = Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
-        return picture.resize((2 * INPUT, 2 * INPUT), Image.Resampling.NEAREST)
+        return view_picture(view.cpu() * std + mean)
