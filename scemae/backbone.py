@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
@@ -23,6 +25,11 @@ def sincos_positions(width: int, grid: int) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     positions = torch.cat([axis[columns.flatten()], axis[rows.flatten()]], dim=1)
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), positions])[None].float()
+
+
+def chosen_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Of tokens (B, N, D) those at indices (B, M), in that order: (B, M, D)."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 class Backbone(nn.Module):
@@ -83,6 +90,25 @@ class Backbone(nn.Module):
         if stop is None:
             tokens = self.vit.norm(tokens)
         return tokens
+
+    def cls_similarity(self, tokens: Tensor, block: int, mean_heads: bool = True) -> Tensor:
+        """How much the CLS token attends to each patch in block number `block`, from 0: (B, N) (paper Eq. 1).
+
+        `tokens` (B, 1 + N, D), CLS first, are what goes into that block. The softmax is taken in each head over all
+        keys, CLS too, and its mean over the heads returned without CLS; with `mean_heads` off it is one softmax over
+        the patches of the inner product at full width, which is how Eq. 1 is printed.
+        """
+        layer: Any = self.vit.blocks[block]
+        attention = layer.attn
+        batch, count, width = tokens.shape
+        qkv = attention.qkv(layer.norm1(tokens)).view(batch, count, 3, attention.num_heads, -1)
+        query, keys = qkv[:, 0, 0], qkv[:, :, 1]  # (B, heads, d), (B, 1 + N, heads, d)
+        logits: Tensor = torch.einsum("bhd,bnhd->bhn", query, keys).float()
+        if mean_heads:
+            similarity: Tensor = (logits * attention.head_dim**-0.5).softmax(-1).mean(1)[:, 1:]
+        else:
+            similarity = (logits[..., 1:].sum(1) / width**0.5).softmax(-1)
+        return similarity
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to the last layer's patch tokens as a map (B, D, h, w)."""

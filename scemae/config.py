@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from scemae.errors import IncompatibleWeightsError, OptionError
 
 Use = Literal["backbone", "projected", "both"]
+ProjectorMode = Literal["linear", "spatial_softmax"]
 
 
 def checked_use(use: str) -> Use:
@@ -75,6 +76,7 @@ class ModelConfig:
     license: str = "other"
     license_link: str = ""
     projector_dim: int | None = None
+    projector_mode: ProjectorMode = "linear"
     aligner: AlignerConfig | None = None
     expansion: int = 2
     matching_use: Use = "backbone"

@@ -30,7 +30,8 @@ class SceMae(nn.Module):
         self.id = ModelId(config.name, "")
         width = config.backbone.width
         self.backbone = Backbone(config.backbone, config.input_size, config.patch_size)
-        self.projector = None if config.projector_dim is None else Projector(width, config.projector_dim)
+        dim, mode = config.projector_dim, config.projector_mode
+        self.projector = None if dim is None else Projector(width, dim, mode)
         self.aligner = (
             None
             if config.aligner is None

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+from scemae.config import ProjectorMode
+
+SHARPNESS = 7.0  # of the softmax over places, as in ContrastLandmark's projector
 
 
 class Projector(nn.Conv2d):
-    """Backbone map (B, D, h, w) -> projected map (B, C, h, w)."""
+    """Backbone map (B, D, h, w) -> projected map (B, C, h, w).
 
-    def __init__(self, width: int, dim: int) -> None:
+    In mode "spatial_softmax" each channel is a distribution over the map's places, and depends on the map's size.
+    """
+
+    def __init__(self, width: int, dim: int, mode: ProjectorMode = "linear") -> None:
         super().__init__(width, dim, kernel_size=1)
+        self.mode = mode
+
+    def forward(self, backbone_map: Tensor) -> Tensor:
+        """The projected map."""
+        projected: Tensor = super().forward(backbone_map)
+        if self.mode == "spatial_softmax":
+            projected = (SHARPNESS * projected.flatten(2)).softmax(-1).view_as(projected)
+        return projected

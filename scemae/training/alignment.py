@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +26,14 @@ from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides, s
 from scemae.heads.cascade import ridge_solutions
 from scemae.model import SceMae
 from scemae.training.config import AlignConfig
-from scemae.training.data import INPUT, Batches, Pack, write_pack
+from scemae.training.data import INPUT, Pack, write_pack
 from scemae.training.engine import hardware, locked
-from scemae.training.motions import MovedViews, move_points, moved_views, random_motions
-from scemae.training.positional import PositionalScatter
+from scemae.training.motions import MovedViews, random_motions
+from scemae.training.positional import Encode, TokenSource, positional_projection, token_encoder
 from scemae.training.release import Chapter, Label, circumstances, view_picture, write_model
 from scemae.training.speed import fastest_precision
 from scemae.zoo import load_model, model_folder
 
-Encode = Callable[[Tensor], Tensor]
 SHOWN = 8  # faces in a picture
 SURE = 0.5  # confidence below which a training face counts as lost
 
@@ -47,17 +46,6 @@ class StageError:
     unmoved: float
     predicted: float
     ridge: float
-
-
-def token_encoder(model: SceMae) -> Encode:
-    """Views (B, 3, 96, 96) of 0..1 -> patch tokens (B, N, D), float32, at the machine's fastest precision."""
-    bf16 = fastest_precision(model.device.type == "cuda") == "bf16"
-
-    def encode(views: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            return model.patch_tokens(model.normalise(views)).float().cpu()
-
-    return encode
 
 
 def fit_aligner(model: SceMae, pack: Pack, config: AlignConfig) -> tuple[FaceAligner, list[StageError]]:
@@ -74,48 +62,17 @@ def fit_aligner(model: SceMae, pack: Pack, config: AlignConfig) -> tuple[FaceAli
     with tqdm(total=passes, unit="view", delay=2, disable=None) as bar:
         for number, (stage, amplitude) in enumerate(zip(aligner.stages, config.amplitudes, strict=True)):
             assert isinstance(stage, AlignerStage)
-            source = _Source(pack, train, config, amplitude, [config.seed, number], encode, bar)
-            unseen = _Source(pack, held_out, config, amplitude, [config.seed, number, 1], encode, bar)
-            _fit_projection(stage, source, grid, config)
+            source = TokenSource(encode, pack, train, config, amplitude, config.batch_size, (config.seed, number), bar)
+            unseen = dataclasses.replace(source, faces=held_out, seed=(config.seed, number, 1))
+            stage.token_mean, stage.token_projection = positional_projection(
+                source, config.projection_views, config.cells, config.projection_dim, config.shrinkage
+            )
             errors.append(_fit_regression(stage, source, unseen, aligner.canonical, config))
     return aligner, errors
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Moved views of some faces of a pack and their tokens, as many as asked for."""
-
-    pack: Pack
-    faces: NDArray[np.int64]
-    config: AlignConfig
-    amplitude: float
-    seed: list[int]
-    encode: Encode
-    bar: tqdm[None]
-
-    def tokens(self, views: int, purpose: int) -> Iterator[tuple[Tensor, MovedViews]]:
-        """`views` views in batches; of each purpose others."""
-        size = min(self.config.batch_size, len(self.faces))
-        batches = Batches(len(self.faces), size, [*self.seed, purpose])
-        for step in range(math.ceil(views / size)):
-            rows = self.faces[batches.rows(step)]
-            moved = moved_views(self.pack, rows, batches.numbers(step), self.config, self.amplitude)
-            yield self.encode(moved.views), moved
-            self.bar.update(len(rows))
-
-
-def _fit_projection(stage: AlignerStage, source: _Source, grid: int, config: AlignConfig) -> None:
-    axis = (np.arange(grid) + 0.5) * (INPUT / grid) - 0.5
-    centres = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    scatter = PositionalScatter(stage.token_mean.shape[0], config.cells)
-    for tokens, moved in source.tokens(config.projection_views, 0):
-        places = pixels_to_half_sides(move_points(moved.motions, centres), INPUT)
-        scatter.add(tokens, torch.from_numpy(places))
-    stage.token_mean, stage.token_projection = scatter.solve(config.projection_dim, config.shrinkage)
-
-
 def _fit_regression(
-    stage: AlignerStage, source: _Source, unseen: _Source, canonical: Array, config: AlignConfig
+    stage: AlignerStage, source: TokenSource, unseen: TokenSource, canonical: Array, config: AlignConfig
 ) -> StageError:
     """Fill the regression of a stage, with the ridge that is best on held-out views."""
     features, outputs = stage.weight.shape
@@ -230,7 +187,7 @@ def train_align(
             f"{error.predicted:.2f} px from where they were predicted (held-out faces, ridge {error.ridge:g})"
             for number, error in enumerate(errors)
         }
-        machine = hardware(model.device, 1, "bf16" if fastest_precision(model.device.type == "cuda") else "no")
+        machine = hardware(model.device, 1, fastest_precision(model.device))
         rows |= circumstances((time.monotonic() - start) / 3600, machine)
         pictures = {"before and after": before_and_after(aligner, encode, pack, config)}
         described = dataclasses.replace(model.config, aligner=config.aligner, **({} if label is None else vars(label)))

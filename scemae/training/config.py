@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from scemae.config import BACKBONES, AlignerConfig, BackboneConfig
+from scemae.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode
 from scemae.errors import OptionError
+
+Density = Literal["knn", "mean", "paper_literal"]
+Reduction = Literal["sum", "mean_query"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,31 @@ STAGE1_PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage2Config(RunConfig):
+    """Selective correspondence enhancement (Sec. 3.2-3.3). The defaults are the preset "paper" at DeiT-T's size."""
+
+    batch_size: int = 256
+    steps: int = 1560  # 10 epochs of 39,954 faces
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 5e-4
+    warmup: float = 0.0
+    attentive_ratio: float = 0.1  # eta (Sec. 4.1)
+    num_clusters: int = 4  # K_c (Sec. 4.1)
+    cluster_block: int = 3  # clustering takes place after so many blocks (Sec. 4.1)
+    cls_mean_heads: bool = True  # Eq. 1 as the mean over the heads, or as printed: see Backbone.cls_similarity
+    density: Density = "knn"  # rho (Eq. 2): see carb.log_density
+    sequence: Literal["reduced", "full"] = "reduced"  # what the later blocks see: the kept tokens, or all
+    projector_dim: int = 64  # D (Table 1)
+    projector_mode: ProjectorMode = "linear"
+    temperature: float = 1 / 7  # tau (Eq. 4)
+    attentive_repellence: float = 5.0  # lambda between two attentive tokens (Eq. 6)
+    mixed_repellence: float = 5.0  # lambda between an attentive token and a center
+    center_repellence: float = 2.0  # lambda between two centers
+    reduction: Reduction = "sum"  # of Eq. 7 over the pairs of a face
+    held_out: int = 200  # faces that the matching error is measured on, warped copies of them
+
+
+@dataclass(frozen=True, kw_only=True)
 class MotionConfig(Settings):
     """Known random motions of the training faces: standard deviations at amplitude 1, and of the light."""
 
@@ -173,3 +201,17 @@ class AlignConfig(MotionConfig):
             projection_dim=self.projection_dim,
             residual=self.residual,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionalConfig(MotionConfig):
+    """The projector as a positional discriminant (objective "lda"; not in the paper)."""
+
+    projector_dim: int = 64  # D
+    cells: int = 20  # classes of position, along one axis
+    shrinkage: float = 0.1  # of the scatter within classes
+    amplitude: float = 0.3  # of the motions
+    views: int = 6000
+    held_out: int = 200  # faces that the matching error is measured on, warped copies of them
+    batch_size: int = 100
+    seed: int = 0

@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scemae.errors import DataError, ImageInputError, MissingExtraError, OutputError
-from scemae.geometry import Box, Crop
+from scemae.geometry import Box, Crop, sample_views
 from scemae.images import Photo, checked_box, cut_square, iter_photos
+from scemae.training.config import RunConfig
 
 INPUT = 96  # px: the central part of each square is what the model sees
 PROTOCOL = 136  # px: a square of which the central 96 are the input (paper Sec. 4.1 after DVE)
@@ -59,6 +60,11 @@ class Pack:
     def pixels(self, rows: NDArray[np.int64]) -> Tensor:
         """The squares of these faces, (n, 3, size, size), 0..1."""
         return torch.from_numpy(self.squares[rows]).permute(0, 3, 1, 2).float() / 255
+
+    def central_views(self, squares: Tensor) -> Tensor:
+        """What the model sees of squares (n, size, size, 3), uint8, at the usual framing: (n, 3, 96, 96), 0..1."""
+        central = torch.from_numpy(self.central[:2]).float().to(squares.device).expand(len(squares), 2, 3)
+        return sample_views(squares.permute(0, 3, 1, 2).float() / 255, central, INPUT)
 
     def split(self, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The faces to learn from, and `held_out` others, drawn at random."""
@@ -287,3 +293,15 @@ def random_crops(
     zero = np.zeros(count)
     rows = [[across, zero, left + across / 2 - 0.5], [zero, scales[1], starts[1] + scales[1] / 2 - 0.5]]
     return np.moveaxis(np.array(rows), -1, 0).astype(np.float32)
+
+
+def statistics(config: RunConfig) -> Tensor:
+    """Mean and standard deviation of the normalisation, (2, 3, 1, 1)."""
+    return torch.tensor([config.mean, config.std]).view(2, 3, 1, 1)
+
+
+def normalise(views: Tensor, config: RunConfig) -> Tensor:
+    """Views 0..1 (b, 3, H, W) to what the run's model sees, on their device."""
+    mean, std = statistics(config).to(views.device)
+    normalised: Tensor = (views - mean) / std
+    return normalised

@@ -263,7 +263,11 @@ def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
 
 def _accelerator(options: Options) -> Accelerator:
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
-    precision = fastest_precision(on_gpu) if options.precision == "auto" else options.precision
+    precision = (
+        fastest_precision(torch.device("cuda" if on_gpu else "cpu"))
+        if options.precision == "auto"
+        else options.precision
+    )
     compiled = (not on_gpu and compiles()) if options.compile is None else options.compile
     return Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",

@@ -10,13 +10,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from scemae.backbone import Backbone, sincos_positions
+from scemae.backbone import Backbone, chosen_tokens, sincos_positions
 from scemae.training.config import Stage1Config
-
-
-def chosen_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Of tokens (B, N, D) those at indices (B, M), in that order: (B, M, D)."""
-    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def to_patches(images: Tensor, patch_size: int) -> Tensor:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from scemae.geometry import pixels_to_half_sides
+from scemae.model import SceMae
+from scemae.training.config import MotionConfig
+from scemae.training.data import INPUT, Batches, Pack
+from scemae.training.motions import MovedViews, move_points, moved_views
+from scemae.training.speed import fastest_precision
+
+Encode = Callable[[Tensor], Tensor]
 REACH = 7 / 6  # half-sides of the view, from its middle, to which classes reach: moved views look beyond the unmoved
 
 
@@ -51,3 +66,58 @@ class PositionalScatter:
         projection = torch.linalg.solve_triangular(factor.T, directions.flip(1)[:, :dim], upper=True)
         deviation = (projection * (overall @ projection)).sum(0).sqrt()
         return mean.float(), (projection / deviation).float()
+
+
+def token_encoder(model: SceMae) -> Encode:
+    """Views (B, 3, 96, 96) of 0..1 -> patch tokens (B, N, D), float32, at the machine's fastest precision."""
+    bf16 = fastest_precision(model.device) == "bf16"
+
+    def encode(views: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            return model.patch_tokens(model.normalise(views)).float().cpu()
+
+    return encode
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Moved views of some faces of a pack and their tokens, as many as asked for."""
+
+    encode: Encode
+    pack: Pack
+    faces: NDArray[np.int64]
+    config: MotionConfig
+    amplitude: float
+    batch_size: int
+    seed: tuple[int, ...]
+    bar: tqdm[None]
+
+    def tokens(self, views: int, purpose: int) -> Iterator[tuple[Tensor, MovedViews]]:
+        """`views` views in batches, each with its tokens (B, N, D); of each purpose others."""
+        size = min(self.batch_size, len(self.faces), views)
+        batches = Batches(len(self.faces), size, (*self.seed, purpose))
+        for step in range(math.ceil(views / size)):
+            rows = self.faces[batches.rows(step)]
+            moved = moved_views(self.pack, rows, batches.numbers(step), self.config, self.amplitude)
+            yield self.encode(moved.views), moved
+            self.bar.update(len(rows))
+
+
+def positional_projection(
+    source: TokenSource, views: int, cells: int, dim: int, shrinkage: float
+) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and projection (D, dim) of tokens, learned from so many views: see `PositionalScatter`."""
+    scatter: PositionalScatter | None = None
+    for tokens, moved in source.tokens(views, 0):
+        scatter = scatter or PositionalScatter(tokens.shape[-1], cells)
+        places = move_points(moved.motions, _token_centres(tokens.shape[1]))
+        scatter.add(tokens, torch.from_numpy(pixels_to_half_sides(places, INPUT)))
+    assert scatter is not None
+    return scatter.solve(dim, shrinkage)
+
+
+def _token_centres(count: int) -> NDArray[np.float64]:
+    """Centres (count, 2) of the patches of a view, input px, row by row."""
+    grid = math.isqrt(count)
+    axis = (np.arange(grid) + 0.5) * (INPUT / grid) - 0.5
+    return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)

@@ -19,7 +19,7 @@ from scemae.config import ModelConfig
 from scemae.errors import RunError
 from scemae.geometry import sample_views
 from scemae.training.config import Stage1Config
-from scemae.training.data import INPUT, Batches, Pack, random_crops
+from scemae.training.data import INPUT, Batches, Pack, normalise, random_crops, statistics
 from scemae.training.engine import History
 from scemae.training.masked_autoencoder import MaskedAutoencoder, initialise
 from scemae.training.release import Chapter, Label, view_picture, write_model
@@ -41,7 +41,6 @@ class Stage1:
         self.module = MaskedAutoencoder(backbone, config)
         self.source = None if continue_from is None else model_folder(continue_from)
         self.images_before = 0 if continue_from is None else self._continue(continue_from)
-        self.statistics = torch.tensor([config.mean, config.std]).view(2, 3, 1, 1)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) uint8, crops (b, 2, 3), orders of the patches (b, N)."""
@@ -56,8 +55,7 @@ class Stage1:
         """Normalised images (b, 3, 96, 96), and the orders."""
         squares, crops, orders = loaded
         views = sample_views(squares.permute(0, 3, 1, 2).float() / 255, crops, INPUT)
-        mean, std = self.statistics.to(views.device)
-        return (views - mean) / std, orders
+        return normalise(views, self.config), orders
 
     @torch.no_grad()
     def picture(self) -> Image.Image:
@@ -107,5 +105,5 @@ class Stage1:
         return model.config.images_seen
 
     def _shown(self, view: Tensor) -> Image.Image:
-        mean, std = self.statistics
+        mean, std = statistics(self.config)
         return view_picture(view.cpu() * std + mean)

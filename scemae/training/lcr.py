@@ -1,0 +1,49 @@
+"""LCR: the locality-constrained repellence loss (paper Sec. 3.3, Eq. 4-7)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scemae.errors import OptionError
+from scemae.training.config import Reduction
+
+
+def log_correspondence(descriptors: Tensor, temperature: float) -> Tensor:
+    """Logarithm of p(t_j | t_i), (B, T, T), of descriptors (B, T, C), Eq. 4, row i the query, itself among the keys.
+
+    Descriptors are scaled to unit length: matching is by cosine (the paper leaves it open).
+    """
+    unit = F.normalize(descriptors.float(), dim=-1)
+    return (unit @ unit.mT / temperature).log_softmax(dim=-1)
+
+
+def locality(positions: Tensor) -> Tensor:
+    """f_loc (B, T, T) = log(distance + 1) of token positions (B, T, 2) in cells (rows and columns), Eq. 5."""
+    positions = positions.float()
+    return torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist").log1p()
+
+
+def repellence(attentive: Tensor, between_attentive: float, between_kinds: float, between_centers: float) -> Tensor:
+    """lambda (T, T), Eq. 6, for T tokens of which `attentive` (T,) says which are attentive (the others: centers)."""
+    kinds = attentive.long()[:, None] + attentive.long()[None]
+    weights = torch.tensor([between_centers, between_kinds, between_attentive], device=attentive.device)
+    return weights[kinds]
+
+
+def lcr_loss(
+    descriptors: Tensor, positions: Tensor, weights: Tensor, temperature: float, reduction: Reduction = "sum"
+) -> Tensor:
+    """L_LCR, Eq. 7: sum of f_loc * lambda * p over all pairs of a face's tokens, mean over the batch.
+
+    Args:
+        descriptors: (B, T, C), projected. positions: (B, T, 2), cells. weights: lambda (T, T).
+        temperature: tau of Eq. 4.
+        reduction: "sum" (the paper's) or "mean_query", that divided by T.
+    """
+    if reduction not in ("sum", "mean_query"):
+        raise OptionError(f"reduction is {reduction!r}; it must be 'sum' or 'mean_query'.")
+    terms = locality(positions) * weights * log_correspondence(descriptors, temperature).exp()
+    loss: Tensor = terms.sum((1, 2)).mean()
+    return loss if reduction == "sum" else loss / descriptors.shape[1]

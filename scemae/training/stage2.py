@@ -1,0 +1,170 @@
+"""Stage 2: the projector, learned by selective correspondence enhancement (paper Sec. 3.2-3.3, Eq. 1-7).
+
+scemae train stage2 --model RUN1/model --data PACK --out RUN2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from scemae.backbone import Backbone, chosen_tokens
+from scemae.model import SceMae
+from scemae.projector import Projector
+from scemae.training.carb import Selection, select
+from scemae.training.config import PositionalConfig, Stage2Config
+from scemae.training.data import Batches, Pack, normalise
+from scemae.training.engine import History, hardware, locked
+from scemae.training.held_out import HeldOutFaces
+from scemae.training.lcr import lcr_loss, repellence
+from scemae.training.positional import TokenSource, positional_projection, token_encoder
+from scemae.training.release import Chapter, Label, circumstances, write_model
+from scemae.training.speed import fastest_precision
+from scemae.zoo import load_model, model_folder
+
+
+class CorrespondenceEnhancer(nn.Module):
+    """A frozen backbone, the choice of tokens, a projector, and the loss. Only the projector learns."""
+
+    def __init__(self, backbone: Backbone, projector: Projector, config: Stage2Config) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.projector = projector
+        self.config = config
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised images (B, 3, H, W) -> {"loss"}: L_LCR of Eq. 7."""
+        with torch.no_grad():
+            selection, features = self.approximated(images)
+        config, grid = self.config, self.backbone.grid
+        feature_map = features.transpose(1, 2).unflatten(2, (grid, grid))
+        projected = self.projector(feature_map).flatten(2).transpose(1, 2)
+        kept = selection.kept
+        positions = torch.stack([kept // grid, kept % grid], dim=-1)
+        attentive = torch.arange(kept.shape[1], device=kept.device) < selection.attentive.shape[1]
+        weights = repellence(attentive, config.attentive_repellence, config.mixed_repellence, config.center_repellence)
+        descriptors = chosen_tokens(projected, kept)
+        return {"loss": lcr_loss(descriptors, positions, weights, config.temperature, config.reduction)}
+
+    def approximated(self, images: Tensor) -> tuple[Selection, Tensor]:
+        """Which tokens are kept, and the last layer's features (B, N, D) with those in the place of the others."""
+        config, backbone = self.config, self.backbone
+        before = backbone.encode(backbone.embed(images), stop=config.cluster_block - 1)
+        similarity = backbone.cls_similarity(before, config.cluster_block - 1, config.cls_mean_heads)
+        tokens = backbone.encode(before, start=config.cluster_block - 1, stop=config.cluster_block)
+        patch_tokens = tokens[:, 1:].float()
+        selection = select(patch_tokens, similarity, config.attentive_ratio, config.num_clusters, config.density)
+        if config.sequence == "full":
+            kept = chosen_tokens(backbone.encode(tokens, start=config.cluster_block)[:, 1:], selection.kept)
+        else:
+            sequence = torch.cat([tokens[:, :1], chosen_tokens(tokens[:, 1:], selection.kept)], dim=1)
+            kept = backbone.encode(sequence, start=config.cluster_block)[:, 1:]
+        return selection, chosen_tokens(kept, selection.substitute)
+
+
+class Stage2:
+    """The recipe that the engine trains: faces of a pack as they lie in it, without augmentation."""
+
+    def __init__(self, config: Stage2Config, pack: Pack, source: str, label: Label | None = None) -> None:
+        self.model, self.source, self.pack, self.label = load_model(source, device="cpu"), source, pack, label
+        described = self.model.config
+        self.config = dataclasses.replace(
+            config, architecture=described.architecture, mean=described.mean, std=described.std
+        )
+        self.faces, held_out = pack.split(config.held_out, config.seed)
+        self.batches = Batches(len(self.faces), config.batch_size, config.seed)
+        torch.manual_seed(config.seed)
+        projector = Projector(described.backbone.width, config.projector_dim, config.projector_mode)
+        self.module = CorrespondenceEnhancer(self.model.backbone, projector, self.config)
+        self.unseen = HeldOutFaces(self.model, pack, held_out)
+
+    @property
+    def report_every(self) -> int:
+        """Steps between two pictures and measurements: an epoch."""
+        return -(-len(self.faces) // self.config.batch_size)
+
+    def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
+        """Squares (b, S, S, 3) uint8."""
+        return (torch.from_numpy(self.pack.squares[self.faces[self.batches.rows(step)[part]]]),)
+
+    def inputs(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Normalised images (b, 3, 96, 96): the central part of each square."""
+        return (normalise(self.pack.central_views(loaded[0]), self.config),)
+
+    def measure(self) -> dict[str, float]:
+        """See `HeldOutFaces.measure`."""
+        return self.unseen.measure(self.module.projector)
+
+    def picture(self) -> Image.Image:
+        """See `HeldOutFaces.picture`."""
+        return self.unseen.picture(self.module.projector)
+
+    def export(self, folder: Path, history: History) -> None:
+        """Write the source model with this projector as a model folder."""
+        chapter = Chapter.of_training("stage 2", self.config, history, {"similarity": self.picture()})
+        write_projected(folder, self.model, self.source, self.module.projector, chapter, self.measure(), self.label)
+
+
+def train_positional(
+    source: str, pack: Pack, config: PositionalConfig, out: Path, label: Label | None = None
+) -> dict[str, float]:
+    """The projector in closed form instead (objective "lda"; not in the paper): see `PositionalScatter`.
+
+    Writes `out`/model, the model `source` with that projector; returns what `HeldOutFaces.measure` says of it.
+    """
+    start = time.monotonic()
+    model = load_model(source)
+    faces, held_out = pack.split(config.held_out, config.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out), tqdm(total=config.views, unit="view", delay=2, disable=None) as bar:
+        tokens = TokenSource(
+            token_encoder(model), pack, faces, config, config.amplitude, config.batch_size, (config.seed,), bar
+        )
+        mean, projection = positional_projection(
+            tokens, config.views, config.cells, config.projector_dim, config.shrinkage
+        )
+        projector = Projector(len(mean), config.projector_dim)
+        projector.load_state_dict({"weight": projection.T[..., None, None], "bias": -mean @ projection})
+        unseen = HeldOutFaces(model, pack, held_out)
+        chapter = Chapter(
+            "stage 2 by positional discriminant",
+            circumstances(
+                (time.monotonic() - start) / 3600, hardware(model.device, 1, fastest_precision(model.device))
+            ),
+            config,
+            {"similarity": unseen.picture(projector)},
+        )
+        measured = unseen.measure(projector)
+        write_projected(out / "model", model, source, projector, chapter, measured, label)
+    return measured
+
+
+def write_projected(
+    folder: Path,
+    model: SceMae,
+    source: str,
+    projector: Projector,
+    chapter: Chapter,
+    measured: Mapping[str, float],
+    label: Label | None,
+) -> None:
+    """Write the model with another projector, what was measured in a row each of the card's chapter."""
+    described = dataclasses.replace(
+        model.config,
+        projector_dim=projector.out_channels,
+        projector_mode=projector.mode,
+        matching_use="projected",
+        **({} if label is None else vars(label)),
+    )
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("projector.")}
+    tensors |= {f"projector.{name}": tensor for name, tensor in projector.state_dict().items()}
+    rows = {name.replace("_", " "): f"{value:.3f} input px (held-out faces)" for name, value in measured.items()}
+    chapter = dataclasses.replace(chapter, rows={**chapter.rows, **rows})
+    write_model(folder, described, tensors, chapter, model_folder(source))
