@@ -76,16 +76,10 @@ def _fit_regression(
 ) -> StageError:
     """Fill the regression of a stage, with the ridge that is best on held-out views."""
     features, outputs = stage.weight.shape
-    count, sum_x, sum_y = 0, torch.zeros(features, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
-    gram, moment = torch.zeros(features, features, dtype=torch.float64), torch.zeros(features, outputs).double()
+    sums = _Sums(features, outputs)
     for tokens, moved in source.tokens(config.views, 1):
-        x, y = stage.features(tokens), _targets(moved, canonical)
-        count, sum_x, sum_y = count + len(x), sum_x + x.sum(0), sum_y + y.sum(0)
-        gram += x.T @ x
-        moment += x.T @ y
-    mean_x, mean_y = sum_x / count, sum_y / count
-    gram -= count * torch.outer(mean_x, mean_x)
-    moment -= count * torch.outer(mean_x, mean_y)
+        sums.add(stage.features(tokens), _targets(moved, canonical))
+    mean_x, mean_y, gram, moment = sums.centred()
     stage.feature_mean, stage.bias = mean_x.float(), mean_y.float()
     seen = [(stage.features(tokens), moved) for tokens, moved in unseen.tokens(len(unseen.faces), 2)]
     best = StageError(source.amplitude, float("nan"), math.inf, float("nan"))
@@ -97,6 +91,29 @@ def _fit_regression(
             best = StageError(source.amplitude, _distance(canonical, np.concatenate(truth)), error, ridge)
             stage.weight = weight.float()
     return best
+
+
+class _Sums:
+    """What a linear regression of y on x needs of its rows, added up; memory does not grow with their number."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        self.count = 0
+        self.x, self.y = (torch.zeros(width, dtype=torch.float64) for width in (features, outputs))
+        self.gram, self.moment = (torch.zeros(features, width, dtype=torch.float64) for width in (features, outputs))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Rows x (b, features) and y (b, outputs)."""
+        self.count += len(x)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.gram += x.T @ x
+        self.moment += x.T @ y
+
+    def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means of x and y, and the sums of products x x and x y about them."""
+        mean_x, mean_y = self.x / self.count, self.y / self.count
+        gram = self.gram - self.count * torch.outer(mean_x, mean_x)
+        return mean_x, mean_y, gram, self.moment - self.count * torch.outer(mean_x, mean_y)
 
 
 def _targets(moved: MovedViews, canonical: Array) -> Tensor:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from scemae.errors import OptionError
 from scemae.geometry import pixels_to_half_sides
 from scemae.model import SceMae
 from scemae.training.config import MotionConfig
@@ -49,8 +50,10 @@ class PositionalScatter:
         """Mean (D,) and projection (D, dim), float32: what is projected has unit variance.
 
         The leading directions of scatter between the classes against scatter within them, to whose diagonal
-        `shrinkage` times its mean is added.
+        `shrinkage` times its mean is added. Raises OptionError where `dim` is larger than D.
         """
+        if dim > len(self.products):
+            raise OptionError(f"A projection to {dim} numbers was asked for; the tokens have {len(self.products)}.")
         total = self.counts.sum()
         mean = self.sums.sum(0) / total
         seen = self.counts > 0

@@ -1,0 +1,60 @@
+"""The LCR loss (Eq. 4-7) against values computed by hand."""
+
+import math
+
+import pytest
+import torch
+
+from scemae.errors import OptionError
+from scemae.training.lcr import lcr_loss, locality, log_correspondence, repellence
+
+
+def test_identical_features_by_hand():
+    # Attentive at (0, 0) and (0, 3), a center at (4, 0); p = 1/3: distances 3, 4, 5 with lambda 5 each.
+    positions = torch.tensor([[[0, 0], [0, 3], [4, 0]]])
+    weights = repellence(torch.tensor([True, True, False]), 5.0, 5.0, 2.0)
+    loss = lcr_loss(torch.ones(1, 3, 8), positions, weights, 1 / 7)
+    assert float(loss) == pytest.approx(10 / 3 * math.log(120), abs=1e-5)
+
+
+def test_four_tokens_by_hand():
+    positions = torch.tensor([[[0, 0], [0, 3], [4, 0], [11, 11]]])
+    weights = repellence(torch.tensor([True, True, False, False]), 5.0, 5.0, 2.0)
+    descriptors = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]]])
+    assert float(lcr_loss(descriptors, positions, weights, 1 / 7)) == pytest.approx(3.711694435, abs=1e-5)
+    twice = torch.cat([descriptors, 5 * descriptors])  # the length of a descriptor does not matter
+    loss = lcr_loss(twice, positions.expand(2, -1, -1), weights, 1 / 7, "mean_query")
+    assert float(loss) == pytest.approx(3.711694435 / 4, abs=1e-5)
+
+
+def test_repellence_names_the_kinds_of_pairs():
+    weights = repellence(torch.tensor([True, False, True]), 7.0, 5.0, 2.0)
+    assert weights.tolist() == [[7, 5, 7], [5, 2, 5], [7, 5, 7]]
+
+
+def test_locality_is_in_cells_with_the_natural_logarithm():
+    found = locality(torch.tensor([[[0, 0], [0, 1], [11, 11]]]))[0]
+    assert found[0].tolist() == pytest.approx([0, math.log(2), math.log(1 + 11 * 2**0.5)], abs=1e-6)
+    assert torch.equal(found, found.T)
+
+
+def test_correspondence_counts_the_token_itself():
+    p = log_correspondence(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), 0.5).exp()[0]
+    assert p[0].tolist() == pytest.approx([math.exp(2) / (math.exp(2) + 1), 1 / (math.exp(2) + 1)], abs=1e-6)
+
+
+def test_the_loss_vanishes_where_each_token_is_like_itself_only():
+    loss = lcr_loss(torch.eye(18)[None], torch.rand(1, 18, 2) * 11, torch.full((18, 18), 5.0), 0.01)
+    assert float(loss) < 1e-3
+
+
+def test_half_precision_is_computed_in_float32():
+    descriptors = torch.randn(1, 18, 64)
+    positions, weights = torch.rand(1, 18, 2) * 11, torch.full((18, 18), 5.0)
+    exact = lcr_loss(descriptors.bfloat16().float(), positions, weights, 1 / 7)
+    assert float(lcr_loss(descriptors.bfloat16(), positions, weights, 1 / 7)) == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_another_reduction_is_refused():
+    with pytest.raises(OptionError, match="reduction is 'mean'"):
+        lcr_loss(torch.ones(1, 2, 2), torch.ones(1, 2, 2), torch.ones(2, 2), 1.0, "mean")

@@ -1,0 +1,189 @@
+"""Stage 2: what reaches the loss, what learns, what comes out."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import scemae
+from scemae.backbone import Backbone
+from scemae.checkpoint import save_model
+from scemae.config import BACKBONES, BackboneConfig, ModelConfig
+from scemae.projector import Projector
+from scemae.training.config import PositionalConfig, Stage2Config
+from scemae.training.data import write_pack
+from scemae.training.engine import Options, train
+from scemae.training.held_out import PLACES, HeldOutFaces
+from scemae.training.stage2 import CorrespondenceEnhancer, Stage2, train_positional
+
+SMALL = BackboneConfig(width=24, heads=3, depth=4, params=0)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A model folder of a small random backbone, as `--model` names it."""
+    monkeypatch.setitem(BACKBONES, "small", SMALL)
+    torch.manual_seed(0)
+    described = ModelConfig("small", "small", (0.5,) * 3, (0.25,) * 3, 0, "noise", "random")
+    tensors = {f"backbone.{name}": t for name, t in Backbone(SMALL).state_dict().items()}
+    save_model(tmp_path / "source", tensors, described, "# small\n")
+    return f"local-dir:{tmp_path / 'source'}"
+
+
+@pytest.fixture
+def pack(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 112, 112, 3), dtype=np.uint8)
+    return write_pack(tmp_path / "pack", zip(map(str, range(24)), pixels, strict=True), 24, 112, "noise", 0.0)
+
+
+CONFIG = Stage2Config(architecture="deit-tiny", batch_size=8, steps=4, projector_dim=8, held_out=4, seed=3)
+
+
+class Counting(Backbone):
+    """Tokens that carry their own number; the CLS token attends to the last ones most."""
+
+    def __init__(self):
+        super().__init__(SMALL)
+        self.seen = []
+
+    def embed(self, images):
+        return torch.arange(144.0).expand(len(images), -1)[..., None].expand(-1, -1, 24).clone()
+
+    def encode(self, patch_tokens, start=0, stop=None):
+        self.seen.append((patch_tokens.shape[1], start, stop))
+        cls_token = torch.full((len(patch_tokens), 1, 24), -1.0)
+        return torch.cat([cls_token, patch_tokens], dim=1) if start == 0 else patch_tokens
+
+    def cls_similarity(self, tokens, block, mean_heads=True):
+        self.block = block
+        return tokens[:, 1:, 0]
+
+
+@pytest.mark.parametrize(("sequence", "last"), [("reduced", 1 + 18), ("full", 145)])
+def test_every_cell_has_the_feature_of_the_token_that_stands_for_it(sequence, last):
+    backbone = Counting()
+    config = dataclasses.replace(CONFIG, sequence=sequence)
+    enhancer = CorrespondenceEnhancer(backbone, Projector(24, 8), config)
+    selection, features = enhancer.approximated(torch.zeros(2, 3, 96, 96))
+    assert selection.attentive.tolist() == [list(range(130, 144))] * 2
+    assert features.shape == (2, 144, 24)
+    assert torch.equal(features[..., 0], selection.kept.gather(1, selection.substitute).float())
+    assert backbone.seen == [(144, 0, 2), (145, 2, 3), (last, 3, None)]
+    assert backbone.block == 2
+
+
+def test_the_loss_of_equal_features_is_that_of_their_places():
+    """With one descriptor everywhere p is 1 / T: the loss is the mean over keys of f_loc * lambda, summed."""
+    backbone = Counting()
+    projector = Projector(24, 8)
+    torch.nn.init.zeros_(projector.weight)
+    loss = CorrespondenceEnhancer(backbone, projector, CONFIG)(torch.zeros(1, 3, 96, 96))["loss"].detach()
+    selection, _ = CorrespondenceEnhancer(backbone, projector, CONFIG).approximated(torch.zeros(1, 3, 96, 96))
+    places = [(int(i) // 12, int(i) % 12) for i in selection.kept[0]]
+    kinds = [True] * 14 + [False] * 4
+    wanted = sum(
+        math.log(math.dist(places[i], places[j]) + 1) * (5 if kinds[i] or kinds[j] else 2) / 18
+        for i in range(18)
+        for j in range(18)
+    )
+    assert float(loss) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_only_the_projector_learns_and_a_seeded_step_has_its_loss(small, pack):
+    recipe = Stage2(CONFIG, pack, small)
+    before = {name: tensor.clone() for name, tensor in recipe.module.backbone.state_dict().items()}
+    loss = recipe.module(*recipe.inputs(recipe.load(0, slice(0, 8))))["loss"]
+    loss.backward()
+    assert all(parameter.grad is None for parameter in recipe.module.backbone.parameters())
+    assert recipe.module.projector.weight.grad.abs().sum() > 0
+    assert float(loss.detach()) == pytest.approx(67.0528, rel=1e-3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in recipe.module.backbone.state_dict().items())
+
+
+def test_eight_images_can_be_learned(small, pack):
+    config = dataclasses.replace(CONFIG, held_out=16, batch_size=8, temperature=0.05, projector_dim=24)
+    recipe = Stage2(config, pack, small)
+    optimizer = torch.optim.Adam(recipe.module.projector.parameters(), lr=0.02)
+    inputs = recipe.inputs(recipe.load(0, slice(0, 8)))
+    losses = []
+    for _ in range(150):
+        loss = recipe.module(*inputs)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_run_writes_a_model_with_a_projector(small, pack, tmp_path):
+    recipe = Stage2(dataclasses.replace(CONFIG, projector_mode="spatial_softmax"), pack, small)
+    train(recipe, tmp_path / "run", Options(precision="float32", compile=False))
+    folder = tmp_path / "run" / "model"
+    model = scemae.load_model(f"local-dir:{folder}")
+    assert (model.config.projector_dim, model.config.projector_mode) == (8, "spatial_softmax")
+    assert model.config.matching_use == "projected"
+    trained = recipe.module.projector.weight.detach().half().float()
+    assert torch.equal(model.projector.weight, trained)
+    card = (folder / "README.md").read_text()
+    assert "## How it was made: stage 2" in card
+    assert "warped projected error" in card
+    assert (folder / "1-stage-2-similarity.png").is_file()
+
+
+def test_the_closed_form_writes_a_model_with_a_projector(small, pack, tmp_path):
+    measured = train_positional(small, pack, PositionalConfig(projector_dim=6, views=40, held_out=4), tmp_path / "run")
+    assert set(measured) == {"warped_backbone_error", "warped_projected_error"}
+    model = scemae.load_model(f"local-dir:{tmp_path / 'run' / 'model'}")
+    maps = model.project(model.backbone(torch.randn(20, 3, 96, 96)))
+    assert maps.shape == (20, 6, 12, 12)
+    assert model.config.projector_mode == "linear"
+
+
+def test_spatial_softmax_is_a_distribution_over_places():
+    maps = Projector(5, 3, "spatial_softmax")(torch.randn(2, 5, 4, 4))
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 3))
+
+
+def test_matching_finds_what_can_be_told_apart(small, pack, monkeypatch):
+    """Features that encode the place in the face: the error is that of the cells, and of noise it is a chance's."""
+    model = scemae.load_model(small)
+    faces = HeldOutFaces(model, pack, np.arange(4))
+    axis = 8 * torch.arange(12.0) + 3.5
+    own = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))  # (2, 12, 12): x, y of each cell
+    anchors = torch.tensor(PLACES)
+
+    def encoded(places):  # (2, h, w) -> (25, h, w): one bump for each place
+        return (-((places[None] - anchors[:, :, None, None]) ** 2).sum(1) / 200).exp()
+
+    faces.source = encoded(own).expand(4, -1, -1, -1)
+    origin = faces.warps.source(2 * own.flatten(1).T.double() / 95 - 1)  # where each cell of a copy comes from
+    back = ((origin + 1) * 95 / 2).float().transpose(1, 2).unflatten(2, (12, 12))
+    faces.target = torch.stack([encoded(places) for places in back])
+    identity = Projector(25, 25)
+    with torch.no_grad():
+        identity.weight.copy_(torch.eye(25)[..., None, None])
+        identity.bias.zero_()
+    errors = faces.measure(identity)
+    assert errors["warped_backbone_error"] == errors["warped_projected_error"]
+    assert errors["warped_projected_error"] < 1.5
+    faces.target = torch.randn(4, 25, 12, 12)
+    assert faces.measure(identity)["warped_projected_error"] > 20
+
+
+def test_chapters_of_a_card_follow_the_model(small, pack, tmp_path):
+    """Chapters of a model's card follow it from run to run."""
+    first = Stage2(CONFIG, pack, small)
+    train(first, tmp_path / "first", Options(precision="float32", compile=False))
+    train_positional(
+        f"local-dir:{tmp_path / 'first' / 'model'}",
+        pack,
+        PositionalConfig(projector_dim=6, views=20, held_out=4),
+        tmp_path / "second",
+    )
+    card = (tmp_path / "second" / "model" / "README.md").read_text()
+    assert card.index("made: stage 2\n") < card.index("made: stage 2 by positional discriminant")
+    for name in ("1-stage-2-loss-over-steps.png", "2-stage-2-by-positional-discriminant-similarity.png"):
+        assert (tmp_path / "second" / "model" / name).is_file()
+        assert name in card
