@@ -1,14 +1,26 @@
-"""Model cards, written from config.json and the weights' hash, never by hand."""
+"""Model cards, written from config.json, the header of a regressor and the files' hashes, never by hand."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from typing import Any
+
 from scemae.config import ModelConfig
+
+FILE_ROW = re.compile(r"^\| ([\w-]+\.(?:safetensors|json)) \| [\d,]+ bytes, SHA-256 `([0-9a-f]{64})` \|$", re.M | re.A)
+PURPOSE = """\
+It is for finding points of faces: matching landmarks between pictures, and fitting a landmark detector on a few
+annotated ones. It is not for identification, not for reading emotions or character, and not for surveillance. How
+well it works for different groups of people has not been measured.
+"""
 
 
 def model_card(config: ModelConfig, weights_sha256: str, weights_bytes: int) -> str:
     """The README.md of a model folder: Hub metadata, what the model is, what it is not, how to use it."""
     aligner = "learned without labels" if config.aligner else "none"
     projector = f"1 x 1, {config.projector_dim} dimensions" if config.projector_dim else "none"
+    text = config.to_json().encode()
     return f"""---
 library_name: scemae
 pipeline_tag: keypoint-detection
@@ -30,15 +42,61 @@ tags: [face, landmarks, self-supervised, masked-autoencoder]
 | training data | {config.training_data} |
 | images seen | {config.images_seen:,} |
 | licence of the weights | {config.license} ({config.license_link}) |
-| model.safetensors | {weights_bytes:,} bytes, SHA-256 `{weights_sha256}` |
+{_file_row("model.safetensors", weights_bytes, weights_sha256)}
+{_file_row("config.json", len(text), hashlib.sha256(text).hexdigest())}
 
 ```python
 import scemae
 
-model = scemae.load_model("{config.name}")
+model = scemae.{load_call(config.name)}
 ```
 
-It is for finding points of faces: matching landmarks between pictures, and fitting a landmark detector on a few
-annotated ones. It is not for identification, not for reading emotions or character, and not for surveillance. How
-well it works for different groups of people has not been measured.
-"""
+{PURPOSE}"""
+
+
+def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha256: str, size: int) -> str:
+    """The README.md of a landmark regressor on the Hub. `header`: the JSON in its file; `held_out_error`: or nan."""
+    kind = header["kind"]
+    faces = "1 annotated face" if header["faces"] == 1 else f"{header['faces']} annotated faces"
+    normalizer = header["normalizer"]
+    of = "the diagonal" if normalizer is None else "the distance of landmarks {}, {}".format(*normalizer)
+    error = "not known" if held_out_error != held_out_error else f"{100 * held_out_error:.2f} % of {of}"
+    return f"""---
+library_name: scemae
+pipeline_tag: keypoint-detection
+tags: [face, landmarks, few-shot]
+---
+
+# {repo.rpartition("/")[2]}
+
+A detector of {header["landmarks"]} landmarks of a face, fitted on {faces}.
+
+| | |
+|---|---|
+| landmarks | {", ".join(header["names"] or ["not named"])} |
+| error on held-out faces | {error} |
+| features | {kind["model"][0]} (SHA-256 `{kind["model"][1]}`), {header["use"]}, expansion {kind["expansion"]} |
+| head | {header["head"]} |
+{_file_row("regressor.safetensors", size, sha256)}
+
+```python
+from scemae import LandmarkRegressor
+
+regressor = LandmarkRegressor.load("hf-hub:{repo}")
+```
+
+{PURPOSE}"""
+
+
+def load_call(source: str) -> str:
+    """How a model is loaded, as the cards show it."""
+    return f'load_model("{source}")'
+
+
+def stated_sha256(card: str) -> dict[str, str]:
+    """File name -> SHA-256, of the files that a card states it of."""
+    return dict(FILE_ROW.findall(card))
+
+
+def _file_row(name: str, size: int, sha256: str) -> str:
+    return f"| {name} | {size:,} bytes, SHA-256 `{sha256}` |"

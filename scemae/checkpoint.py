@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # `scemae models` reads configurations and must not wait for 
     from torch import Tensor, nn
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+REGRESSOR = "regressor.safetensors"  # the name of a regressor in its repository on the Hub
 
 
 def file_sha256(path: Path) -> str:
@@ -24,27 +25,31 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The configuration of a model folder; raises ModelNotFoundError where there is none."""
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+def check_complete(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS)) -> None:
+    """Raise ModelNotFoundError unless the folder holds these files of a model."""
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         what = "is no model folder" if folder.is_dir() else "is not a folder"
         raise ModelNotFoundError(
             f"{folder} {what}: {' and '.join(missing)} missing. A model folder holds {CONFIG} and {WEIGHTS}."
         )
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder; raises ModelNotFoundError where there is none."""
+    check_complete(folder, (CONFIG,))
     try:
         return ModelConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise IncompatibleWeightsError(f"{folder / CONFIG} is not UTF-8 text.") from error
 
 
-def check_sha256(path: Path, expected: str) -> None:
+def check_sha256(path: Path, expected: str, next_step: str) -> None:
     """Raise WeightsIntegrityError unless the file's SHA-256 is `expected`."""
     actual = file_sha256(path)
     if actual != expected:
         raise WeightsIntegrityError(
-            f"{path} is not the file that was released: its SHA-256 is {actual}, expected {expected}. "
-            "Install scemae again, or fetch the file again."
+            f"{path} is damaged or was altered: its SHA-256 is {actual}, expected {expected}. {next_step}"
         )
 
 
@@ -98,5 +103,5 @@ def save_model(folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig,
     for name in (WEIGHTS, CONFIG, CARD):
         new_path(folder / name)
     write_file(folder / WEIGHTS, tensors, {})
-    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8", newline="\n")
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scemae
+from scemae import cli_hub
 from scemae.errors import OptionError, ScemaeError, TableError
 from scemae.output import new_path, written_whole
 from scemae.samples import sample_faces
@@ -51,7 +52,8 @@ def models(options: argparse.Namespace) -> tuple[Any, str]:
     found = scemae.list_models(options.pattern)
     lines = [
         f"{info.name}  {info.config.params / 1e6:.1f} M parameters, {sum(info.files.values()) / 1e6:.0f} MB, "
-        f"weights {info.config.license}" + (", bundled" if info.bundled else "")
+        f"weights {info.config.license}, "
+        + ("bundled" if info.bundled else f"on the Hub: {info.repo}" if info.revision else "not published yet")
         for info in found
     ]
     return [info.to_dict() for info in found], "\n".join(lines) or f"No model matches {options.pattern!r}."
@@ -242,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON")
     chosen = argparse.ArgumentParser(add_help=False)
-    chosen.add_argument("--model", default="scemae-tiny", help="name of a model, or local-dir:PATH")
+    chosen.add_argument("--model", default="scemae-tiny", help="name of a model, hf-hub:ORG/REPO or local-dir:PATH")
     seen = argparse.ArgumentParser(add_help=False)
     seen.add_argument("--boxes", metavar="CSV", help="face boxes: path,x0,y0,x1,y1")
     looked = argparse.ArgumentParser(add_help=False)
@@ -278,4 +280,5 @@ def _parser() -> argparse.ArgumentParser:
     predicting.add_argument("images", nargs="+")
     add(demo, chosen, written)
     add(doctor)
+    cli_hub.add_commands(add)
     return parser

@@ -139,11 +139,16 @@ class ModelId(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One row of `list_models`: the model's configuration, and its files with their sizes in bytes."""
+    """One row of `list_models`: the model's configuration, its files with their sizes in bytes, where they come from.
+
+    A released model has a `repo` on the Hub, and a `revision`, the commit there, once it is published.
+    """
 
     config: ModelConfig
     files: dict[str, int]
     bundled: bool
+    repo: str | None = None
+    revision: str | None = None
 
     @property
     def name(self) -> str:
@@ -151,10 +156,12 @@ class ModelInfo:
         return self.config.name
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the configuration, `params`, `files`, `bundled`."""
+        """JSON-ready: the configuration, `params`, `files`, `bundled`, `repo`, `revision`."""
         return {
             **dataclasses.asdict(self.config),
             "params": self.config.params,
             "files": self.files,
             "bundled": self.bundled,
+            "repo": self.repo,
+            "revision": self.revision,
         }

@@ -25,6 +25,18 @@ class ModelNotFoundError(ScemaeError, LookupError):
     """No model of that name, or no model in that folder."""
 
 
+class WeightsUnavailableError(ScemaeError, OSError):
+    """A file that is not on this machine and cannot be fetched: no network, no answer, no room, not published yet."""
+
+
+class GatedWeightsError(ScemaeError, PermissionError):
+    """A repository of the Hub that is gated or private, or a token that it does not accept."""
+
+
+class RevisionNotFoundError(ScemaeError, LookupError):
+    """A repository of the Hub that has no such branch, tag or commit."""
+
+
 class WeightsIntegrityError(ScemaeError, OSError):
     """A weight file that is unreadable, or whose SHA-256 is not the expected one."""
 

@@ -6,20 +6,21 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scemae.checkpoint import read_file, write_file
+from scemae.checkpoint import REGRESSOR, read_file, write_file
 from scemae.config import ModelId, Use, checked_use
 from scemae.errors import IncompatibleWeightsError, LandmarkInputError, NotFittedError
 from scemae.estimator import Estimator
 from scemae.extraction import Boxes, extract_features, mirrored_features
 from scemae.features import FaceFeatures, FeatureKind, Landmarks
 from scemae.heads import HEADS, AnnotatedMaps, Head, Mirror, exchanged, new_head
+from scemae.hub import HUB, HubOptions, checked_options, fetch
 from scemae.images import ImageLike
 from scemae.landmarks import checked_landmarks
 from scemae.metrics import box_diagonal, distance_between, normalised_errors
@@ -188,19 +189,26 @@ class LandmarkRegressor(Estimator):
         write_file(path, tensors, {FORMAT: json.dumps(header)}, overwrite)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: SceMae | None = None) -> LandmarkRegressor:
-        """Read what `save` wrote. `model`: the one that it was fitted on; None loads it by its name.
+    def load(
+        cls, path: str | os.PathLike[str], model: SceMae | None = None, **hub: Unpack[HubOptions]
+    ) -> LandmarkRegressor:
+        """Read what `save` wrote, or "hf-hub:ORG/REPO[@REVISION]", what `scemae push` made of it.
+
+        `model`: the one that it was fitted on; None loads it by its name. `hub`: as in `load_model`.
 
         Raises WeightsIntegrityError for a damaged file, IncompatibleWeightsError for another kind of file or where
-        the model is not the one that the regressor was fitted on.
+        the model is not the one that the regressor was fitted on; from the Hub, all that `load_model` raises.
         """
+        checked_options(hub)
+        if isinstance(path, str) and path.startswith(HUB):
+            path = fetch(path, (REGRESSOR,), hub)[0] / REGRESSOR
         tensors, metadata = read_file(path)
         if FORMAT not in metadata:
             raise IncompatibleWeightsError(f"{path} is no landmark regressor of scemae (format '{FORMAT}').")
         try:
             header = json.loads(metadata[FORMAT])
             kind = FeatureKind(**header["kind"] | {"model": ModelId(*header["kind"]["model"])})
-            model = load_model(kind.model.name) if model is None else model
+            model = load_model(kind.model.name, **hub) if model is None else model
             if model.id.sha256 != kind.model.sha256:
                 raise IncompatibleWeightsError(
                     f"{path} was fitted on {kind.model}; the model here is {model.id}. "

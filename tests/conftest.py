@@ -1,12 +1,20 @@
 import os
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+# Read once, when huggingface_hub is imported. Nothing of the user's, nothing of the real Hub, is for tests.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+os.environ["HF_HOME"] = os.path.join(tempfile.gettempdir(), "scemae-tests-no-such-folder")
+os.environ["HF_TOKEN"] = ""
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["SCEMAE_WEIGHTS_DIR"] = ""
 
 import socket
 
 import numpy as np
 import pytest
 import torch
+from fakehub import FakeHub
 
 import scemae
 from scemae.samples import sample_faces
@@ -14,10 +22,29 @@ from scemae.samples import sample_faces
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
+    """Only the loopback interface can be reached."""
+    connect = socket.socket.connect
+
     def refuse(self, address, *rest):
-        raise AssertionError(f"a test tried to reach {address}")
+        assert address[0] in ("127.0.0.1", "::1"), f"a test tried to reach {address}"
+        return connect(self, address, *rest)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """An empty Hub on the loopback interface."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    hub = FakeHub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def reach(hub, tmp_path):
+    """How to reach that Hub, with an empty cache."""
+    return {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Who may import whom: a module imports from lower floors only, and heads is one room (docs/architecture.md)."""
+"""Who may import whom: a module imports from lower floors only, and heads and hub are rooms (docs/architecture.md)."""
 
 import ast
 from pathlib import Path
@@ -11,14 +11,15 @@ FLOORS = {
     -1: "errors",  # the ground: any module may raise them
     0: "geometry config metrics draw output",
     1: "backbone projector alignment cover images features checkpoint card samples tables estimator",
-    2: "model heads landmarks",
+    2: "model heads landmarks hub",
     3: "extraction zoo matching",
     4: "regressor",
-    5: "__init__ cli __main__",
+    5: "transfer",
+    6: "__init__ cli cli_hub __main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-# The one exception: the commands stand on the face.
-NEIGHBOURS = {("cli", "__init__"), ("__main__", "cli")}
+# The exceptions: the commands stand on the face, and some have a room of their own.
+NEIGHBOURS = {("cli", "__init__"), ("cli", "cli_hub"), ("__main__", "cli")}
 HOUSE = Path(scemae.__file__).parent
 MODULES = sorted(path for path in HOUSE.rglob("*.py") if path.relative_to(HOUSE).parts[0] != "training")
 

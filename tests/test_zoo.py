@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import scemae
 from scemae import zoo
 from scemae.backbone import Backbone, sincos_positions
 from scemae.card import model_card
-from scemae.checkpoint import file_sha256
+from scemae.checkpoint import CARD, CONFIG, WEIGHTS, file_sha256, read_config
 from scemae.config import BACKBONES, ModelConfig
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, WeightsIntegrityError
+from scemae.hub import vouched
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the bundled model's folder."""
-    return Path(shutil.copytree(zoo._bundled("scemae-tiny"), tmp_path / "copy"))
+    """A copy of the bundled model's folder, without the card that states the hashes of its files."""
+    ignored = shutil.ignore_patterns("README.md")
+    return Path(shutil.copytree(zoo.shipped("scemae-tiny"), tmp_path / "copy", ignore=ignored))
 
 
 @pytest.mark.parametrize(("name", "params"), [("tiny", 5_403_840), ("small", 21_424_512), ("base", 85_316_352)])
@@ -57,10 +60,16 @@ def test_listing():
     assert scemae.model_info().name == "scemae-tiny"
 
 
-def test_the_card_and_the_hashes_are_those_of_the_files(folder):
-    weights = folder / "model.safetensors"
-    config = ModelConfig.from_json((folder / "config.json").read_text())
-    assert (folder / "README.md").read_text() == model_card(config, file_sha256(weights), weights.stat().st_size)
+@pytest.mark.parametrize("name", zoo.RELEASED)
+def test_the_card_and_the_table_are_those_of_the_files(name):
+    release, folder = zoo.RELEASED[name], zoo.shipped(name)
+    assert release.revision is None or re.fullmatch("[0-9a-f]{40}", release.revision)
+    assert release.files.keys() == {WEIGHTS, CONFIG}
+    assert vouched(folder) == release.sha256
+    present = [path for path in (folder / WEIGHTS, folder / CONFIG) if release.bundled or path.name == CONFIG]
+    assert all(release.files[path.name] == (file_sha256(path), path.stat().st_size) for path in present)
+    config = read_config(folder)
+    assert (folder / CARD).read_text().startswith(model_card(config, *release.files[WEIGHTS]))
     assert ModelConfig.from_json(config.to_json()) == config
 
 
@@ -93,7 +102,7 @@ def test_unknown_names(folder):
 
 
 def test_a_released_file_with_one_byte_changed_never_loads(folder, monkeypatch):
-    monkeypatch.setattr(zoo, "_bundled", lambda name: folder)
+    monkeypatch.setattr(zoo, "shipped", lambda name: folder)
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1

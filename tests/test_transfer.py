@@ -1,0 +1,264 @@
+"""download, verify and push, in Python and as commands, against a Hub on the loopback interface."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+import scemae
+from scemae import transfer, zoo
+from scemae.card import model_card, regressor_card, stated_sha256
+from scemae.checkpoint import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config
+from scemae.cli import main
+from scemae.errors import (
+    GatedWeightsError,
+    IncompatibleWeightsError,
+    ModelNotFoundError,
+    OptionError,
+    OutputError,
+    WeightsIntegrityError,
+    WeightsUnavailableError,
+)
+
+TINY = zoo.shipped("scemae-tiny")
+NAMES = (CONFIG, WEIGHTS, CARD)
+
+
+@pytest.fixture
+def access(hub):
+    """How to push to the Hub."""
+    return {"endpoint": hub.url, "token": hub.token}
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A model folder as training writes it: of another name, with a picture in its card."""
+    folder = tmp_path / "run" / "model"
+    folder.mkdir(parents=True)
+    config = replace(read_config(TINY), name="mine", license="other", license_link="")
+    shutil.copyfile(TINY / WEIGHTS, folder / WEIGHTS)
+    (folder / CONFIG).write_text(config.to_json())
+    card = model_card(config, file_sha256(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size)
+    (folder / CARD).write_text(card + "\n![loss over steps](loss.png)\n![none](none.png)\n")
+    (folder / "loss.png").write_bytes(b"a picture")
+    (folder / "decoder.safetensors").write_bytes(b"not for others")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def detector(model, faces, landmarks):
+    return scemae.fit_regressor(model, faces, landmarks, names=[f"point {k}" for k in range(8)])
+
+
+@pytest.fixture
+def saved(detector, tmp_path):
+    detector.save(tmp_path / "detector.safetensors")
+    return tmp_path / "detector.safetensors"
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# ---- push, then pull
+
+
+def test_a_model_comes_back_as_it_was_pushed(hub, access, reach, model):
+    url, commit = transfer.push(TINY, "me/tiny", **access, tag="v1")
+    assert url == f"{hub.url}/me/tiny"
+    pulled = zoo.model_folder("hf-hub:me/tiny@v1", **reach)
+    assert pulled.name == commit
+    assert all((pulled / name).read_bytes() == (TINY / name).read_bytes() for name in NAMES)
+    assert scemae.load_model(f"hf-hub:me/tiny@{commit}", **reach).id == model.id
+
+
+def test_a_model_of_ones_own_is_pushed_with_its_pictures_and_a_card_that_says_how_to_load_it(hub, access, reach, own):
+    transfer.push(own, "me/mine", **access, private=True)
+    repo = hub.repos["me/mine"]
+    files = repo.commits[repo.branches["main"]]
+    assert files.keys() == {".gitattributes", CONFIG, WEIGHTS, CARD, "loss.png"}
+    assert 'load_model("hf-hub:me/mine")' in files[CARD].decode()
+    assert repo.private
+    with pytest.raises(GatedWeightsError):
+        scemae.load_model("hf-hub:me/mine", **reach)
+    assert scemae.load_model("hf-hub:me/mine", **reach, token=hub.token).config.name == "mine"
+
+
+def test_a_regressor_comes_back_as_it_was_pushed(hub, access, reach, saved, detector, faces):
+    transfer.push(saved, "me/lips", **access)
+    pulled = scemae.LandmarkRegressor.load("hf-hub:me/lips", **reach)
+    assert np.array_equal(pulled.predict(faces).xy, detector.predict(faces).xy)
+    with pytest.raises(IncompatibleWeightsError, match=f"holds no {CONFIG} and {WEIGHTS}.* of {REGRESSOR}"):
+        scemae.load_model("hf-hub:me/lips", **reach)
+    repo = hub.repos["me/lips"]
+    hub.add("me/lips", {REGRESSOR: repo.commits[repo.branches["main"]][REGRESSOR][:-1] + b"?"})
+    with pytest.raises(WeightsIntegrityError):
+        scemae.LandmarkRegressor.load("hf-hub:me/lips", **reach)
+
+
+def test_the_same_again_is_the_same_commit_and_a_tag_is_not_moved(hub, access, saved):
+    _, commit = transfer.push(saved, "me/lips", **access, tag="v1")
+    with pytest.raises(OptionError, match="has a tag 'v1' already, and nothing was uploaded"):
+        transfer.push(saved, "me/lips", **access, tag="v1")
+    assert hub.repos["me/lips"].branches["main"] == commit
+
+
+def test_push_without_the_right_to(hub, saved):
+    with pytest.raises(GatedWeightsError, match=r"may not write to me/lips on http.*hf auth login"):
+        transfer.push(saved, "me/lips", endpoint=hub.url, token="hf_wrong")
+    with pytest.raises(GatedWeightsError, match="hf auth login"):
+        transfer.push(saved, "me/lips", endpoint=hub.url)
+    assert hub.repos == {}
+
+
+def test_push_where_nobody_answers(hub, access, saved):
+    hub.close()
+    with pytest.raises(OutputError, match=r"me/lips on http.* could not be written"):
+        transfer.push(saved, "me/lips", **access)
+
+
+def test_what_is_not_pushed(access, own, tmp_path):
+    for path, repo, error, words in (
+        (own, "mine", OptionError, "wanted ORG/REPO"),
+        (tmp_path / "none", "me/mine", ModelNotFoundError, "is not a folder"),
+        (own / WEIGHTS, "me/mine", IncompatibleWeightsError, "no landmark regressor"),
+        (own / CARD, "me/mine", WeightsIntegrityError, "cannot be read as safetensors"),
+    ):
+        with pytest.raises(error, match=words):
+            transfer.push(path, repo, **access)
+    (own / CONFIG).write_text((own / CONFIG).read_text().replace("mine", "mnie"))
+    with pytest.raises(WeightsIntegrityError, match="states that"):
+        transfer.push(own, "me/mine", **access)
+    (own / CARD).unlink()
+    with pytest.raises(IncompatibleWeightsError, match="states no SHA-256"):
+        transfer.push(own, "me/mine", **access)
+
+
+# ---- cards
+
+
+def test_cards_are_those_of_the_hub(saved, own):
+    for path in (own, TINY, saved):
+        card = ModelCard(transfer.to_push(path, "me/mine")[CARD].decode())
+        data = card.data.to_dict()
+        assert (data["library_name"], data["pipeline_tag"]) == ("scemae", "keypoint-detection")
+        assert {"face", "landmarks"} <= set(data["tags"])
+        assert "not for identification" in card.text
+    assert ModelCard.load(TINY / CARD).data.license == "cc-by-4.0"
+
+
+def test_a_card_states_the_hashes_of_its_files(own):
+    assert stated_sha256((own / CARD).read_text()) == {name: file_sha256(own / name) for name in (CONFIG, WEIGHTS)}
+    assert stated_sha256("| ../a.json | 1 bytes, SHA-256 `" + 64 * "0" + "` |") == {}
+
+
+def test_the_card_of_a_regressor(detector, saved):
+    card = transfer.to_push(saved, "me/lips")[CARD].decode()
+    assert f"{100 * detector.held_out_error_:.2f} % of the diagonal" in card
+    assert 'LandmarkRegressor.load("hf-hub:me/lips")' in card
+    assert "point 7" in card
+    header = {"kind": {"model": ["m", "0"], "expansion": 2}, "head": "cascade", "use": "both", "faces": 1}
+    header |= {"names": None, "landmarks": 3, "normalizer": [0, 1]}
+    card = regressor_card(header, float("nan"), "me/x", "0" * 64, 1)
+    assert "fitted on 1 annotated face." in card
+    assert "| error on held-out faces | not known |" in card
+    assert "of the distance of landmarks 0, 1" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
+
+
+# ---- download and verify
+
+
+def test_download_for_a_machine_without_network(hub, access, reach, tmp_path, monkeypatch):
+    transfer.push(TINY, "me/other", **access)
+    monkeypatch.setitem(zoo.RELEASED, "other", replace(zoo.RELEASED["scemae-tiny"], bundled=False))
+    folder, _ = transfer.download("hf-hub:me/other", tmp_path / "usb", **reach)
+    assert folder == tmp_path / "usb" / "other"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
+    monkeypatch.setenv("SCEMAE_WEIGHTS_DIR", str(tmp_path / "usb"))
+    assert scemae.load_model("other").id == scemae.load_model(f"local-dir:{folder}").id
+    assert transfer.verify(str(tmp_path / "usb"))[0].folder == folder
+    (folder / WEIGHTS).write_bytes(b"")
+    with pytest.raises(OutputError, match="exists already"):
+        transfer.download("hf-hub:me/other", tmp_path / "usb", **reach)
+    transfer.download("hf-hub:me/other", tmp_path / "usb", **reach, overwrite=True)
+    transfer.download("hf-hub:me/other", tmp_path / "usb", **reach)
+
+
+def test_download_of_a_bundled_model_and_of_a_regressor(access, reach, saved, tmp_path, faces):
+    folder, sha256 = transfer.download("scemae-tiny", tmp_path / "usb")
+    assert (folder, set(sha256)) == (tmp_path / "usb" / "scemae-tiny", {WEIGHTS, CONFIG})
+    assert (folder / CARD).read_bytes() == (TINY / CARD).read_bytes()
+    transfer.push(saved, "me/lips", **access)
+    folder, sha256 = transfer.download("hf-hub:me/lips@main", tmp_path / "usb", **reach)
+    assert (folder, set(sha256)) == (tmp_path / "usb" / "lips", {REGRESSOR})
+    assert scemae.LandmarkRegressor.load(folder / REGRESSOR).predict(faces).xy.shape == (2, 8, 2)
+    assert len(transfer.verify(str(tmp_path / "usb"))) == 2
+
+
+def test_verify(hub, access, reach, own, tmp_path, monkeypatch):
+    cache = {"cache_dir": reach["cache_dir"]}
+    transfer.push(own, "me/mine", **access)
+    with pytest.raises(WeightsUnavailableError, match="offline"):
+        transfer.verify("hf-hub:me/mine", **cache)
+    transfer.download("hf-hub:me/mine", **reach)
+    hub.requests.clear()
+    assert set(transfer.verify("hf-hub:me/mine", **cache)[0].sha256) == {CONFIG, WEIGHTS}
+    assert transfer.verify(str(own)) == transfer.verify(f"local-dir:{own}")
+    assert transfer.verify_all(**cache) == {"scemae-tiny": zoo.locate("scemae-tiny", {})}
+    monkeypatch.setitem(zoo.RELEASED, "other", replace(zoo.RELEASED["scemae-tiny"], bundled=False))
+    assert transfer.verify_all(**cache)["other"] is None
+    assert hub.requests == []
+    with pytest.raises(ModelNotFoundError, match="Did you mean"):
+        transfer.verify("scemae-tyni")
+    with pytest.raises(ModelNotFoundError, match="has no model or regressor"):
+        transfer.verify(str(tmp_path))
+    (own / WEIGHTS).write_bytes((own / WEIGHTS).read_bytes()[:-1])
+    with pytest.raises(WeightsIntegrityError, match="expected"):
+        transfer.verify(str(own))
+    (own / WEIGHTS).unlink()
+    with pytest.raises(ModelNotFoundError, match="missing"):
+        transfer.verify(str(own))
+
+
+# ---- commands
+
+
+def test_commands(capsys, hub, reach, saved, tmp_path, monkeypatch, samples):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    reached = ("--endpoint", hub.url)
+    code, out, err = run(capsys, "push", saved, "me/lips", *reached, "--tag", "v1", "--json")
+    assert (code, out, hub.repos) == (2, "", {})
+    assert "pass --yes" in json.loads(err.splitlines()[-1])["message"].lower()
+    code, out, err = run(capsys, "push", saved, "me/lips", *reached, "--tag", "v1", "--yes", "--json")
+    assert code == 0
+    for shown in ("For me/lips, tagged v1", REGRESSOR, file_sha256(saved), "pipeline_tag: keypoint-detection"):
+        assert shown in err
+    source = json.loads(out)["source"]
+    assert source == f"hf-hub:me/lips@{hub.repos['me/lips'].tags['v1']}"
+    cached = ("--cache-dir", reach["cache_dir"])
+    code, out, _ = run(capsys, "download", source, *reached, *cached, "--to", tmp_path / "usb", "--json")
+    folder = Path(json.loads(out)["folder"])
+    assert (code, folder) == (0, tmp_path / "usb" / "lips")
+    assert run(capsys, "verify", source, *cached)[0] == 0
+    assert f"{REGRESSOR}: right" in run(capsys, "verify", folder)[1]
+    assert "scemae-tiny: " in run(capsys, "verify")[1]
+    assert json.loads(run(capsys, "verify", "--json")[1])["scemae-tiny"]["sha256"].keys() == {WEIGHTS, CONFIG}
+    assert run(capsys, "predict", folder / REGRESSOR, samples[0].path)[0] == 0
+    code, _, err = run(capsys, "download", "hf-hub:me/none", *reached, *cached)
+    assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(("answer", "uploaded"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_push_asks(capsys, hub, saved, monkeypatch, answer, uploaded):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: answer, raising=False)
+    code, _, err = run(capsys, "push", saved, "me/lips", "--endpoint", hub.url)
+    assert "Upload this? [y/N]" in err
+    assert (code == 0, "me/lips" in hub.repos) == (uploaded, uploaded)
