@@ -43,6 +43,18 @@ def test_correspondence_counts_the_token_itself():
     assert p[0].tolist() == pytest.approx([math.exp(2) / (math.exp(2) + 1), 1 / (math.exp(2) + 1)], abs=1e-6)
 
 
+def test_keys_say_which_tokens_count():
+    descriptors = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
+    others = ~torch.eye(3, dtype=torch.bool)
+    p = log_correspondence(descriptors, 0.5, others).exp()[0]
+    assert p[0].tolist() == pytest.approx([0, 1 / (1 + math.exp(2)), math.exp(2) / (1 + math.exp(2))], abs=1e-6)
+    positions = torch.tensor([[[0, 0], [0, 1], [0, 2]]])
+    loss = lcr_loss(descriptors, positions, torch.ones(3, 3), 0.5, keys=others)
+    near, far = 1 / (1 + math.exp(2)), math.exp(2) / (1 + math.exp(2))
+    wanted = 2 * (near * math.log(2) + far * math.log(3)) + math.log(2)
+    assert float(loss) == pytest.approx(wanted, abs=1e-5)
+
+
 def test_the_loss_vanishes_where_each_token_is_like_itself_only():
     loss = lcr_loss(torch.eye(18)[None], torch.rand(1, 18, 2) * 11, torch.full((18, 18), 5.0), 0.01)
     assert float(loss) < 1e-3

@@ -7,7 +7,7 @@ import torch
 from scemae.geometry import pixels_to_half_sides
 from scemae.training.config import MotionConfig
 from scemae.training.data import INPUT, write_pack
-from scemae.training.motions import move_points, moved_views, random_motions
+from scemae.training.motions import Moves, move_points, random_motions, token_centres
 from scemae.training.positional import REACH, PositionalScatter
 
 STILL_LIGHT = MotionConfig(brightness=0.0, log_contrast=0.0)
@@ -41,9 +41,10 @@ def test_motions_have_the_spread_of_their_settings():
 def test_points_are_seen_where_the_motion_says(ramps):
     """The colour at the predicted place of a moved view is the place itself, or its mirror image."""
     points = np.array([(40.0, 30.0), (60.0, 64.0), (30.0, 55.0)])
-    moved = moved_views(ramps, np.array([0, 1, 2] * 4), np.random.default_rng(1), STILL_LIGHT, amplitude=0.4)
+    moves = Moves.draw(np.random.default_rng(1), 12, STILL_LIGHT, amplitude=0.4)
+    views = moves.views(ramps, np.array([0, 1, 2] * 4)).numpy()
     mirrored = 0
-    for view, places in zip(moved.views.numpy(), moved.seen_at(points), strict=True):
+    for view, places in zip(views, moves.seen_at(points), strict=True):
         inside = ((places > 1) & (places < INPUT - 2)).all(axis=1)
         for (x, y), wanted in zip(places[inside], points[inside] + 8, strict=True):
             left, top = int(x), int(y)
@@ -55,6 +56,18 @@ def test_points_are_seen_where_the_motion_says(ramps):
             assert abs(seen[1] - wanted[1]) < 0.01
             mirrored += is_mirrored
     assert 5 < mirrored < 30
+
+
+def test_unmoved_undoes_seen_at():
+    moves = Moves.draw(np.random.default_rng(1), 3, STILL_LIGHT, amplitude=1)
+    points = np.array([(40.0, 30.0), (60.0, 64.0)])
+    for k, seen in enumerate(moves.seen_at(points)):
+        np.testing.assert_allclose(moves.unmoved(seen)[k], points, atol=1e-9)
+    assert np.array_equal(moves.part(slice(1, 3)).motions, moves.motions[1:])
+
+
+def test_token_centres_go_row_by_row():
+    assert token_centres(12)[[0, 1, 12]].tolist() == [[3.5, 3.5], [11.5, 3.5], [3.5, 11.5]]
 
 
 def planted_tokens(count=4000):

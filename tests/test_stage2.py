@@ -11,11 +11,13 @@ import scemae
 from scemae.backbone import Backbone
 from scemae.checkpoint import save_model
 from scemae.config import BACKBONES, BackboneConfig, ModelConfig
+from scemae.errors import OptionError, RunError
 from scemae.projector import Projector
 from scemae.training.config import PositionalConfig, Stage2Config
 from scemae.training.data import write_pack
 from scemae.training.engine import Options, train
 from scemae.training.held_out import PLACES, HeldOutFaces
+from scemae.training.motions import Moves
 from scemae.training.stage2 import CorrespondenceEnhancer, Stage2, train_positional
 
 SMALL = BackboneConfig(width=24, heads=3, depth=4, params=0)
@@ -79,8 +81,10 @@ def test_the_loss_of_equal_features_is_that_of_their_places():
     backbone = Counting()
     projector = Projector(24, 8)
     torch.nn.init.zeros_(projector.weight)
-    loss = CorrespondenceEnhancer(backbone, projector, CONFIG)(torch.zeros(1, 3, 96, 96))["loss"].detach()
-    selection, _ = CorrespondenceEnhancer(backbone, projector, CONFIG).approximated(torch.zeros(1, 3, 96, 96))
+    cells = torch.stack([torch.arange(144) % 12, torch.arange(144) // 12], dim=-1)[None].float()
+    enhancer = CorrespondenceEnhancer(backbone, projector, CONFIG)
+    loss = enhancer(torch.zeros(1, 3, 96, 96), cells)["loss"].detach()
+    selection, _ = enhancer.approximated(torch.zeros(1, 3, 96, 96))
     places = [(int(i) // 12, int(i) % 12) for i in selection.kept[0]]
     kinds = [True] * 14 + [False] * 4
     wanted = sum(
@@ -89,6 +93,41 @@ def test_the_loss_of_equal_features_is_that_of_their_places():
         for j in range(18)
     )
     assert float(loss) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_places_of_moved_faces_are_those_of_the_unmoved_face(small, pack):
+    config = dataclasses.replace(CONFIG, amplitude=1.0, faces_together=4, keys="others")
+    recipe = Stage2(config, pack, small)
+    views, places = recipe.load(5, slice(4, 8))
+    moves = Moves.draw(recipe.batches.numbers(5), 8, config, 1.0)
+    own_place = moves.motions[6, :2] @ np.array([95.5 - 4, 3.5, 1])  # of the last token of the first row
+    np.testing.assert_allclose(places[2, 11], (own_place - 3.5) / 8, atol=1e-4)
+    assert torch.equal(views, recipe.load(5, slice(0, 8))[0][4:])
+    still, grid_places = Stage2(CONFIG, pack, small).load(5, slice(0, 8))
+    assert not torch.equal(still[4:], views)
+    assert grid_places[0, [0, 1, 12]].tolist() == [[0, 0], [1, 0], [0, 1]]
+
+
+def test_faces_together_are_compared_with_each_other():
+    """Two faces, equal tokens: p is 1 / 18 over the other's tokens, f_loc that between the faces' places."""
+    projector = Projector(24, 8)
+    torch.nn.init.zeros_(projector.weight)
+    config = dataclasses.replace(CONFIG, faces_together=2, keys="others", batch_size=2)
+    enhancer = CorrespondenceEnhancer(Counting(), projector, config)
+    places = torch.zeros(2, 144, 2)
+    places[1, :, 0] = 3.0
+    loss = enhancer(torch.zeros(2, 3, 96, 96), places)["loss"].detach()
+    pairs = 14 * 14 * 5 + 2 * 14 * 4 * 5 + 4 * 4 * 2  # each query of a face with all keys of the other, times lambda
+    assert float(loss) == pytest.approx(2 * pairs * math.log(4) / 18 / 2, rel=1e-5)
+
+
+def test_what_cannot_be_is_said(small, pack):
+    with pytest.raises(OptionError, match="no multiple of faces_together 3"):
+        dataclasses.replace(CONFIG, faces_together=3)
+    with pytest.raises(OptionError, match="there is no other face"):
+        dataclasses.replace(CONFIG, keys="others")
+    with pytest.raises(RunError, match="has 2 faces of a step"):
+        Stage2(dataclasses.replace(CONFIG, faces_together=8), pack, small).load(0, slice(0, 2))
 
 
 def test_only_the_projector_learns_and_a_seeded_step_has_its_loss(small, pack):

@@ -28,7 +28,7 @@ from scemae.model import SceMae
 from scemae.training.config import AlignConfig
 from scemae.training.data import INPUT, Pack, write_pack
 from scemae.training.engine import hardware, locked
-from scemae.training.motions import MovedViews, random_motions
+from scemae.training.motions import Moves, random_motions
 from scemae.training.positional import Encode, TokenSource, positional_projection, token_encoder
 from scemae.training.release import Chapter, Label, circumstances, view_picture, write_model
 from scemae.training.speed import fastest_precision
@@ -77,15 +77,15 @@ def _fit_regression(
     """Fill the regression of a stage, with the ridge that is best on held-out views."""
     features, outputs = stage.weight.shape
     sums = _Sums(features, outputs)
-    for tokens, moved in source.tokens(config.views, 1):
-        sums.add(stage.features(tokens), _targets(moved, canonical))
+    for tokens, moves in source.tokens(config.views, 1):
+        sums.add(stage.features(tokens), _targets(moves, canonical))
     mean_x, mean_y, gram, moment = sums.centred()
     stage.feature_mean, stage.bias = mean_x.float(), mean_y.float()
-    seen = [(stage.features(tokens), moved) for tokens, moved in unseen.tokens(len(unseen.faces), 2)]
+    seen = [(stage.features(tokens), moves) for tokens, moves in unseen.tokens(len(unseen.faces), 2)]
     best = StageError(source.amplitude, float("nan"), math.inf, float("nan"))
     for ridge, weight in zip(config.ridges, ridge_solutions(gram, moment, config.ridges, features), strict=True):
         found = [_points((x - stage.feature_mean) @ weight.float() + stage.bias) for x, _ in seen]
-        truth = [moved.seen_at(canonical) for _, moved in seen]
+        truth = [moves.seen_at(canonical) for _, moves in seen]
         error = _distance(np.concatenate(found), np.concatenate(truth))
         if error < best.predicted:
             best = StageError(source.amplitude, _distance(canonical, np.concatenate(truth)), error, ridge)
@@ -116,9 +116,9 @@ class _Sums:
         return mean_x, mean_y, gram, self.moment - self.count * torch.outer(mean_x, mean_y)
 
 
-def _targets(moved: MovedViews, canonical: Array) -> Tensor:
+def _targets(moves: Moves, canonical: Array) -> Tensor:
     """The canonical points in each view (n, 2 P), half-sides."""
-    half_sides = pixels_to_half_sides(moved.seen_at(canonical), INPUT)
+    half_sides = pixels_to_half_sides(moves.seen_at(canonical), INPUT)
     return torch.from_numpy(half_sides).float().flatten(1)
 
 

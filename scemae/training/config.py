@@ -118,7 +118,19 @@ STAGE1_PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2Config(RunConfig):
+class MotionConfig(Settings):
+    """Known random motions of the training faces: standard deviations at amplitude 1, and of the light."""
+
+    rotation: float = 0.3  # rad
+    log_scale: float = 0.15
+    shear: float = 0.06  # of shear, and of the logarithm of the aspect ratio
+    shift: float = 0.13  # half-sides of the view
+    brightness: float = 0.08  # added to pixels of 0..1; no amplitude changes it, nor the contrast
+    log_contrast: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(RunConfig, MotionConfig):
     """Selective correspondence enhancement (Sec. 3.2-3.3). The defaults are the preset "paper" at DeiT-T's size."""
 
     batch_size: int = 256
@@ -138,20 +150,21 @@ class Stage2Config(RunConfig):
     attentive_repellence: float = 5.0  # lambda between two attentive tokens (Eq. 6)
     mixed_repellence: float = 5.0  # lambda between an attentive token and a center
     center_repellence: float = 2.0  # lambda between two centers
-    reduction: Reduction = "sum"  # of Eq. 7 over the pairs of a face
+    reduction: Reduction = "sum"  # of Eq. 7 over the pairs
+    amplitude: float = 0.0  # of known motions of the faces; places are those of the unmoved face. 0: faces as they lie
+    faces_together: int = 1  # faces whose tokens share the softmax of Eq. 4
+    keys: Literal["all", "others"] = "all"  # of Eq. 4: all tokens, or those of other faces only
     held_out: int = 200  # faces that the matching error is measured on, warped copies of them
 
-
-@dataclass(frozen=True, kw_only=True)
-class MotionConfig(Settings):
-    """Known random motions of the training faces: standard deviations at amplitude 1, and of the light."""
-
-    rotation: float = 0.3  # rad
-    log_scale: float = 0.15
-    shear: float = 0.06  # of shear, and of the logarithm of the aspect ratio
-    shift: float = 0.13  # half-sides of the view
-    brightness: float = 0.08  # added to pixels of 0..1; no amplitude changes it, nor the contrast
-    log_contrast: float = 0.15
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % (self.faces_together * self.accumulate):
+            raise OptionError(
+                f"batch_size {self.batch_size} is no multiple of faces_together {self.faces_together}"
+                + (f" times accumulate {self.accumulate}." if self.accumulate > 1 else ".")
+            )
+        if self.keys == "others" and self.faces_together < 2:
+            raise OptionError('keys "others" needs faces_together of at least 2: there is no other face.')
 
 
 @dataclass(frozen=True, kw_only=True)

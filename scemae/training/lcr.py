@@ -10,13 +10,17 @@ from scemae.errors import OptionError
 from scemae.training.config import Reduction
 
 
-def log_correspondence(descriptors: Tensor, temperature: float) -> Tensor:
+def log_correspondence(descriptors: Tensor, temperature: float, keys: Tensor | None = None) -> Tensor:
     """Logarithm of p(t_j | t_i), (B, T, T), of descriptors (B, T, C), Eq. 4, row i the query, itself among the keys.
 
-    Descriptors are scaled to unit length: matching is by cosine (the paper leaves it open).
+    Descriptors are scaled to unit length: matching is by cosine (the paper leaves it open). `keys` (T, T): which j
+    count for which i; None: all.
     """
     unit = F.normalize(descriptors.float(), dim=-1)
-    return (unit @ unit.mT / temperature).log_softmax(dim=-1)
+    logits = unit @ unit.mT / temperature
+    if keys is not None:
+        logits = logits.masked_fill(~keys, -torch.inf)
+    return logits.log_softmax(dim=-1)
 
 
 def locality(positions: Tensor) -> Tensor:
@@ -33,17 +37,22 @@ def repellence(attentive: Tensor, between_attentive: float, between_kinds: float
 
 
 def lcr_loss(
-    descriptors: Tensor, positions: Tensor, weights: Tensor, temperature: float, reduction: Reduction = "sum"
+    descriptors: Tensor,
+    positions: Tensor,
+    weights: Tensor,
+    temperature: float,
+    reduction: Reduction = "sum",
+    keys: Tensor | None = None,
 ) -> Tensor:
-    """L_LCR, Eq. 7: sum of f_loc * lambda * p over all pairs of a face's tokens, mean over the batch.
+    """L_LCR, Eq. 7: sum of f_loc * lambda * p over all pairs of tokens, mean over the batch.
 
     Args:
         descriptors: (B, T, C), projected. positions: (B, T, 2), cells. weights: lambda (T, T).
-        temperature: tau of Eq. 4.
+        temperature, keys: see `log_correspondence`.
         reduction: "sum" (the paper's) or "mean_query", that divided by T.
     """
     if reduction not in ("sum", "mean_query"):
         raise OptionError(f"reduction is {reduction!r}; it must be 'sum' or 'mean_query'.")
-    terms = locality(positions) * weights * log_correspondence(descriptors, temperature).exp()
+    terms = locality(positions) * weights * log_correspondence(descriptors, temperature, keys).exp()
     loss: Tensor = terms.sum((1, 2)).mean()
     return loss if reduction == "sum" else loss / descriptors.shape[1]

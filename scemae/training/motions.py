@@ -37,26 +37,44 @@ def move_points(motions: Array, xy: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class MovedViews:
-    """Views (n, 3, 96, 96), 0..1, of faces whose motions (n, 3, 3), moved to unmoved pixels, are known."""
+class Moves:
+    """What is done to n faces: motions (n, 3, 3), moved to unmoved pixels; which are mirrored first; their light."""
 
-    views: Tensor
     motions: Array
+    mirrored: NDArray[np.bool_]
+    contrast: NDArray[np.float32]
+    brightness: NDArray[np.float32]
+
+    @classmethod
+    def draw(cls, numbers: np.random.Generator, count: int, config: MotionConfig, amplitude: float) -> Moves:
+        """Random ones, half of them mirrored."""
+        motions = random_motions(numbers, count, config, amplitude)
+        mirrored = numbers.random(count) < 0.5
+        contrast, brightness = numbers.standard_normal((2, count)).astype(np.float32)
+        return cls(motions, mirrored, np.exp(config.log_contrast * contrast), config.brightness * brightness)
+
+    def part(self, chosen: slice) -> Moves:
+        """Those of some of the faces."""
+        return Moves(self.motions[chosen], self.mirrored[chosen], self.contrast[chosen], self.brightness[chosen])
+
+    def views(self, pack: Pack, rows: NDArray[np.int64]) -> Tensor:
+        """Views (n, 3, 96, 96), 0..1, of n faces of a pack."""
+        flips = np.tile(np.eye(3), (len(rows), 1, 1))
+        flips[self.mirrored, 0] = (-1, 0, INPUT - 1)
+        to_square = torch.from_numpy((pack.central @ flips @ self.motions)[:, :2])
+        contrast, brightness = (torch.from_numpy(light).view(-1, 1, 1, 1) for light in (self.contrast, self.brightness))
+        return ((sample_views(pack.pixels(rows), to_square, INPUT) - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
 
     def seen_at(self, xy: Array) -> Array:
-        """Where points (P, 2) of the unmoved view lie in each moved one, (n, P, 2)."""
+        """Where points (P, 2) of the unmoved views lie in the moved ones, (n, P, 2)."""
         return move_points(np.linalg.inv(self.motions), xy)
 
+    def unmoved(self, xy: Array) -> Array:
+        """Where points (P, 2) of the moved views lie in the unmoved ones, (n, P, 2)."""
+        return move_points(self.motions, xy)
 
-def moved_views(
-    pack: Pack, rows: NDArray[np.int64], numbers: np.random.Generator, config: MotionConfig, amplitude: float
-) -> MovedViews:
-    """The faces of these rows, each moved, half of them mirrored first, in another light."""
-    motions = random_motions(numbers, len(rows), config, amplitude)
-    flips = np.tile(np.eye(3), (len(rows), 1, 1))
-    flips[numbers.random(len(rows)) < 0.5, 0] = (-1, 0, INPUT - 1)
-    to_square = torch.from_numpy((pack.central @ flips @ motions)[:, :2])
-    contrast, brightness = numbers.standard_normal((2, len(rows), 1, 1, 1)).astype(np.float32)
-    views = sample_views(pack.pixels(rows), to_square, INPUT)
-    light = (views - 0.5) * torch.from_numpy(np.exp(config.log_contrast * contrast)) + 0.5
-    return MovedViews((light + torch.from_numpy(config.brightness * brightness)).clamp(0, 1), motions)
+
+def token_centres(grid: int) -> Array:
+    """Centres (grid * grid, 2) of the patches of a view, input px, row by row."""
+    axis = (np.arange(grid) + 0.5) * (INPUT / grid) - 0.5
+    return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)

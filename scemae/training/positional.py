@@ -17,7 +17,7 @@ from scemae.geometry import pixels_to_half_sides
 from scemae.model import SceMae
 from scemae.training.config import MotionConfig
 from scemae.training.data import INPUT, Batches, Pack
-from scemae.training.motions import MovedViews, move_points, moved_views
+from scemae.training.motions import Moves, token_centres
 from scemae.training.speed import fastest_precision
 
 Encode = Callable[[Tensor], Tensor]
@@ -95,14 +95,14 @@ class TokenSource:
     seed: tuple[int, ...]
     bar: tqdm[None]
 
-    def tokens(self, views: int, purpose: int) -> Iterator[tuple[Tensor, MovedViews]]:
+    def tokens(self, views: int, purpose: int) -> Iterator[tuple[Tensor, Moves]]:
         """`views` views in batches, each with its tokens (B, N, D); of each purpose others."""
         size = min(self.batch_size, len(self.faces), views)
         batches = Batches(len(self.faces), size, (*self.seed, purpose))
         for step in range(math.ceil(views / size)):
             rows = self.faces[batches.rows(step)]
-            moved = moved_views(self.pack, rows, batches.numbers(step), self.config, self.amplitude)
-            yield self.encode(moved.views), moved
+            moves = Moves.draw(batches.numbers(step), len(rows), self.config, self.amplitude)
+            yield self.encode(moves.views(self.pack, rows)), moves
             self.bar.update(len(rows))
 
 
@@ -111,16 +111,9 @@ def positional_projection(
 ) -> tuple[Tensor, Tensor]:
     """Mean (D,) and projection (D, dim) of tokens, learned from so many views: see `PositionalScatter`."""
     scatter: PositionalScatter | None = None
-    for tokens, moved in source.tokens(views, 0):
+    for tokens, moves in source.tokens(views, 0):
         scatter = scatter or PositionalScatter(tokens.shape[-1], cells)
-        places = move_points(moved.motions, _token_centres(tokens.shape[1]))
+        places = moves.unmoved(token_centres(math.isqrt(tokens.shape[1])))
         scatter.add(tokens, torch.from_numpy(pixels_to_half_sides(places, INPUT)))
     assert scatter is not None
     return scatter.solve(dim, shrinkage)
-
-
-def _token_centres(count: int) -> NDArray[np.float64]:
-    """Centres (count, 2) of the patches of a view, input px, row by row."""
-    grid = math.isqrt(count)
-    axis = (np.arange(grid) + 0.5) * (INPUT / grid) - 0.5
-    return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)

@@ -10,12 +10,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from scemae.backbone import Backbone, chosen_tokens
+from scemae.errors import RunError
 from scemae.model import SceMae
 from scemae.projector import Projector
 from scemae.training.carb import Selection, select
@@ -24,6 +26,7 @@ from scemae.training.data import Batches, Pack, normalise
 from scemae.training.engine import History, hardware, locked
 from scemae.training.held_out import HeldOutFaces
 from scemae.training.lcr import lcr_loss, repellence
+from scemae.training.motions import Moves, token_centres
 from scemae.training.positional import TokenSource, positional_projection, token_encoder
 from scemae.training.release import Chapter, Label, circumstances, write_model
 from scemae.training.speed import fastest_precision
@@ -39,19 +42,28 @@ class CorrespondenceEnhancer(nn.Module):
         self.projector = projector
         self.config = config
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images (B, 3, H, W) -> {"loss"}: L_LCR of Eq. 7."""
+    def forward(self, images: Tensor, places: Tensor) -> dict[str, Tensor]:
+        """Normalised images (B, 3, H, W), places (B, N, 2) of their tokens in the face, cells -> {"loss"}: Eq. 7."""
         with torch.no_grad():
             selection, features = self.approximated(images)
         config, grid = self.config, self.backbone.grid
         feature_map = features.transpose(1, 2).unflatten(2, (grid, grid))
         projected = self.projector(feature_map).flatten(2).transpose(1, 2)
         kept = selection.kept
-        positions = torch.stack([kept // grid, kept % grid], dim=-1)
-        attentive = torch.arange(kept.shape[1], device=kept.device) < selection.attentive.shape[1]
-        weights = repellence(attentive, config.attentive_repellence, config.mixed_repellence, config.center_repellence)
-        descriptors = chosen_tokens(projected, kept)
-        return {"loss": lcr_loss(descriptors, positions, weights, config.temperature, config.reduction)}
+        descriptors, positions = (
+            chosen_tokens(tokens, kept).unflatten(0, (-1, config.faces_together)).flatten(1, 2)
+            for tokens in (projected, places)
+        )
+        face, token = (part.to(kept.device) for part in _numbered(config.faces_together, kept.shape[1]))
+        weights = repellence(
+            token < selection.attentive.shape[1],
+            config.attentive_repellence,
+            config.mixed_repellence,
+            config.center_repellence,
+        )
+        keys = None if config.keys == "all" else face[:, None] != face
+        loss = lcr_loss(descriptors, positions, weights, config.temperature, config.reduction, keys)
+        return {"loss": loss / config.faces_together}
 
     def approximated(self, images: Tensor) -> tuple[Selection, Tensor]:
         """Which tokens are kept, and the last layer's features (B, N, D) with those in the place of the others."""
@@ -69,8 +81,13 @@ class CorrespondenceEnhancer(nn.Module):
         return selection, chosen_tokens(kept, selection.substitute)
 
 
+def _numbered(faces: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Of faces * tokens tokens, one face after the other: the face of each, and its number there."""
+    return torch.arange(faces).repeat_interleave(tokens), torch.arange(tokens).repeat(faces)
+
+
 class Stage2:
-    """The recipe that the engine trains: faces of a pack as they lie in it, without augmentation."""
+    """The recipe that the engine trains: faces of a pack as they lie in it, or moved by known motions."""
 
     def __init__(self, config: Stage2Config, pack: Pack, source: str, label: Label | None = None) -> None:
         self.model, self.source, self.pack, self.label = load_model(source, device="cpu"), source, pack, label
@@ -91,12 +108,25 @@ class Stage2:
         return -(-len(self.faces) // self.config.batch_size)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
-        """Squares (b, S, S, 3) uint8."""
-        return (torch.from_numpy(self.pack.squares[self.faces[self.batches.rows(step)[part]]]),)
+        """Views (b, 3, 96, 96), 0..1, and the places (b, N, 2) of their tokens in the face, in cells."""
+        rows, config = self.faces[self.batches.rows(step)[part]], self.config
+        if len(rows) % config.faces_together:
+            raise RunError(
+                f"Each process has {len(rows)} faces of a step, no multiple of faces_together {config.faces_together}."
+            )
+        centres = token_centres(self.module.backbone.grid)
+        if config.amplitude == 0:
+            views = self.pack.central_views(torch.from_numpy(self.pack.squares[rows]))
+            places = np.tile(centres, (len(rows), 1, 1))
+        else:
+            moves = Moves.draw(self.batches.numbers(step), config.batch_size, config, config.amplitude).part(part)
+            views, places = moves.views(self.pack, rows), moves.unmoved(centres)
+        return views, self.model.grid(1).to_cells(torch.from_numpy(places)).float()
 
     def inputs(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Normalised images (b, 3, 96, 96): the central part of each square."""
-        return (normalise(self.pack.central_views(loaded[0]), self.config),)
+        """The same, the views normalised."""
+        views, places = loaded
+        return normalise(views, self.config), places
 
     def measure(self) -> dict[str, float]:
         """See `HeldOutFaces.measure`."""
