@@ -14,7 +14,11 @@ from scemae.samples import sample_faces
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
+    connect = socket.socket.connect
+
     def refuse(self, address, *rest):
+        if self.family == socket.AF_UNIX:  # other processes of this machine
+            return connect(self, address, *rest)
         raise AssertionError(f"a test tried to reach {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)

@@ -6,7 +6,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -25,16 +24,6 @@ LOSS_CURVE = "loss.png"
 CURVE_SIZE = (720, 320)
 
 
-@dataclass(frozen=True)
-class Label:
-    """What a person says of a model: its name, what it was trained on, and under which licence it is."""
-
-    name: str
-    training_data: str
-    license: str = "other"
-    license_link: str = ""
-
-
 def write_model(
     folder: Path, model: ModelConfig, tensors: Mapping[str, Tensor], config: RunConfig, history: History
 ) -> None:
@@ -50,7 +39,7 @@ def write_model(
 def run_section(config: RunConfig, history: History) -> str:
     """The part of a card that says how the model was trained: steps, hours, hardware, versions, every setting."""
     loss = f"{history.lines[-1]['loss']:.4f}" if history.lines else "none logged"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("scemae", "torch", "timm", "accelerate"))
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("scemae", "torch", "timm", "accelerate"))
     return f"""
 ## How it was trained
 
@@ -74,11 +63,20 @@ def run_section(config: RunConfig, history: History) -> str:
 
 def git_commit() -> str:
     """The commit of the checkout that the package runs from; "-dirty" where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        described = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "none (an installed package)"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a checkout that nobody installed
+        return "(not installed)"
 
 
 def loss_curve(lines: list[dict[str, float]]) -> Image.Image:

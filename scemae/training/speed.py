@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from typing import Literal
 
 import torch
 
+from scemae.training.config import Precision
 
-def fastest_precision(on_gpu: bool) -> Literal["float32", "bf16"]:
+
+def fastest_precision(on_gpu: bool) -> Precision:
     """bf16 on a GPU that has it, and on a CPU whose products are faster in it (measured, some 20 ms)."""
     if on_gpu:
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
