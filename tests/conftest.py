@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import scemae
+from scemae.config import BACKBONES, BackboneConfig
 from scemae.samples import sample_faces
 
 
@@ -49,3 +50,10 @@ def landmarks(samples):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch):
+    """The name of an architecture that trains in no time."""
+    monkeypatch.setitem(BACKBONES, "test-tiny", BackboneConfig(width=32, heads=2, depth=2, params=0))
+    return "test-tiny"

@@ -15,6 +15,7 @@ from training_runs import (
     TOY,
     Other,
     Toy,
+    assert_same_run,
     log_of,
     plain,
     same_tensors,
@@ -41,15 +42,6 @@ def wait_for(condition, seconds=30):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
-
-
-def assert_same_run(first, second):
-    """Weights, optimizer and log, to the bit."""
-    one, other = state_of(first), state_of(second)
-    assert one["step"] == other["step"]
-    for part in ("module", "optimizer", "losses", "images"):
-        assert same_tensors(one[part], other[part]), part
-    assert log_of(first) == log_of(second)
 
 
 # ---- what a step is
@@ -189,8 +181,7 @@ def test_sigterm_stops_as_ctrl_c_does_and_a_second_ctrl_c_is_obeyed_at_once(tmp_
         os.kill(os.getpid(), signal.SIGINT)
         wait_for(lambda: received == [signal.SIGINT])
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -357,7 +348,7 @@ def test_an_error_of_the_reading_thread_ends_the_run(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.take(resume=False, overwrite=False)
-    with pytest.raises(RunError, match="Another process is training in .*run"):
+    with pytest.raises(RunError, match="Another process is training"):
         train(Toy(), tmp_path / "run", plain())
     folder.release()
     train(Toy(), tmp_path / "run", plain())
@@ -414,7 +405,7 @@ def test_a_changed_configuration_is_shown(tmp_path):
     assert same_tensors(before, state_of(tmp_path / "run"))
     state = before | {"config": json.dumps({**json.loads(before["config"]), "momentum": 0.9})}
     torch.save(state, tmp_path / "run" / CHECKPOINT)
-    with pytest.raises(RunError, match="another version of scemae.*momentum"):
+    with pytest.raises(RunError, match=r"another version of scemae.*momentum"):
         train(Toy(), tmp_path / "run", plain(resume=True))
 
 
@@ -433,7 +424,9 @@ def test_a_damaged_checkpoint_says_so(tmp_path, damage):
     if damage == "foreign":
         torch.save({"model": 1}, path)
     else:
-        path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello", "zeros": bytes(5000)}[damage])
+        path.write_bytes(
+            {"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello", "zeros": bytes(5000)}[damage]
+        )
     with pytest.raises(RunError, match=r"checkpoint.pt is (damaged|no checkpoint).*--overwrite.*--continue-from"):
         train(Toy(), run, plain(resume=True))
     train(Toy(), run, plain(overwrite=True))

@@ -131,7 +131,9 @@ class _Run:
                 self._keep()
         history = by_main(self._finish)
         if self.interrupted:
-            raise KeyboardInterrupt(f"Stopped at step {self.step}; {self.folder.path} holds all of it. Go on with --resume.")
+            raise KeyboardInterrupt(
+                f"Stopped at step {self.step}; {self.folder.path} holds all of it. Go on with --resume."
+            )
         return history
 
     @property
