@@ -30,7 +30,7 @@ from scemae.training import engine
 from scemae.training.config import Options, Stage1Config
 from scemae.training.engine import learning_rate, train
 from scemae.training.processes import interruptible
-from scemae.training.run_folder import CHECKPOINT, LOG, RunFolder
+from scemae.training.run_folder import CHECKPOINT, LOG, locked
 from scemae.training.speed import compiles
 
 INTERRUPT = functools.partial(signal_self, signal.SIGINT)
@@ -83,12 +83,12 @@ def test_the_schedule_by_hand():
 
 
 def test_bf16_is_for_products_only_and_a_resume_keeps_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "fastest_precision", lambda on_gpu: "bf16")
+    monkeypatch.setattr(engine, "fastest_precision", lambda device: "bf16")
     toy = Toy(replace(TOY, clip_norm=0.1), at={4: INTERRUPT})
     with pytest.raises(KeyboardInterrupt):
         train(toy, tmp_path / "run", plain(precision="auto"))
     assert toy.module.inner.dtype == torch.bfloat16
-    monkeypatch.setattr(engine, "fastest_precision", lambda on_gpu: "float32")
+    monkeypatch.setattr(engine, "fastest_precision", lambda device: "float32")
     toy = Toy(replace(TOY, clip_norm=0.1))
     history = train(toy, tmp_path / "run", plain(precision="auto", resume=True))
     assert toy.module.inner.dtype == torch.bfloat16
@@ -346,11 +346,8 @@ def test_an_error_of_the_reading_thread_ends_the_run(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    folder.take(resume=False, overwrite=False)
-    with pytest.raises(RunError, match="Another process is training"):
+    with locked(tmp_path / "run"), pytest.raises(RunError, match="Another process is training"):
         train(Toy(), tmp_path / "run", plain())
-    folder.release()
     train(Toy(), tmp_path / "run", plain())
     train(Toy(), tmp_path / "run", plain(overwrite=True))  # and the engine has let go of it
 
@@ -532,12 +529,10 @@ def test_checkpoints_are_made_together(tmp_path):
 
 
 def test_what_one_process_finds_wrong_ends_all(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    folder.take(resume=False, overwrite=False)
-    processes = several(tmp_path, 2, train_toy, tmp_path / "run", plain())
-    assert ends(processes) == [2, 2]
+    with locked(tmp_path / "run"):
+        processes = several(tmp_path, 2, train_toy, tmp_path / "run", plain())
+        assert ends(processes) == [2, 2]
     assert all("Another process is training" in process.error for process in processes)
-    folder.release()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

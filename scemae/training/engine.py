@@ -41,7 +41,10 @@ class Recipe(Protocol):
 
     config: RunConfig
     module: nn.Module
-    report_every: int  # steps between two reports: a picture, and what `measure` finds
+
+    @property
+    def report_every(self) -> int:
+        """Steps between two reports: a picture, and what `measure` finds."""
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Part of the batch of a step, on the CPU; called ahead, in another thread."""
@@ -80,7 +83,8 @@ def train(recipe: Recipe, out: Path, options: Options) -> History:
     here = accelerator()
     folder = RunFolder(out)
     try:
-        by_main(partial(folder.take, options.resume, options.overwrite))
+        by_main(folder.lock)
+        by_main(partial(folder.begin, options.resume, options.overwrite))
         with interruptible() as signals:
             return _Run(recipe, folder, options, here, signals).go()
     finally:
@@ -106,7 +110,7 @@ class _Run:
         saved = folder.read_checkpoint()
         if saved is not None:
             self._restore(saved)
-        self.precision: Precision = by_main(partial(_precision, options, saved, on_gpu))
+        self.precision: Precision = by_main(partial(_precision, options, saved, here.device))
         check_same((self.step, self._next_image()), f"The processes do not all see the same {folder.path} and images.")
         self.parallel, self.prepared = here.prepare(recipe.module, self.optimizer)
         compiled = (not on_gpu and compiles()) if options.compile is None else options.compile
@@ -293,11 +297,11 @@ def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def _precision(options: Options, saved: dict[str, Any] | None, on_gpu: bool) -> Precision:
+def _precision(options: Options, saved: dict[str, Any] | None, device: torch.device) -> Precision:
     """What was asked for, or what the run began with, or what is fastest here."""
     if options.precision != "auto":
         return options.precision
-    return saved["precision"] if saved else fastest_precision(on_gpu)
+    return saved["precision"] if saved else fastest_precision(device)
 
 
 def _seed(*numbers: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "module"
 
 
 class RunFolder:
-    """One run's folder; `take` it before writing there, `release` it at the end."""
+    """One run's folder: `lock` it, then `begin`; `release` it at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path / "lock")
 
-    def take(self, resume: bool, overwrite: bool) -> None:
+    def lock(self) -> None:
         """Make the folder and keep other processes out; the system lets go of it whatever happens to this one.
 
-        Raises RunError where another process trains, or where a run lies that is not to be resumed or overwritten.
+        Raises RunError where another process trains there.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,9 @@ class RunFolder:
             ) from error
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error}.") from error
+
+    def begin(self, resume: bool, overwrite: bool) -> None:
+        """Raises RunError where a run lies that is to be neither resumed nor overwritten; clears what is in the way."""
         made = [self.path / name for name in MADE if (self.path / name).exists()]
         if made and not resume and not (overwrite and (self.path / LOG).exists()):
             names = ", ".join(path.name for path in made)
@@ -109,6 +113,17 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         _write(folder / f"{process}.pt", passes)
         return folder
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run's folder, for what is trained without the engine."""
+    folder = RunFolder(path)
+    folder.lock()
+    try:
+        yield
+    finally:
+        folder.release()
 
 
 def _write(path: Path, state: Any) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from typing import Literal
 
 import torch
 
-from scemae.training.config import Precision
 
-
-def fastest_precision(on_gpu: bool) -> Precision:
+def fastest_precision(device: torch.device) -> Literal["float32", "bf16"]:
     """bf16 on a GPU that has it, and on a CPU whose products are faster in it (measured, some 20 ms)."""
-    if on_gpu:
+    if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
     return "bf16" if _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "float32"
 
