@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scemae.config import ModelConfig
-from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, WeightsIntegrityError
+from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OutputError, WeightsIntegrityError
 from scemae.output import new_path, written_whole
 
 if TYPE_CHECKING:  # `scemae models` reads configurations and must not wait for torch
@@ -70,10 +70,14 @@ def write_file(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str], overwrite: bool = False
 ) -> None:
     """Write a safetensors file, whole or not at all; raises OutputError where it exists or cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with written_whole(new_path(path, overwrite)) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    try:
+        with written_whole(new_path(path, overwrite)) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    except SafetensorError as error:
+        raise OutputError(f"{path} cannot be written, is the disk full? {error}.") from error
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad usage or bad input (one clear line), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -28,17 +29,23 @@ if TYPE_CHECKING:
     from scemae.features import FaceFeatures, Landmarks
     from scemae.model import SceMae
 
+# Commands with commands of their own, in scemae.training.cli, which is loaded only for them.
+TRAINING = {"train": "Train a model on your own faces.", "data": "Prepare faces for training."}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        options = _parser(words).parse_args(words)
         result, text = options.run(options)
     except ScemaeError as error:
         report = {"error": type(error).__name__, "message": str(error)}
-        print(json.dumps(report) if options.json else f"scemae: {error}", file=sys.stderr)
+        print(json.dumps(report) if "--json" in words else f"scemae: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if stopped.args:
+            print(f"scemae: {stopped}", file=sys.stderr)
         return 130
     try:
         print(json.dumps(result, indent=2) if options.json else text, flush=True)
@@ -236,7 +243,7 @@ def _save_picture(picture: Image.Image, out: Path) -> None:
         raise OptionError(f"{out} has no ending of a picture format that Pillow knows; say .png.") from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scemae", description=scemae.__doc__)
     parser.add_argument("--version", action="version", version=f"scemae {scemae.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -281,4 +288,8 @@ def _parser() -> argparse.ArgumentParser:
     add(demo, chosen, written)
     add(doctor)
     cli_hub.add_commands(add)
+    for name, what in TRAINING.items():
+        room = commands.add_parser(name, help=what, description=what)
+        if name in words[:1]:
+            getattr(importlib.import_module("scemae.training.cli"), name)(room, common)
     return parser

@@ -17,16 +17,18 @@ import torch
 from fakehub import FakeHub
 
 import scemae
+from scemae.config import BACKBONES, BackboneConfig
 from scemae.samples import sample_faces
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Only the loopback interface can be reached."""
+    """Only the loopback interface, and other processes of this machine, can be reached."""
     connect = socket.socket.connect
 
     def refuse(self, address, *rest):
-        assert address[0] in ("127.0.0.1", "::1"), f"a test tried to reach {address}"
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1")
+        assert local, f"a test tried to reach {address}"
         return connect(self, address, *rest)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -72,3 +74,10 @@ def landmarks(samples):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch):
+    """The name of an architecture that trains in no time."""
+    monkeypatch.setitem(BACKBONES, "test-tiny", BackboneConfig(width=32, heads=2, depth=2, params=0))
+    return "test-tiny"

@@ -21,30 +21,42 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.spl
 # The exceptions: the commands stand on the face, and some have a room of their own.
 NEIGHBOURS = {("cli", "__init__"), ("cli", "cli_hub"), ("__main__", "cli")}
 HOUSE = Path(scemae.__file__).parent
-MODULES = sorted(path for path in HOUSE.rglob("*.py") if path.relative_to(HOUSE).parts[0] != "training")
+PATHS = sorted(HOUSE.rglob("*.py"))
+MODULES = [path for path in PATHS if path.relative_to(HOUSE).parts[0] != "training"]
+TRAINING = [path for path in PATHS if path not in MODULES]
+# Training stands on floors 0 to 3; only these of its rooms see the face, and the others do not see them.
+TRAINING_REACH = 3
+ABOVE_TRAINING = ("cli", "evaluation")
 
 
 def room_of(path):
     return path.relative_to(HOUSE).with_suffix("").parts[0]
 
 
-def imported_rooms(path):
-    """The rooms of scemae that a module imports, wherever in it, also those only for types."""
-    rooms = set()
+def training_room_of(path):
+    return path.relative_to(HOUSE / "training").with_suffix("").parts[0]
+
+
+def imported_modules(path):
+    """What a module imports of scemae, wherever in it, also that only for types: names split at their dots."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} has a relative import"
             # "from scemae import draw" imports a room, "from scemae import load_model" the face.
-            bare = node.module == "scemae"
-            names = [f"scemae.{alias.name}" if bare else str(node.module) for alias in node.names]
+            of_package = node.module in ("scemae", "scemae.training")
+            names = [f"{node.module}.{alias.name}" if of_package else str(node.module) for alias in node.names]
         else:
             continue
-        parts = [name.split(".") for name in names if name.split(".")[0] == "scemae"]
-        known = {*FLOOR_OF, "training"}
-        rooms |= {part[1] if len(part) > 1 and part[1] in known else "__init__" for part in parts}
-    return rooms
+        modules |= {tuple(name.split(".")) for name in names}
+    return {parts for parts in modules if parts[0] == "scemae"}
+
+
+def imported_rooms(path):
+    known = {*FLOOR_OF, "training"}
+    return {parts[1] if len(parts) > 1 and parts[1] in known else "__init__" for parts in imported_modules(path)}
 
 
 def test_every_module_has_a_floor():
@@ -65,3 +77,13 @@ def test_only_the_command_line_names_training(path):
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert room_of(path) == "cli" or not any(text.startswith("scemae.training") for text in texts)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_training_stands_on_the_tensor_world(path):
+    above = training_room_of(path) in ABOVE_TRAINING
+    for room in imported_rooms(path) - {"training"}:
+        allowed = FLOOR_OF[room] <= TRAINING_REACH or (above and room == "__init__")
+        assert allowed, f"training/{training_room_of(path)} imports {room} (floor {FLOOR_OF[room]})"
+    rooms = {parts[2] for parts in imported_modules(path) if parts[1:2] == ("training",) and len(parts) > 2}
+    assert above or not rooms & set(ABOVE_TRAINING)

@@ -13,9 +13,9 @@ from scemae.checkpoint import save_model
 from scemae.config import BACKBONES, BackboneConfig, ModelConfig
 from scemae.errors import OptionError, RunError
 from scemae.projector import Projector
-from scemae.training.config import PositionalConfig, Stage2Config
+from scemae.training.config import Options, PositionalConfig, Stage2Config
 from scemae.training.data import write_pack
-from scemae.training.engine import Options, train
+from scemae.training.engine import train
 from scemae.training.held_out import PLACES, HeldOutFaces
 from scemae.training.motions import Moves
 from scemae.training.stage2 import CorrespondenceEnhancer, Stage2, train_positional

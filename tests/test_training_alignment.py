@@ -13,8 +13,8 @@ from scemae.geometry import sample_views
 from scemae.training.alignment import align_pack, fit_aligner, follow, train_align
 from scemae.training.config import AlignConfig
 from scemae.training.data import INPUT, write_pack
-from scemae.training.engine import locked
 from scemae.training.motions import random_motions
+from scemae.training.run_folder import locked
 
 FEW = AlignConfig(
     brightness=0.0,

@@ -25,12 +25,13 @@ from scemae.errors import ImageInputError, OptionError
 from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides, sample_views
 from scemae.heads.cascade import ridge_solutions
 from scemae.model import SceMae
-from scemae.training.config import AlignConfig
+from scemae.training.config import AlignConfig, Label
 from scemae.training.data import INPUT, Pack, write_pack
-from scemae.training.engine import hardware, locked
+from scemae.training.engine import hardware
 from scemae.training.motions import Moves, random_motions
 from scemae.training.positional import Encode, TokenSource, positional_projection, token_encoder
-from scemae.training.release import Chapter, Label, circumstances, view_picture, write_model
+from scemae.training.release import Chapter, circumstances, view_picture, write_model
+from scemae.training.run_folder import model_written
 from scemae.training.speed import fastest_precision
 from scemae.zoo import load_model, model_folder
 
@@ -190,13 +191,12 @@ def before_and_after(aligner: FaceAligner, encode: Encode, pack: Pack, config: A
 
 
 def train_align(
-    source: str, pack: Pack, config: AlignConfig, out: Path, label: Label | None = None
+    source: str, pack: Pack, config: AlignConfig, out: Path, label: Label | None = None, overwrite: bool = False
 ) -> list[StageError]:
     """Fit an aligner for the model `source` and write `out`/model: that model with this aligner."""
     start = time.monotonic()
     model = load_model(source)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with model_written(out, overwrite) as folder:
         aligner, errors = fit_aligner(model, pack, config)
         encode = token_encoder(model)
         rows = {
@@ -211,5 +211,5 @@ def train_align(
         tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("aligner.")}
         tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
         chapter = Chapter("alignment", rows, config, pictures)
-        write_model(out / "model", described, tensors, chapter, model_folder(source))
+        write_model(folder, described, tensors, chapter, model_folder(source))
     return errors

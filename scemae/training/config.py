@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -12,6 +13,7 @@ from scemae.errors import OptionError
 
 Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
+Precision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,25 +49,36 @@ class RunConfig(Settings):
 
     architecture: str = "deit-tiny"  # row of scemae.config.BACKBONES (Sec. 4.1)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the normalisation, RGB 0..1
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)  # of the normalisation
     batch_size: int = 128  # images per step, over all processes
     accumulate: int = 1  # forward and backward passes per step and process, to save memory
-    steps: int = 9000
+    steps: int = 9000  # of the whole schedule, to the learning rate 0
     learning_rate: float = 1e-3  # at its highest
     warmup: float = 0.05  # part of the steps over which the learning rate rises from 0; then half a cosine to 0
     betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
     weight_decay: float = 0.05  # not on biases, norms and single tokens
-    clip_norm: float | None = None  # longest gradient; None: as long as it is
-    seed: int = 0
-    input_size: int = 96
-    patch_size: int = 8
+    clip_norm: float | None = None  # longest gradient; none: as long as it is
+    seed: int = 0  # of the weights, the order of the images and all that is random in a step
+    input_size: int = 96  # px: what packs are framed for
+    patch_size: int = 8  # px
 
     def __post_init__(self) -> None:
         if self.architecture not in BACKBONES:
             raise OptionError(f"architecture is {self.architecture!r}; there are {', '.join(BACKBONES)}.")
-        for name in ("batch_size", "accumulate", "steps"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("batch_size", "accumulate", "steps", "patch_size"):
+            self._check(name, "at least 1", getattr(self, name) >= 1)
+        self._check("seed", "at least 0", self.seed >= 0)
+        self._check("std", "three numbers above 0", all(value > 0 for value in self.std))
+        self._check("learning_rate", "above 0", self.learning_rate > 0)
+        self._check("warmup", "in 0..1", 0 <= self.warmup <= 1)
+        self._check("betas", "two numbers from 0 to below 1", all(0 <= value < 1 for value in self.betas))
+        self._check("clip_norm", "above 0, or none", self.clip_norm is None or self.clip_norm > 0)
+        self._check("input_size", "96, as packs are framed", self.input_size == 96)
+        self._check("patch_size", f"a divisor of {self.input_size}", self.input_size % self.patch_size == 0)
+
+    def _check(self, name: str, wanted: str, holds: bool) -> None:
+        if not holds:
+            raise OptionError(f"{name} is {getattr(self, name)}; it must be {wanted}.")
 
     @property
     def backbone(self) -> BackboneConfig:
@@ -77,11 +90,12 @@ class RunConfig(Settings):
 class Stage1Config(RunConfig):
     """Masked autoencoder (Sec. 3.1). The defaults are the preset "cpu"."""
 
+    continue_from: str | None = None  # a model to start from: its encoder, and its decoder if that is there and fits
     mask_ratio: float = 0.75  # part of the patches that the encoder does not see; the paper gives no number
     decoded_ratio: float = 0.5  # part of the hidden patches that is reconstructed
-    decoder_width: int = 128
-    decoder_depth: int = 4
-    decoder_heads: int = 4
+    decoder_width: int = 128  # numbers of a token
+    decoder_depth: int = 4  # blocks
+    decoder_heads: int = 4  # of attention
     normalise_pixels: bool = True  # reconstruct each patch with its own mean and contrast taken out
     crop_area: tuple[float, float] = (0.4, 1.0)  # of the random crop, as a part of the stored square
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
@@ -89,8 +103,43 @@ class Stage1Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("mask_ratio", "decoded_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must lie in 0..1.")
+            self._check(name, "in 0..1", 0 <= getattr(self, name) <= 1)
+        for name in ("decoder_width", "decoder_depth", "decoder_heads"):
+            self._check(name, "at least 1", getattr(self, name) >= 1)
+        self._check("decoder_width", "a multiple of 4 and of decoder_heads", self._decoder_fits())
+        smallest, largest = self.crop_area
+        self._check("crop_area", "two rising numbers, above 0 and at most 1", 0 < smallest <= largest <= 1)
+        narrowest, widest = self.crop_ratio
+        self._check("crop_ratio", "two rising numbers above 0", 0 < narrowest <= widest)
+
+    def _decoder_fits(self) -> bool:
+        return self.decoder_width % self.decoder_heads == 0 and self.decoder_width % 4 == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a run goes, not what comes out."""
+
+    resume: bool = False  # go on with the run in the folder, if there is one
+    overwrite: bool = False  # start anew in a folder that holds a run already
+    max_hours: float = math.inf  # checkpoint, export and stop after so long
+    precision: Literal["auto", Precision] = "auto"  # of matrix products; auto: what is fastest here
+    compile: bool | None = None  # torch.compile; default: on a CPU that has a compiler
+    checkpoint_minutes: float = 5.0  # between two checkpoints: what a killed run may lose
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise OptionError("resume and overwrite cannot both be: go on with the run, or start anew.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a person says of a model."""
+
+    name: str  # what its card calls it
+    training_data: str  # what it has seen, and from where
+    license: str = "other"  # of the weights, as the Hub names licences
+    license_link: str = ""  # where that licence can be read
 
 
 CELEBA_MEAN, CELEBA_STD = (0.5084, 0.4224, 0.3769), (0.2599, 0.2371, 0.2323)  # as in the paper's compared methods

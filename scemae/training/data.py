@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
-import shutil
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +20,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scemae.errors import DataError, ImageInputError, MissingExtraError, OutputError
-from scemae.geometry import Box, Crop, sample_views
-from scemae.images import Photo, checked_box, cut_square, iter_photos
+from scemae.errors import (
+    BoxInputError,
+    DataError,
+    ImageInputError,
+    MissingExtraError,
+    OptionError,
+    OutputError,
+    ScemaeError,
+)
+from scemae.geometry import Crop, sample_views
+from scemae.images import checked_box, cut_square, iter_photos
+from scemae.output import folder_written_whole
 from scemae.training.config import RunConfig
 
 INPUT = 96  # px: the central part of each square is what the model sees
@@ -80,11 +90,11 @@ class Pack:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             names, size = tuple(index["names"]), int(index["size"])
             squares = np.memmap(folder / SQUARES, dtype=np.uint8, mode="r").reshape(len(names), size, size, 3)
-        except FileNotFoundError as error:
-            raise DataError(f"{folder} is no pack: no {Path(error.filename).name}. Make one: {_COMMAND}.") from error
+            return cls(folder, squares, names, index["source"], index["skipped"])
+        except OSError as error:
+            raise DataError(f"{folder} is no pack that can be read: {error}. Make one: {_COMMAND}.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder} is damaged ({error}). Make it again: {_COMMAND}.") from error
-        return cls(folder, squares, names, index["source"], index["skipped"])
+            raise DataError(f"{folder} is damaged ({error!r}). Make it again: {_COMMAND}.") from error
 
 
 _COMMAND = "scemae data pack IMAGES OUT"
@@ -106,23 +116,26 @@ def pack_faces(
         out: the folder to write.
         size: px of the squares, at least 96. The central 96 are what the box shows, or without boxes of the largest
             centred square; 136 is the protocol's framing, 112 suits FairFace's, where the whole picture is the square.
-        boxes: for a folder: image path -> (x0, y0, x1, y1), the 96 px. Without: the largest centred square, the `size`.
-        skip_at_most: the part of the images that may be unreadable; they are left out and named in the pack.
+        boxes: (x0, y0, x1, y1), the 96 px, of each image: by resolved path for a folder, by the name in the archive,
+            as a Path, for a tar. Without: the largest centred square, the `size`.
+        skip_at_most: the part of the images that may be unreadable or without a good box (one may always be); they are
+            left out and named in the pack.
+        overwrite: make a pack anew; nothing but a pack is ever replaced.
 
     Raises:
         DataError: nothing there, or too much that is not readable. OutputError: the pack exists or does not fit.
     """
     if size < INPUT:
-        raise DataError(f"size is {size}; it must be at least {INPUT}.")
+        raise OptionError(f"size is {size}; it must be at least {INPUT}.")
     entries = _entries(source)
     count = next(entries)
-    squares = ((name, _square(image, size, boxes)) for name, image in entries)
-    return write_pack(out, squares, count, size, str(source), skip_at_most, overwrite)
+    squares = ((name, _square(name, image, size, boxes)) for name, image in entries)
+    return write_pack(out, squares, count, size, str(source.resolve()), skip_at_most, overwrite)
 
 
 def write_pack(
     out: Path,
-    squares: Iterable[tuple[str, NDArray[np.uint8] | ImageInputError]],
+    squares: Iterable[tuple[str, NDArray[np.uint8] | ScemaeError]],
     count: int,
     size: int,
     source: str,
@@ -134,82 +147,75 @@ def write_pack(
     Raises DataError where more than a part of `skip_at_most` is left out, OutputError where `out` exists or the disk
     is full.
     """
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists already; choose another path, or pass --overwrite.")
-    partial = out.with_name(out.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        names, skipped = _write_squares(partial / SQUARES, squares, count, skip_at_most)
+    if out.exists() and not (overwrite and is_pack(out)):
+        raise OutputError(f"{out} exists already; choose another path, or pass --overwrite if it is a pack.")
+    with folder_written_whole(out) as folder:
+        names, skipped = _write_squares(folder / SQUARES, squares, count, skip_at_most)
         if not names:
-            raise DataError(f"{source} holds no image that could be read: {next(iter(skipped.values()))}")
+            raise DataError(f"{source} holds no image that could be used: {next(iter(skipped.values()))}")
         index = {"source": source, "size": size, "names": names, "skipped": skipped}
-        (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
     return Pack.open(out)
 
 
+def is_pack(folder: Path) -> bool:
+    """Whether `pack_faces` wrote it."""
+    return (folder / INDEX).is_file()
+
+
 def _write_squares(
-    path: Path, squares: Iterable[tuple[str, NDArray[np.uint8] | ImageInputError]], count: int, skip_at_most: float
+    path: Path, squares: Iterable[tuple[str, NDArray[np.uint8] | ScemaeError]], count: int, skip_at_most: float
 ) -> tuple[list[str], dict[str, str]]:
     names: list[str] = []
     skipped: dict[str, str] = {}
     allowed = max(1, int(skip_at_most * count))
     with path.open("wb") as file:
         for name, square in tqdm(squares, total=count, unit="face", delay=2, disable=None):
-            if not isinstance(square, ImageInputError):
+            if not isinstance(square, ScemaeError):
                 file.write(square.tobytes())
                 names.append(name)
                 continue
             skipped[name] = str(square)
             if len(skipped) > allowed:
-                shown = "; ".join(list(skipped.values())[:5])
+                shown = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
                 raise DataError(
-                    f"{len(skipped)} of the first {len(names) + len(skipped)} images cannot be used, and {allowed} of "
-                    f"{count} may be left out: {shown}."
+                    f"{len(skipped)} of the first {len(names) + len(skipped)} images cannot be used, and "
+                    f"{allowed} of {count} may be left out. {shown}"
                 ) from square
     return names, skipped
 
 
-def _square(image: Path | bytes, size: int, boxes: Mapping[Path, Any] | None) -> NDArray[np.uint8] | ImageInputError:
+def _square(
+    name: str, image: Path | bytes, size: int, boxes: Mapping[Path, Any] | None
+) -> NDArray[np.uint8] | ImageInputError | BoxInputError:
     try:
         photo = next(iter_photos(image))
-        return cut_square(photo.image, Crop.from_box(_training_box(image, photo, size, boxes), INPUT), size)
-    except ImageInputError as error:
-        return error
-
-
-def _training_box(image: Path | bytes, photo: Photo, size: int, boxes: Mapping[Path, Any] | None) -> Box:
-    if boxes is None:
         width, height = photo.image.size
         half = min(width, height) * INPUT / size / 2
         box: Any = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
-    elif isinstance(image, Path) and image.resolve() in boxes:
-        box = boxes[image.resolve()]
-    else:
-        raise ImageInputError(f"{photo.source} has no box in the table of boxes.")
-    return checked_box(box, photo)
+        if boxes is not None:
+            box = boxes.get(image.resolve() if isinstance(image, Path) else Path(name))
+            if box is None:
+                raise BoxInputError(f"{name} has no box in the table of boxes.")
+        return cut_square(photo.image, Crop.from_box(checked_box(box, photo), INPUT), size)
+    except (ImageInputError, BoxInputError) as error:
+        return error
 
 
 def _entries(source: Path) -> Iterator[Any]:
     """How many images there are, then each as (name, path or bytes)."""
     if source.is_dir():
-        endings = set(Image.registered_extensions())
-        paths = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix.lower() in endings)
+        paths = sorted(path for path in source.rglob("*") if _is_image(path.name) and path.is_file())
         return _counted(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder.")
-    if source.suffix == ".parquet":
-        return _parquet_entries(source)
-    if tarfile.is_tarfile(source):
-        return _tar_entries(source)
-    raise DataError(f"{source} is no folder, no tar and no parquet file of images.")
+    return _parquet_entries(source) if source.suffix == ".parquet" else _tar_entries(source)
+
+
+def _is_image(name: str) -> bool:
+    """By its ending; hidden files, such as macOS puts beside each file of a tar, are none."""
+    name = Path(name).name
+    return Path(name).suffix.lower() in Image.registered_extensions() and not name.startswith(".")
 
 
 def _counted(source: Path, count: int, entries: Iterator[Any]) -> Iterator[Any]:
@@ -220,13 +226,14 @@ def _counted(source: Path, count: int, entries: Iterator[Any]) -> Iterator[Any]:
 
 
 def _tar_entries(source: Path) -> Iterator[Any]:
-    endings = set(Image.registered_extensions())
     try:
+        if not tarfile.is_tarfile(source):
+            raise DataError(f"{source} is no folder, no tar and no parquet file of images.")
         with tarfile.open(source) as archive:
-            members = [m for m in archive.getmembers() if m.isfile() and Path(m.name).suffix.lower() in endings]
+            members = [member for member in archive.getmembers() if member.isfile() and _is_image(member.name)]
             files = ((m.name, file.read()) for m in members if (file := archive.extractfile(m)) is not None)
             yield from _counted(source, len(members), files)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{source} cannot be read as a tar file: {error}.") from error
 
 
@@ -240,14 +247,13 @@ def _parquet_entries(source: Path) -> Iterator[Any]:
         table = parquet.ParquetFile(source)
         if "image" not in table.schema_arrow.names:
             raise DataError(f"{source} has the columns {table.schema_arrow.names}; wanted one named 'image'.")
+        items = (item for batch in table.iter_batches(64, columns=["image"]) for item in batch["image"].to_pylist())
         rows = (
-            (f"{source.name}:{row}", item["bytes"] if isinstance(item, dict) else item)
-            for row, item in enumerate(
-                item for batch in table.iter_batches(64, columns=["image"]) for item in batch["image"].to_pylist()
-            )
+            (f"{source.name}:{row}", item.get("bytes") if isinstance(item, dict) else item)
+            for row, item in enumerate(items)
         )
         yield from _counted(source, table.metadata.num_rows, rows)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{source} cannot be read as parquet: {error}.") from error
 
 

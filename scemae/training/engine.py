@@ -1,25 +1,26 @@
 """One training loop for both stages, on `accelerate`: any number of processes, resumable at every step.
 
 What happens at a step is a function of (config, step) alone: the recipe draws the images, crops and masks of the whole
-batch from the seed and the step's number, and each process takes its part. So nothing but the step, the weights and
-the optimizer's state has to be kept, and two processes see just what one with the same batch sees.
+batch from the seed and the step's number, and each process takes its part. So nothing but the step, the weights, the
+optimizer's state and the losses that are not logged yet has to be kept, and two processes see just what one with the
+same batch sees.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
+import hashlib
 import math
 import os
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, NoReturn, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -27,12 +28,12 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from scemae.errors import OutputError, RunError
-from scemae.output import written_whole
-from scemae.training.config import RunConfig
+from scemae.errors import RunError
+from scemae.output import folder_written_whole
+from scemae.training.config import Options, Precision, RunConfig
+from scemae.training.processes import accelerator, by_main, check_same, interruptible
+from scemae.training.run_folder import MODEL, RunFolder
 from scemae.training.speed import compiles, fastest_precision
-
-CHECKPOINT, LOG, LOCK, BAD_BATCH = "checkpoint.pt", "log.jsonl", "lock", "bad_batch.pt"
 
 
 class Recipe(Protocol):
@@ -41,6 +42,10 @@ class Recipe(Protocol):
     config: RunConfig
     module: nn.Module
 
+    @property
+    def report_every(self) -> int:
+        """Steps between two reports: a picture, and what `measure` finds."""
+
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Part of the batch of a step, on the CPU; called ahead, in another thread."""
 
@@ -48,21 +53,13 @@ class Recipe(Protocol):
         """What the module is called with, from what `load` gave, by now on the module's device."""
 
     def picture(self) -> Image.Image:
-        """What a person should see of the present weights."""
+        """What a person should see of the present weights; asked for on the first process only, like `measure`."""
+
+    def measure(self) -> dict[str, float]:
+        """What the log should say of the present weights beside the loss."""
 
     def export(self, folder: Path, history: History) -> None:
-        """Write the model folder."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run goes, not what comes out."""
-
-    resume: bool = False
-    max_hours: float = math.inf
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    compile: bool | None = None  # None: on a CPU that has a compiler
-    checkpoint_minutes: float = 5.0
+        """Write the model folder; it is empty."""
 
 
 @dataclass(frozen=True)
@@ -78,64 +75,69 @@ class History:
 def train(recipe: Recipe, out: Path, options: Options) -> History:
     """Train to the end of the schedule, `max_hours` or Ctrl-C, then export `out`/model.
 
-    `out` gets checkpoint.pt, log.jsonl, pictures/ and model/. Raises RunError where another process writes there,
-    where a checkpoint of another configuration lies there, or where the gradient is no number any more.
+    Ctrl-C and SIGTERM end in KeyboardInterrupt when everything is written; `max_hours` counts from this call, and at
+    least one step is made. Raises RunError where another process writes to `out`, where what lies there cannot be gone
+    on with, and where the loss or the gradient is no number any more; OutputError where something cannot be written.
+    The last good checkpoint is kept whatever happens.
     """
-    accelerator = _accelerator(options)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out) if accelerator.is_main_process else nullcontext(), _interruptible() as interrupted:
-        return _Run(recipe, out, options, accelerator).go(interrupted)
+    here = accelerator()
+    folder = RunFolder(out)
+    try:
+        by_main(folder.lock)
+        by_main(partial(folder.begin, options.resume, options.overwrite))
+        with interruptible() as signals:
+            return _Run(recipe, folder, options, here, signals).go()
+    finally:
+        folder.release()
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, out: Path, options: Options, accelerator: Accelerator) -> None:
-        self.recipe, self.out, self.options, self.accelerator = recipe, out, options, accelerator
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, options: Options, here: Accelerator, signals: list[int]
+    ) -> None:
+        self.recipe, self.folder, self.options, self.here, self.signals = recipe, folder, options, here, signals
         self.config = recipe.config
-        processes = accelerator.num_processes
-        self.share, rest = divmod(self.config.batch_size, processes * self.config.accumulate)
+        self.share, rest = divmod(self.config.batch_size, here.num_processes * self.config.accumulate)
         if rest:
             raise RunError(
-                f"batch_size {self.config.batch_size} cannot be shared among {processes} processes and "
+                f"batch_size {self.config.batch_size} cannot be shared among {here.num_processes} processes and "
                 f"{self.config.accumulate} passes each."
             )
-        fuse_attention(recipe.module, accelerator.device.type != "cpu")
+        on_gpu = here.device.type != "cpu"
+        fuse_attention(recipe.module, on_gpu)
         self.optimizer = _optimizer(recipe.module, self.config)
-        self.step, self.seconds = self._restored()
-        self.trained, self.prepared = accelerator.prepare(recipe.module, self.optimizer)
+        self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        saved = folder.read_checkpoint()
+        if saved is not None:
+            self._restore(saved)
+        self.precision: Precision = by_main(partial(_precision, options, saved, here.device))
+        check_same((self.step, self._next_image()), f"The processes do not all see the same {folder.path} and images.")
+        self.parallel, self.prepared = here.prepare(recipe.module, self.optimizer)
+        compiled = (not on_gpu and compiles()) if options.compile is None else options.compile
+        self.trained = torch.compile(self.parallel) if compiled else self.parallel
+        self.stop = self.interrupted = self.due = False
 
-    def go(self, interrupted: list[int]) -> History:
-        start = saved = logged = time.monotonic()
-        logged_step, losses = self.step, []
-        bar = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=self._silent())
-        with ThreadPoolExecutor(1) as ahead:
+    def go(self) -> History:
+        by_main(partial(self.folder.cut_log, self.step))
+        self.started = self.checkpointed = self.logged = time.monotonic()
+        self.logged_step = self.step
+        silent = None if self.here.is_main_process else True  # None: unless on a terminal
+        with (
+            tqdm(total=self.config.steps, initial=self.step, unit="step", disable=silent) as bar,
+            ThreadPoolExecutor(1) as ahead,
+        ):
             coming = ahead.submit(self._load, self.step)
-            while self.step < self.config.steps and not self._stop(interrupted, start):
-                loaded, coming = coming.result(), ahead.submit(self._load, self.step + 1)
-                losses.append(self._update(loaded))
-                self.step += 1
+            while self.step < self.config.steps and not self.stop:
+                passes, coming = coming.result(), ahead.submit(self._load, self.step + 1)
+                self._advance(passes)
+                bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
                 bar.update()
-                now = time.monotonic()
-                if self.step % self.log_every == 0 or self.step == self.config.steps:
-                    self._log(losses, (self.step - logged_step) / (now - logged))
-                    bar.set_postfix(loss=f"{losses[-1]:.4f}")
-                    logged, logged_step, losses = now, self.step, []
-                if now - saved > 60 * self.options.checkpoint_minutes:
-                    self._save(self.seconds + now - start)
-                    saved = time.monotonic()
-        bar.close()
-        self.seconds += time.monotonic() - start
-        self._save(self.seconds)
-        history = History(
-            self._lines(),
-            self.step,
-            self.seconds / 3600,
-            hardware(self.accelerator.device, self.accelerator.num_processes, self.accelerator.mixed_precision),
-        )
-        if self.accelerator.is_main_process:
-            self.recipe.export(self.out / "model", history)
-        self.accelerator.wait_for_everyone()
-        if interrupted:
-            raise KeyboardInterrupt
+                self._keep()
+        history = by_main(self._finish)
+        if self.interrupted:
+            raise KeyboardInterrupt(
+                f"Stopped at step {self.step}; {self.folder.path} holds all of it. Go on with --resume."
+            )
         return history
 
     @property
@@ -144,97 +146,131 @@ class _Run:
 
     def _load(self, step: int) -> list[tuple[Tensor, ...]]:
         """This process's part of a step, one entry for each pass."""
-        first = self.accelerator.process_index * self.config.accumulate
+        first = self.here.process_index * self.config.accumulate
         starts = [(first + number) * self.share for number in range(self.config.accumulate)]
         return [self.recipe.load(step, slice(start, start + self.share)) for start in starts]
 
-    def _update(self, passes: list[tuple[Tensor, ...]]) -> float:
-        """One step of the optimizer; returns the mean loss of this process."""
+    def _advance(self, passes: list[tuple[Tensor, ...]]) -> None:
+        """One update of the weights; also learn the loss of all processes, and what any of them wishes."""
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = 0.0
-        for number, loaded in enumerate(passes):
-            device = self.accelerator.device
-            inputs = self.recipe.inputs(tuple(part.to(device, non_blocking=True) for part in loaded))
-            last = number == len(passes) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.trained):
-                loss = self.trained(*inputs)["loss"] / len(passes)
-                self.accelerator.backward(loss)
-            total += loss.item()
-        norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), self.config.clip_norm or math.inf)
-        if not math.isfinite(float(norm)):
-            torch.save(passes, self.out / f"{self.accelerator.process_index}-{BAD_BATCH}")
-            raise RunError(
-                f"At step {self.step} the gradient is {float(norm)} (loss {total}). The checkpoint of an earlier step "
-                f"is kept, the batch is in {self.out}/*{BAD_BATCH}. Go on with --resume, or start again with a lower "
-                "learning rate."
-            )
+        torch.manual_seed(_seed(self.config.seed, self.step, self.here.process_index))  # of dropout
+        own_loss = self._backward(passes)
+        longest = self.config.clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.parallel.parameters(), longest))
+        now = time.monotonic()
+        late = now - self.started > 3600 * self.options.max_hours
+        due = now - self.checkpointed > 60 * self.options.checkpoint_minutes
+        own = (own_loss / self.here.num_processes, float(late), float(due), float(len(self.signals)))
+        loss, late_ones, due_ones, signals = self._sums(own)
+        if not math.isfinite(loss + norm):
+            self._refuse(passes, loss, norm)
         self.prepared.step()
         self.prepared.zero_grad()
-        return total
+        self.step += 1
+        self.losses.append(loss)
+        self.interrupted, self.due = signals > 0, due_ones > 0
+        self.stop = self.interrupted or late_ones > 0
 
-    def _stop(self, interrupted: list[int], start: float) -> bool:
-        """Whether any process wants to end here."""
-        late = time.monotonic() - start > 3600 * self.options.max_hours
-        wanted = torch.tensor(float(late or bool(interrupted)), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(wanted, "max") if self.accelerator.num_processes > 1 else wanted)
+    def _backward(self, passes: list[tuple[Tensor, ...]]) -> float:
+        """Gradients of the mean loss; returns it, of this process."""
+        total = torch.zeros((), device=self.here.device)
+        for number, loaded in enumerate(passes):
+            inputs = self.recipe.inputs(tuple(part.to(self.here.device, non_blocking=True) for part in loaded))
+            last = number == len(passes) - 1
+            with nullcontext() if last else self.here.no_sync(self.parallel):
+                with torch.autocast(self.here.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    loss = self.trained(*inputs)["loss"] / len(passes)
+                loss.backward()
+            total += loss.detach()
+        return float(total)
 
-    def _log(self, losses: list[float], steps_per_second: float) -> None:
-        mean = torch.tensor(losses, device=self.accelerator.device).mean()
+    def _sums(self, own: Sequence[float]) -> list[float]:
+        """Over all processes."""
+        if self.here.num_processes == 1:
+            return list(own)
+        sums = self.here.reduce(torch.tensor(own, dtype=torch.float64, device=self.here.device), "sum")
+        return [float(value) for value in sums]
+
+    def _refuse(self, passes: list[tuple[Tensor, ...]], loss: float, norm: float) -> NoReturn:
+        where = self.folder.write_bad_batch(self.here.process_index, passes)
+        raise RunError(
+            f"At step {self.step} the loss is {loss} and the length of its gradient {norm}. The batch is in {where}, "
+            "the checkpoint of an earlier step is kept; --resume comes to the same end, unless the machine was at "
+            "fault. Start anew with a lower --learning-rate, a --clip-norm, or --precision float32."
+        )
+
+    def _keep(self) -> None:
+        """Log, report and save where it is time for that."""
+        report = self.step % self.recipe.report_every == 0 or self.step == self.config.steps
+        if report or self.step % self.log_every == 0:
+            by_main(partial(self._log, report))
+            self.losses, self.logged, self.logged_step = [], time.monotonic(), self.step
+        if self.due:
+            by_main(self._save)
+            self.checkpointed = time.monotonic()
+
+    def _log(self, report: bool) -> None:
+        steps_per_second = (self.step - self.logged_step) / (time.monotonic() - self.logged)
         line = {
             "step": self.step,
-            "loss": float(self.accelerator.reduce(mean, "mean")),
+            "loss": sum(self.losses) / len(self.losses),
             "learning_rate": learning_rate(self.config, self.step - 1),
             "images_per_second": steps_per_second * self.config.batch_size,
         }
-        if self.accelerator.is_main_process:
-            with (self.out / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if report:
+            self.folder.write_picture(self.step, self.recipe.picture())
+            line |= self.recipe.measure()
+        self.folder.log(line)
 
-    def _lines(self) -> list[dict[str, float]]:
-        path = self.out / LOG
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    def _finish(self) -> History:
+        self._save()
+        if self.step < self.config.steps:  # at the end there is one already
+            self.folder.write_picture(self.step, self.recipe.picture())
+        where = hardware(self.here.device, self.here.num_processes, self.precision)
+        history = History(self.folder.lines(), self.step, self._worked() / 3600, where)
+        with folder_written_whole(self.folder.path / MODEL) as model:
+            self.recipe.export(model, history)
+        return history
 
-    def _save(self, seconds: float) -> None:
-        if self.accelerator.is_main_process:
-            state = {
+    def _worked(self) -> float:
+        """Seconds, those before a resume too."""
+        return self.seconds + time.monotonic() - self.started
+
+    def _save(self) -> None:
+        self.folder.write_checkpoint(
+            {
                 "config": self.config.to_json(),
+                "precision": self.precision,
                 "step": self.step,
-                "seconds": seconds,
+                "seconds": self._worked(),
+                "losses": self.losses,
+                "images": self._next_image(),
                 "module": self.recipe.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
-            try:
-                with written_whole(self.out / CHECKPOINT) as temporary:
-                    torch.save(state, temporary)
-            except RuntimeError as error:  # torch's own words for a full disk
-                raise OutputError(f"{self.out / CHECKPOINT} cannot be written: {error}. The last is kept.") from error
-            pictures = self.out / "pictures"
-            pictures.mkdir(exist_ok=True)
-            self.recipe.picture().save(pictures / f"{self.step:07d}.png")
-        self.accelerator.wait_for_everyone()
+        )
 
-    def _restored(self) -> tuple[int, float]:
-        """Step and seconds to go on from; weights and optimizer are filled from the checkpoint if there is one."""
-        path = self.out / CHECKPOINT
-        if not path.exists():
-            return 0, 0.0
-        if not self.options.resume:
-            raise RunError(f"{self.out} holds a run already. Pass --resume to go on with it, or choose another --out.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        changed = type(self.config).from_json(state["config"]).difference(self.config)
-        if changed:
-            raise RunError(f"{self.out} was started with another configuration: {'; '.join(changed)}.")
-        self.recipe.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.is_main_process:
-            kept = [line for line in self._lines() if line["step"] <= state["step"]]
-            (self.out / LOG).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        return int(state["step"]), float(state["seconds"])
+    def _restore(self, saved: dict[str, Any]) -> None:
+        try:
+            before = type(self.config).from_json(saved["config"])
+        except TypeError as error:
+            raise RunError(f"{self.folder.path} was started by another version of scemae: {error}.") from error
+        if changed := before.difference(self.config):
+            raise RunError(f"{self.folder.path} was started with another configuration: {'; '.join(changed)}.")
+        self.step, self.seconds, self.losses = saved["step"], saved["seconds"], saved["losses"]
+        if self._next_image() != saved["images"]:
+            raise RunError(f"The images are not those that {self.folder.path} was started with; give the same --data.")
+        self.recipe.module.load_state_dict(saved["module"])
+        self.optimizer.load_state_dict(saved["optimizer"])
 
-    def _silent(self) -> bool | None:
-        return None if self.accelerator.is_main_process else True
+    def _next_image(self) -> str:
+        """A fingerprint of what comes next: the same (config, step) on other images has another."""
+        digest = hashlib.sha256()
+        for part in self.recipe.load(self.step, slice(0, 1)):
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
@@ -261,49 +297,15 @@ def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def _accelerator(options: Options) -> Accelerator:
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
-    precision = (
-        fastest_precision(torch.device("cuda" if on_gpu else "cpu"))
-        if options.precision == "auto"
-        else options.precision
-    )
-    compiled = (not on_gpu and compiles()) if options.compile is None else options.compile
-    return Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        dynamo_backend="inductor" if compiled else "no",
-        cpu=not on_gpu,
-    )
+def _precision(options: Options, saved: dict[str, Any] | None, device: torch.device) -> Precision:
+    """What was asked for, or what the run began with, or what is fastest here."""
+    if options.precision != "auto":
+        return options.precision
+    return saved["precision"] if saved else fastest_precision(device)
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; the system lets go of it whatever happens."""
-    with (out / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"Another process is training in {out}; wait for it, or choose another --out.") from error
-        yield
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Signals that ask to stop, collected instead of obeyed at once; a second one is obeyed."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, _frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    try:
-        for asked in (signal.SIGINT, signal.SIGTERM):
-            before[asked] = signal.signal(asked, note)
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def hardware(device: torch.device, processes: int, precision: str) -> str:

@@ -26,16 +26,6 @@ CURVE_SIZE = (720, 320)
 CHAPTER = "## How it was made: "
 
 
-@dataclass(frozen=True)
-class Label:
-    """What a person says of a model: its name, what it was trained on, and under which licence it is."""
-
-    name: str
-    training_data: str
-    license: str = "other"
-    license_link: str = ""
-
-
 @dataclass(frozen=True, eq=False)
 class Chapter:
     """What a card says of one run: its title, a table, every setting, and pictures by caption."""
@@ -60,7 +50,7 @@ class Chapter:
 
 def circumstances(hours: float, hardware: str) -> dict[str, str]:
     """Rows on how long a run took, where, and with which software."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("scemae", "torch", "timm", "accelerate"))
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("scemae", "torch", "timm", "accelerate"))
     return {
         "hours": f"{hours:.2f}",
         "hardware": hardware,
@@ -72,27 +62,23 @@ def circumstances(hours: float, hardware: str) -> dict[str, str]:
 def write_model(
     folder: Path, model: ModelConfig, tensors: Mapping[str, Tensor], chapter: Chapter, source: Path | None = None
 ) -> None:
-    """Write a model folder in the place of an older one of the same run; tensors as float16.
+    """Fill an empty folder with a model; tensors as float16.
 
     `source`: the model folder that the run started from; the chapters of its card, and their pictures, come first.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_model(partial, {name: tensor.half() for name, tensor in tensors.items()}, model, card="")
-    weights = partial / WEIGHTS
+    save_model(folder, {name: tensor.half() for name, tensor in tensors.items()}, model, card="")
+    weights = folder / WEIGHTS
     card = model_card(model, file_sha256(weights), weights.stat().st_size)
-    card += "" if source is None else _earlier_chapters(source, partial)
+    card += "" if source is None else _earlier_chapters(source, folder)
     prefix = f"{card.count(CHAPTER) + 1}-{chapter.title.replace(' ', '-')}"
     card += f"\n{CHAPTER}{chapter.title}\n\n| | |\n|---|---|\n"
     card += "".join(f"| {name} | {value} |\n" for name, value in chapter.rows.items())
     for caption, picture in chapter.pictures.items():
         name = f"{prefix}-{caption.replace(' ', '-')}.png"
-        picture.save(partial / name)
+        picture.save(folder / name)
         card += f"\n![{caption}]({name})\n"
     card += f"\n```json\n{chapter.settings.to_json()}\n```\n"
-    (partial / CARD).write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)  # only now: it may be the source
-    partial.rename(folder)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _earlier_chapters(source: Path, folder: Path) -> str:
@@ -108,11 +94,20 @@ def _earlier_chapters(source: Path, folder: Path) -> str:
 
 def git_commit() -> str:
     """The commit of the checkout that the package runs from; "-dirty" where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        described = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "none (an installed package)"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a checkout that nobody installed
+        return "(not installed)"
 
 
 def loss_curve(lines: list[dict[str, float]]) -> Image.Image:

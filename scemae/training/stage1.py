@@ -5,6 +5,7 @@ scemae train stage1 --data PACK --out RUN --preset cpu
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +17,35 @@ from scemae import draw
 from scemae.backbone import Backbone
 from scemae.checkpoint import read_file, write_file
 from scemae.config import ModelConfig
-from scemae.errors import RunError
+from scemae.errors import OptionError, RunError
 from scemae.geometry import sample_views
-from scemae.training.config import Stage1Config
+from scemae.training.config import Label, Stage1Config
 from scemae.training.data import INPUT, Batches, Pack, normalise, random_crops, statistics
 from scemae.training.engine import History
 from scemae.training.masked_autoencoder import MaskedAutoencoder, initialise
-from scemae.training.release import Chapter, Label, view_picture, write_model
+from scemae.training.release import Chapter, view_picture, write_model
 from scemae.zoo import load_model, model_folder
 
 DECODER = "decoder.safetensors"
 SHOWN = 6  # faces in a picture
+REPORTS = 20  # pictures in a run
 
 
 class Stage1:
     """The recipe that the engine trains: random crops, random masks, reconstruction."""
 
-    def __init__(self, config: Stage1Config, pack: Pack, label: Label, continue_from: str | None = None) -> None:
+    def __init__(self, config: Stage1Config, pack: Pack, label: Label) -> None:
         self.config, self.pack, self.label = config, pack, label
         self.batches = Batches(len(pack), config.batch_size, config.seed)
         torch.manual_seed(config.seed)
         backbone = Backbone(config.backbone, config.input_size, config.patch_size)
         initialise(backbone)
         self.module = MaskedAutoencoder(backbone, config)
-        self.source = None if continue_from is None else model_folder(continue_from)
-        self.images_before = 0 if continue_from is None else self._continue(continue_from)
+        if not self.module.decoded:
+            raise OptionError(f"mask_ratio {config.mask_ratio} and decoded_ratio {config.decoded_ratio} leave nothing.")
+        self.source = None if config.continue_from is None else model_folder(config.continue_from)
+        self.images_before = 0 if config.continue_from is None else self._continue(config.continue_from)
+        self.report_every = math.ceil(config.steps / REPORTS)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) uint8, crops (b, 2, 3), orders of the patches (b, N)."""
@@ -69,6 +74,10 @@ class Stage1:
         rows = (views, *self.module.reconstruct(views, orders_there))
         return draw.stack_rows([draw.row([self._shown(view) for view in row]) for row in rows])
 
+    def measure(self) -> dict[str, float]:
+        """Nothing: the loss says it all."""
+        return {}
+
     def export(self, folder: Path, history: History) -> None:
         """Write the encoder as a model folder, the decoder beside it."""
         config = self.config
@@ -79,20 +88,22 @@ class Stage1:
             std=config.std,
             images_seen=self.images_before + history.step * config.batch_size,
             description="The encoder of a masked autoencoder (stage 1), without alignment and projector.",
+            input_size=config.input_size,
+            patch_size=config.patch_size,
         )
         backbone = {f"backbone.{name}": tensor for name, tensor in self.module.backbone.state_dict().items()}
         chapter = Chapter.of_training("stage 1", config, history, {"reconstructions": self.picture()})
         write_model(folder, model, backbone, chapter, self.source)
         decoder = {name: t for name, t in self.module.state_dict().items() if not name.startswith("backbone.")}
-        write_file(folder / DECODER, decoder, {}, overwrite=True)
+        write_file(folder / DECODER, decoder, {})
 
     def _continue(self, source: str) -> int:
         """Fill the encoder from a model, and the decoder if it lies there and fits; returns the images it has seen."""
         model = load_model(source, device="cpu")
-        if model.config.architecture != self.config.architecture:
-            raise RunError(f"{source} is a {model.config.architecture}; this run trains a {self.config.architecture}.")
-        if (model.config.mean, model.config.std) != (self.config.mean, self.config.std):
-            raise RunError(f"{source} was trained with mean {model.config.mean} and std {model.config.std}; give them.")
+        for name in ("architecture", "input_size", "patch_size", "mean", "std"):
+            theirs, ours = getattr(model.config, name), getattr(self.config, name)
+            if theirs != ours:
+                raise RunError(f"{source} has {name} {theirs}, this run {ours}; give it the same.")
         self.module.backbone.load_state_dict(model.backbone.state_dict())
         decoder = model_folder(source) / DECODER
         if decoder.exists():

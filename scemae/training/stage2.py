@@ -21,14 +21,15 @@ from scemae.errors import RunError
 from scemae.model import SceMae
 from scemae.projector import Projector
 from scemae.training.carb import Selection, select
-from scemae.training.config import PositionalConfig, Stage2Config
+from scemae.training.config import Label, PositionalConfig, Stage2Config
 from scemae.training.data import Batches, Pack, normalise
-from scemae.training.engine import History, hardware, locked
+from scemae.training.engine import History, hardware
 from scemae.training.held_out import HeldOutFaces
 from scemae.training.lcr import lcr_loss, repellence
 from scemae.training.motions import Moves, token_centres
 from scemae.training.positional import TokenSource, positional_projection, token_encoder
-from scemae.training.release import Chapter, Label, circumstances, write_model
+from scemae.training.release import Chapter, circumstances, write_model
+from scemae.training.run_folder import model_written
 from scemae.training.speed import fastest_precision
 from scemae.zoo import load_model, model_folder
 
@@ -143,7 +144,12 @@ class Stage2:
 
 
 def train_positional(
-    source: str, pack: Pack, config: PositionalConfig, out: Path, label: Label | None = None
+    source: str,
+    pack: Pack,
+    config: PositionalConfig,
+    out: Path,
+    label: Label | None = None,
+    overwrite: bool = False,
 ) -> dict[str, float]:
     """The projector in closed form instead (objective "lda"; not in the paper): see `PositionalScatter`.
 
@@ -152,8 +158,7 @@ def train_positional(
     start = time.monotonic()
     model = load_model(source)
     faces, held_out = pack.split(config.held_out, config.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out), tqdm(total=config.views, unit="view", delay=2, disable=None) as bar:
+    with model_written(out, overwrite) as folder, tqdm(total=config.views, unit="view", delay=2, disable=None) as bar:
         tokens = TokenSource(
             token_encoder(model), pack, faces, config, config.amplitude, config.batch_size, (config.seed,), bar
         )
@@ -172,7 +177,7 @@ def train_positional(
             {"similarity": unseen.picture(projector)},
         )
         measured = unseen.measure(projector)
-        write_projected(out / "model", model, source, projector, chapter, measured, label)
+        write_projected(folder, model, source, projector, chapter, measured, label)
     return measured
 
 

@@ -1,0 +1,155 @@
+"""The commands `scemae train STAGE` and `scemae data VERB`; `scemae.cli` loads them when one is called."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scemae.errors import DataError, MissingExtraError, OptionError
+from scemae.tables import read_boxes
+from scemae.training.arguments import add_fields, given_fields
+from scemae.training.config import STAGE1_PRESETS, Label, Options, RunConfig, Stage1Config
+
+if TYPE_CHECKING:
+    from scemae.training.data import Pack
+    from scemae.training.engine import History
+
+Command = Callable[[argparse.Namespace], tuple[Any, str]]
+
+for package in ("accelerate", "filelock", "pyarrow"):
+    if find_spec(package) is None:
+        raise MissingExtraError(f'This command needs {package}; say: pip install "scemae[train]"')
+
+
+def train(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """The stages of training."""
+    stages = parser.add_subparsers(required=True, metavar="STAGE")
+    add_training(_add(stages, stage1, common), Stage1Config, STAGE1_PRESETS)
+
+
+def data(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """What is done with faces before training."""
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    packing = _add(verbs, pack, common)
+    packing.add_argument("images", help="a folder, a .tar, or a .parquet with a column `image`")
+    packing.add_argument("out", help="folder to write")
+    packing.add_argument(
+        "--boxes", metavar="CSV", help="face boxes: path,x0,y0,x1,y1; path as in the tar, if it is one"
+    )
+    packing.add_argument(
+        "--size", type=int, default=136, help="px of the stored squares, whose central 96 are the input"
+    )
+    packing.add_argument("--skip-at-most", type=float, default=0.01, help="part of the images that may be unusable")
+    packing.add_argument("--overwrite", action="store_true", help="replace the pack if there is one")
+
+
+def add_training(parser: argparse.ArgumentParser, config: type[RunConfig], presets: dict[str, Any]) -> None:
+    """What every training command takes: faces, a run's folder, a preset, and the fields of its configuration."""
+    parser.add_argument("--data", required=True, help="a pack, or images, which are packed first, to OUT/pack")
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run; the model goes to RUN/model")
+    parser.add_argument("--preset", choices=tuple(presets), default=next(iter(presets)))
+    add_fields(parser, Options, {"": Options()})
+    add_fields(parser, Label, {"": Label(name="name of RUN", training_data="number and name of --data")})
+    add_fields(parser, config, presets)
+
+
+def stage1(options: argparse.Namespace) -> tuple[Any, str]:
+    """Stage 1: a masked autoencoder on unlabelled faces (paper Sec. 3.1)."""
+    from scemae.training.stage1 import Stage1
+
+    config = replace(STAGE1_PRESETS[options.preset], **given_fields(options, Stage1Config))
+    faces = training_faces(options)
+    return trained(Stage1(config, faces, label(options, faces)), options)
+
+
+def pack(options: argparse.Namespace) -> tuple[Any, str]:
+    """Decode every image once, so that training does not wait for it."""
+    from scemae.training.data import pack_faces
+
+    source = Path(options.images)
+    packed = pack_faces(
+        source,
+        Path(options.out),
+        size=options.size,
+        boxes=None if options.boxes is None else _boxes(Path(options.boxes), source),
+        skip_at_most=options.skip_at_most,
+        overwrite=options.overwrite,
+    )
+    result = {"out": options.out, "faces": len(packed), "size": packed.size, "skipped": dict(packed.skipped)}
+    lines = [f"{options.out}: {len(packed)} faces of {packed.size} x {packed.size} px"]
+    return result, "\n".join(lines + [f"left out: {name}: {why}" for name, why in packed.skipped.items()])
+
+
+def training_faces(options: argparse.Namespace) -> Pack:
+    """The pack that --data is, or that it is made into beside the run, once."""
+    from scemae.training.data import Pack, is_pack, pack_faces
+
+    source, packed = Path(options.data), Path(options.out) / "pack"
+    if is_pack(source):
+        return Pack.open(source)
+    if is_pack(packed) and not given_fields(options, Options).get("overwrite"):
+        found = Pack.open(packed)
+        if found.source != str(source.resolve()):
+            raise DataError(f"{packed} was made of {found.source}, not of {source}; give that, or --overwrite.")
+        return found
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError(
+            f"{source} is no pack, and several processes make none: scemae data pack {source} PACK first."
+        )
+    return pack_faces(source, packed, overwrite=True)
+
+
+def label(options: argparse.Namespace, faces: Pack) -> Label:
+    """What the command line says of the model, or else what its folders are called."""
+    seen = f"{len(faces):,} faces of {Path(faces.source).name}"
+    return Label(**{"name": Path(options.out).resolve().name, "training_data": seen} | given_fields(options, Label))
+
+
+def trained(recipe: Any, options: argparse.Namespace) -> tuple[Any, str]:
+    """Train; the result is told by the first process only."""
+    from accelerate import PartialState
+
+    from scemae.training.engine import train
+    from scemae.training.run_folder import MODEL
+
+    history = train(recipe, Path(options.out), Options(**given_fields(options, Options)))
+    state = PartialState()
+    state.destroy_process_group()
+    if not state.is_main_process:
+        raise SystemExit(0)
+    return _report(history, recipe.config, Path(options.out) / MODEL)
+
+
+def _report(history: History, config: RunConfig, model: Path) -> tuple[Any, str]:
+    loss = history.lines[-1]["loss"] if history.lines else math.nan
+    result = {
+        "model": str(model),
+        "step": history.step,
+        "steps": config.steps,
+        "loss": None if math.isnan(loss) else loss,
+        "hours": history.hours,
+        "hardware": history.hardware,
+    }
+    text = f"step {history.step} of {config.steps}, loss {loss:.4f}, {history.hours:.2f} hours on {history.hardware}"
+    return result, f"{text}\nmodel: local-dir:{model}"
+
+
+def _boxes(table: Path, source: Path) -> dict[Path, Any]:
+    """Boxes as `pack_faces` wants them: an archive's images are named by what stands in the table itself."""
+    boxes = read_boxes(table)
+    if source.is_dir():
+        return {path.resolve(): box for path, box in boxes.items()}
+    return {path.relative_to(table.parent): box for path, box in boxes.items()}
+
+
+def _add(commands: Any, run: Command, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    name = run.__name__
+    parser = commands.add_parser(name, help=run.__doc__, description=run.__doc__, parents=[common])
+    parser.set_defaults(run=run)
+    return parser  # type: ignore[no-any-return]

@@ -1,0 +1,75 @@
+"""What the processes of one run agree on, and the signals that ask them to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from scemae.errors import RunError, ScemaeError
+
+T = TypeVar("T")
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# What `accelerate launch --cpu` sets for several processes, of which it starts only one unless it is given mpirun.
+ALONE = "accelerate launch --cpu starts a single process; for N processes say torchrun --nproc_per_node N -m scemae ..."
+
+
+def accelerator() -> Accelerator:
+    """This process's device and its ties to the others: a CUDA GPU where there is one, unless told `--cpu`.
+
+    Precision and compilation are the engine's own: what accelerate keeps of them would outlive the run.
+    """
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    on_gpu = torch.cuda.is_available() and not use_cpu
+    found = Accelerator(cpu=not on_gpu, mixed_precision="no", dynamo_backend="no")
+    if found.distributed_type not in SUPPORTED:
+        raise RunError(f"This is a {found.distributed_type.value} set-up; wanted one process, or DDP on CPUs or GPUs.")
+    if use_cpu and "MASTER_ADDR" in os.environ and found.num_processes == 1 and "WORLD_SIZE" not in os.environ:
+        warnings.warn(ALONE, stacklevel=2)
+    return found
+
+
+def by_main(action: Callable[[], T]) -> T:
+    """What `action` gives on the main process, on all of them; what it raises there, all raise. The others wait."""
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = action()
+        except ScemaeError as error:
+            outcome[1] = error
+    given, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return given  # type: ignore[no-any-return]
+
+
+def check_same(value: Any, message: str) -> None:
+    """Raise RunError everywhere unless every process has the same value."""
+    if any(other != value for other in gather_object([value])):
+        raise RunError(message)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, collected instead of obeyed at once; a second one is obeyed."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for asked in (signal.SIGINT, signal.SIGTERM):
+            before[asked] = signal.signal(asked, note)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,147 @@
+"""The files of a run, each written whole or not at all: checkpoint.pt, log.jsonl, pictures/, bad_batch/, model/."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from scemae.errors import OutputError, RunError
+from scemae.output import folder_written_whole, written_whole
+
+CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
+MADE = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
+# step: updates of the weights so far; seconds: of work; losses: of the steps that no line of the log tells of yet;
+# images: what the first image of the next step looks like.
+FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "module", "optimizer"}
+
+
+class RunFolder:
+    """One run's folder: `lock` it, then `begin`; `release` it at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / "lock")
+
+    def lock(self) -> None:
+        """Make the folder and keep other processes out; the system lets go of it whatever happens to this one.
+
+        Raises RunError where another process trains there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"Another process is training in {self.path}; wait for it, or choose another --out."
+            ) from error
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error}.") from error
+
+    def begin(self, resume: bool, overwrite: bool) -> None:
+        """Raises RunError where a run lies that is to be neither resumed nor overwritten; clears what is in the way."""
+        made = [self.path / name for name in MADE if (self.path / name).exists()]
+        if made and not resume and not (overwrite and (self.path / LOG).exists()):
+            names = ", ".join(path.name for path in made)
+            raise RunError(
+                f"{self.path} holds {names} already. Pass --resume to go on with the run there, --overwrite to start "
+                f"anew (only where there is a {LOG}), or choose another --out."
+            )
+        partial = [path for name in (CHECKPOINT, LOG) for path in self.path.glob(f".{name}.*")]
+        for path in partial + (made if overwrite else []):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def release(self) -> None:
+        """Let other processes in."""
+        self._lock.release()
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """The last state that `write_checkpoint` was given, on the CPU; raises RunError where it cannot be read."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        again = f"Start anew with --overwrite; {self.path / MODEL}, if it is there, can be where you --continue-from."
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # of many kinds, as the bytes happen to be
+            raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
+        if not isinstance(state, dict) or state.keys() != FIELDS:
+            raise RunError(f"{path} is no checkpoint of this version of scemae. {again}")
+        return state
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint; the last one stays where that fails."""
+        _write(self.path / CHECKPOINT, dict(state))
+
+    def log(self, line: Mapping[str, float]) -> None:
+        """Add a line to the log."""
+        try:
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(f"{self.path / LOG} cannot be written: {error}.") from error
+
+    def lines(self) -> list[dict[str, float]]:
+        """The lines of the log, without a last one that was cut short."""
+        path = self.path / LOG
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def cut_log(self, step: int) -> None:
+        """Drop what was logged after a step: the run goes on from there."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        with written_whole(self.path / LOG) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def write_picture(self, step: int, picture: Image.Image) -> None:
+        """Keep what a report shows."""
+        folder = self.path / PICTURES
+        folder.mkdir(exist_ok=True)
+        with written_whole(folder / f"{step:07d}.png") as temporary:
+            picture.save(temporary)
+
+    def write_bad_batch(self, process: int, passes: Any) -> Path:
+        """Keep the batch that a run broke on; returns where."""
+        folder = self.path / BAD_BATCH
+        folder.mkdir(exist_ok=True)
+        _write(folder / f"{process}.pt", passes)
+        return folder
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run's folder, for what is trained without the engine."""
+    folder = RunFolder(path)
+    folder.lock()
+    try:
+        yield
+    finally:
+        folder.release()
+
+
+@contextmanager
+def model_written(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder that becomes the model of a run's folder, for what is trained without the engine.
+
+    Raises RunError where another process trains there, or where a model lies that is not to be overwritten.
+    """
+    with locked(path):
+        if (path / MODEL).exists() and not overwrite:
+            raise RunError(f"{path / MODEL} exists already; pass --overwrite, or choose another --out.")
+        with folder_written_whole(path / MODEL) as folder:
+            yield folder
+
+
+def _write(path: Path, state: Any) -> None:
+    try:
+        with written_whole(path) as temporary:
+            torch.save(state, temporary)
+    except RuntimeError as error:  # torch's own words for a full disk
+        raise OutputError(f"{path} cannot be written, is the disk full? What was there is kept. {error}.") from error
