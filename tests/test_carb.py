@@ -98,9 +98,17 @@ def test_centers_stand_for_themselves_where_tokens_are_equal():
     assert stand_ins[0, selection.kept[0]].tolist() == selection.kept[0].tolist()
 
 
+def test_all_tokens_can_be_attentive():
+    selection = select(torch.randn(2, 12, 4), torch.rand(2, 12), 1.0, 0, "knn")
+    assert selection.kept.tolist() == [list(range(12))] * 2
+    assert torch.equal(selection.kept.gather(1, selection.substitute), selection.kept)
+
+
 def test_more_clusters_than_tokens_are_refused():
     with pytest.raises(OptionError, match="num_clusters is 9; there are 8"):
         select(torch.ones(1, 12, 4), torch.zeros(1, 12), 0.34, 9, "knn")
+    with pytest.raises(OptionError, match="num_clusters is 0; there are 8"):
+        select(torch.ones(1, 12, 4), torch.zeros(1, 12), 0.34, 0, "knn")
     with pytest.raises(OptionError, match="density is 'other'"):
         select(torch.ones(1, 12, 4), torch.zeros(1, 12), 0.34, 2, "other")
 

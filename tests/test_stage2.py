@@ -13,7 +13,7 @@ from scemae.checkpoint import save_model
 from scemae.config import BACKBONES, BackboneConfig, ModelConfig
 from scemae.errors import OptionError, RunError
 from scemae.projector import Projector
-from scemae.training.config import Options, PositionalConfig, Stage2Config
+from scemae.training.config import STAGE2_PRESETS, Options, Stage2Config
 from scemae.training.data import write_pack
 from scemae.training.engine import train
 from scemae.training.held_out import PLACES, HeldOutFaces
@@ -41,6 +41,7 @@ def pack(tmp_path):
 
 
 CONFIG = Stage2Config(architecture="deit-tiny", batch_size=8, steps=4, projector_dim=8, held_out=4, seed=3)
+CLOSED_FORM = dataclasses.replace(STAGE2_PRESETS["lda"], projector_dim=6, views=40, held_out=4, batch_size=10)
 
 
 class Counting(Backbone):
@@ -126,6 +127,8 @@ def test_what_cannot_be_is_said(small, pack):
         dataclasses.replace(CONFIG, faces_together=3)
     with pytest.raises(OptionError, match="there is no other face"):
         dataclasses.replace(CONFIG, keys="others")
+    with pytest.raises(OptionError, match="needs an amplitude above 0"):
+        dataclasses.replace(CONFIG, objective="lda")
     with pytest.raises(RunError, match="has 2 faces of a step"):
         Stage2(dataclasses.replace(CONFIG, faces_together=8), pack, small).load(0, slice(0, 2))
 
@@ -172,7 +175,7 @@ def test_a_run_writes_a_model_with_a_projector(small, pack, tmp_path):
 
 
 def test_the_closed_form_writes_a_model_with_a_projector(small, pack, tmp_path):
-    measured = train_positional(small, pack, PositionalConfig(projector_dim=6, views=40, held_out=4), tmp_path / "run")
+    measured = train_positional(small, pack, CLOSED_FORM, tmp_path / "run")
     assert set(measured) == {"warped_backbone_error", "warped_projected_error"}
     model = scemae.load_model(f"local-dir:{tmp_path / 'run' / 'model'}")
     maps = model.project(model.backbone(torch.randn(20, 3, 96, 96)))
@@ -218,7 +221,7 @@ def test_chapters_of_a_card_follow_the_model(small, pack, tmp_path):
     train_positional(
         f"local-dir:{tmp_path / 'first' / 'model'}",
         pack,
-        PositionalConfig(projector_dim=6, views=20, held_out=4),
+        CLOSED_FORM,
         tmp_path / "second",
     )
     card = (tmp_path / "second" / "model" / "README.md").read_text()

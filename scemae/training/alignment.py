@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from scemae.errors import ImageInputError, OptionError
 from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides, sample_views
 from scemae.heads.cascade import ridge_solutions
 from scemae.model import SceMae
-from scemae.training.config import AlignConfig, Label
+from scemae.training.config import AlignConfig
 from scemae.training.data import INPUT, Pack, write_pack
 from scemae.training.engine import hardware
 from scemae.training.motions import Moves, random_motions
@@ -191,9 +192,17 @@ def before_and_after(aligner: FaceAligner, encode: Encode, pack: Pack, config: A
 
 
 def train_align(
-    source: str, pack: Pack, config: AlignConfig, out: Path, label: Label | None = None, overwrite: bool = False
+    source: str,
+    pack: Pack,
+    config: AlignConfig,
+    out: Path,
+    label: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> list[StageError]:
-    """Fit an aligner for the model `source` and write `out`/model: that model with this aligner."""
+    """Fit an aligner for the model `source` and write `out`/model: that model with this aligner.
+
+    `label`: fields of its configuration that shall be others. Raises RunError where `out` is in use or holds a model.
+    """
     start = time.monotonic()
     model = load_model(source)
     with model_written(out, overwrite) as folder:
@@ -207,7 +216,7 @@ def train_align(
         machine = hardware(model.device, 1, fastest_precision(model.device))
         rows |= circumstances((time.monotonic() - start) / 3600, machine)
         pictures = {"before and after": before_and_after(aligner, encode, pack, config)}
-        described = dataclasses.replace(model.config, aligner=config.aligner, **({} if label is None else vars(label)))
+        described = dataclasses.replace(model.config, aligner=config.aligner, **(label or {}))
         tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("aligner.")}
         tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
         chapter = Chapter("alignment", rows, config, pictures)

@@ -59,7 +59,8 @@ def _reading(wanted: Any) -> dict[str, Any]:
     if get_origin(wanted) is Literal:
         return {"choices": choices}
     if get_origin(wanted) is tuple:
-        return {"action": _Numbers, "nargs": "+", "metavar": "NUMBER", "count": len(choices)}
+        count = None if choices[-1] is Ellipsis else len(choices)
+        return {"action": _Numbers, "nargs": "+", "metavar": "NUMBER", "count": count, "read": choices[0]}
     if isinstance(wanted, types.UnionType):
         return {"type": _or_none(choices[0]), "metavar": f"{choices[0].__name__.upper()}|none"}
     return {"type": wanted, "metavar": wanted.__name__.upper()}
@@ -73,17 +74,17 @@ def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 class _Numbers(argparse.Action):
-    """Several numbers, as one text with commas or as several."""
+    """Several numbers, as one text with commas or as several; so many, or with None any number of them."""
 
-    def __init__(self, *, count: int, **settings: Any) -> None:
+    def __init__(self, *, count: int | None, read: Callable[[str], Any], **settings: Any) -> None:
         super().__init__(**settings)
-        self.count = count
+        self.count, self.read = count, read
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
         try:
-            numbers = tuple(float(number) for value in values for number in value.replace(",", " ").split())
+            numbers = tuple(self.read(number) for value in values for number in value.replace(",", " ").split())
         except ValueError:
             numbers = ()
-        if len(numbers) != self.count:
-            parser.error(f"argument {option}: wanted {self.count} numbers, got {' '.join(values)!r}")
+        if not numbers or self.count not in (None, len(numbers)):
+            parser.error(f"argument {option}: wanted {self.count or 'some'} numbers, got {' '.join(values)!r}")
         setattr(namespace, self.dest, numbers)

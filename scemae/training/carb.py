@@ -38,9 +38,11 @@ class Selection:
 def select(
     tokens: Tensor, similarity: Tensor, attentive_ratio: float, num_clusters: int, density: Density
 ) -> Selection:
-    """Split tokens (B, N, D) by their CLS similarity (B, N), and cluster the inattentive ones."""
+    """Split tokens (B, N, D) by their CLS similarity (B, N), and cluster the inattentive ones, if there are any."""
     attentive, inattentive = attentive_split(similarity, attentive_ratio)
-    if num_clusters > inattentive.shape[1]:
+    if not inattentive.shape[1] and not num_clusters:
+        return Selection(attentive, inattentive, attentive)
+    if not 1 <= num_clusters <= inattentive.shape[1]:
         raise OptionError(f"num_clusters is {num_clusters}; there are {inattentive.shape[1]} inattentive tokens.")
     distances = pairwise_distances(chosen_tokens(tokens, inattentive))
     centers = cluster_centers(distances, num_clusters, density, tokens.shape[-1])

@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from scemae.errors import DataError, MissingExtraError, OptionError
 from scemae.tables import read_boxes
 from scemae.training.arguments import add_fields, given_fields
-from scemae.training.config import STAGE1_PRESETS, Label, Options, RunConfig, Stage1Config
+from scemae.training.config import (
+    STAGE1_PRESETS,
+    STAGE2_PRESETS,
+    AlignConfig,
+    Label,
+    Options,
+    RunConfig,
+    Stage1Config,
+    Stage2Config,
+)
 
 if TYPE_CHECKING:
     from scemae.training.data import Pack
@@ -30,7 +39,18 @@ for package in ("accelerate", "filelock", "pyarrow"):
 def train(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """The stages of training."""
     stages = parser.add_subparsers(required=True, metavar="STAGE")
-    add_training(_add(stages, stage1, common), Stage1Config, STAGE1_PRESETS)
+    first = _add(stages, stage1, common)
+    add_training(first, Stage1Config, STAGE1_PRESETS)
+    add_fields(first, Label, {"": Label(name="name of RUN", training_data="number and name of --data")})
+    second = _add(stages, stage2, common)
+    add_training(second, Stage2Config, STAGE2_PRESETS)
+    alignment = _add(stages, align, common)
+    add_faces(alignment)
+    alignment.add_argument("--overwrite", action="store_true", help="replace RUN/model if it is there")
+    add_fields(alignment, AlignConfig, {"": AlignConfig()})
+    for parser in (second, alignment):
+        parser.add_argument("--model", required=True, help="whose backbone: name of a model, or local-dir:PATH")
+        add_fields(parser, Label, {"": Label(name="that of the model", training_data="that of the model")})
 
 
 def data(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -46,16 +66,26 @@ def data(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> No
         "--size", type=int, default=136, help="px of the stored squares, whose central 96 are the input"
     )
     packing.add_argument("--skip-at-most", type=float, default=0.01, help="part of the images that may be unusable")
-    packing.add_argument("--overwrite", action="store_true", help="replace the pack if there is one")
+    aligning = _add(verbs, upright, common, name="align")
+    aligning.add_argument("pack", metavar="PACK", help="faces, as scemae data pack writes them")
+    aligning.add_argument("out", help="folder to write")
+    aligning.add_argument("--model", default="scemae-tiny", help="whose aligner: name of a model, or local-dir:PATH")
+    aligning.add_argument("--steps", type=int, default=4, help="so many of the last steps of the model's alignment")
+    for writing in (packing, aligning):
+        writing.add_argument("--overwrite", action="store_true", help="replace the pack if there is one")
+
+
+def add_faces(parser: argparse.ArgumentParser) -> None:
+    """What every training command takes: faces and a run's folder."""
+    parser.add_argument("--data", required=True, help="a pack, or images, which are packed first, to OUT/pack")
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run; the model goes to RUN/model")
 
 
 def add_training(parser: argparse.ArgumentParser, config: type[RunConfig], presets: dict[str, Any]) -> None:
-    """What every training command takes: faces, a run's folder, a preset, and the fields of its configuration."""
-    parser.add_argument("--data", required=True, help="a pack, or images, which are packed first, to OUT/pack")
-    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run; the model goes to RUN/model")
-    parser.add_argument("--preset", choices=tuple(presets), default=next(iter(presets)))
+    """What training commands with steps take: a preset, the fields of its configuration, how the run goes."""
+    add_faces(parser)
+    parser.add_argument("--preset", choices=tuple(presets))
     add_fields(parser, Options, {"": Options()})
-    add_fields(parser, Label, {"": Label(name="name of RUN", training_data="number and name of --data")})
     add_fields(parser, config, presets)
 
 
@@ -63,9 +93,58 @@ def stage1(options: argparse.Namespace) -> tuple[Any, str]:
     """Stage 1: a masked autoencoder on unlabelled faces (paper Sec. 3.1)."""
     from scemae.training.stage1 import Stage1
 
-    config = replace(STAGE1_PRESETS[options.preset], **given_fields(options, Stage1Config))
+    config = replace(STAGE1_PRESETS[options.preset or "cpu"], **given_fields(options, Stage1Config))
     faces = training_faces(options)
     return trained(Stage1(config, faces, label(options, faces)), options)
+
+
+def stage2(options: argparse.Namespace) -> tuple[Any, str]:
+    """Stage 2: the projector (paper Sec. 3.2-3.3). Preset: paper, or lda with that objective."""
+    from scemae.training.stage2 import Stage2, train_positional
+
+    given = given_fields(options, Stage2Config)
+    preset = options.preset or ("lda" if given.get("objective") == "lda" else "paper")
+    config = replace(STAGE2_PRESETS[preset], **given)
+    faces, named = training_faces(options), given_fields(options, Label)
+    if config.objective == "lcr":
+        return trained(Stage2(config, faces, options.model, named), options)
+    overwrite = bool(given_fields(options, Options).get("overwrite"))
+    measured = train_positional(options.model, faces, config, Path(options.out), named, overwrite)
+    return written(Path(options.out), measured, [f"{name}: {value:.3f} input px" for name, value in measured.items()])
+
+
+def align(options: argparse.Namespace) -> tuple[Any, str]:
+    """The aligner, learned without labels from known motions of the faces (docs/alignment.md)."""
+    from scemae.training.alignment import train_align
+
+    config = AlignConfig(**given_fields(options, AlignConfig))
+    faces, named = training_faces(options), given_fields(options, Label)
+    errors = train_align(options.model, faces, config, Path(options.out), named, options.overwrite)
+    lines = [
+        f"amplitude {error.amplitude:g}: points {error.unmoved:.2f} px away, predicted to {error.predicted:.2f} px"
+        for error in errors
+    ]
+    return written(Path(options.out), {"stages": [asdict(error) for error in errors]}, lines)
+
+
+def written(run: Path, result: dict[str, Any], lines: list[str]) -> tuple[Any, str]:
+    """The report of a command that wrote a model in one go."""
+    from scemae.training.run_folder import MODEL
+
+    return {"model": str(run / MODEL), **result}, "\n".join([*lines, f"model: local-dir:{run / MODEL}"])
+
+
+def upright(options: argparse.Namespace) -> tuple[Any, str]:
+    """A pack of the same faces upright and centred, by the model's aligner."""
+    from scemae.training.alignment import align_pack
+    from scemae.training.data import Pack
+    from scemae.zoo import load_model
+
+    packed = Pack.open(Path(options.pack))
+    aligned = align_pack(
+        load_model(options.model), packed, Path(options.out), steps=options.steps, overwrite=options.overwrite
+    )
+    return _packed(aligned)
 
 
 def pack(options: argparse.Namespace) -> tuple[Any, str]:
@@ -81,9 +160,14 @@ def pack(options: argparse.Namespace) -> tuple[Any, str]:
         skip_at_most=options.skip_at_most,
         overwrite=options.overwrite,
     )
-    result = {"out": options.out, "faces": len(packed), "size": packed.size, "skipped": dict(packed.skipped)}
-    lines = [f"{options.out}: {len(packed)} faces of {packed.size} x {packed.size} px"]
-    return result, "\n".join(lines + [f"left out: {name}: {why}" for name, why in packed.skipped.items()])
+    return _packed(packed)
+
+
+def _packed(pack: Pack) -> tuple[Any, str]:
+    """What a command that wrote a pack says of it."""
+    result = {"out": str(pack.folder), "faces": len(pack), "size": pack.size, "skipped": dict(pack.skipped)}
+    lines = [f"{pack.folder}: {len(pack)} faces of {pack.size} x {pack.size} px"]
+    return result, "\n".join(lines + [f"left out: {name}: {why}" for name, why in pack.skipped.items()])
 
 
 def training_faces(options: argparse.Namespace) -> Pack:
@@ -148,8 +232,9 @@ def _boxes(table: Path, source: Path) -> dict[Path, Any]:
     return {path.relative_to(table.parent): box for path, box in boxes.items()}
 
 
-def _add(commands: Any, run: Command, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    name = run.__name__
-    parser = commands.add_parser(name, help=run.__doc__, description=run.__doc__, parents=[common])
+def _add(
+    commands: Any, run: Command, common: argparse.ArgumentParser, name: str | None = None
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name or run.__name__, help=run.__doc__, description=run.__doc__, parents=[common])
     parser.set_defaults(run=run)
     return parser  # type: ignore[no-any-return]

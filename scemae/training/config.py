@@ -182,6 +182,9 @@ class MotionConfig(Settings):
 class Stage2Config(RunConfig, MotionConfig):
     """Selective correspondence enhancement (Sec. 3.2-3.3). The defaults are the preset "paper" at DeiT-T's size."""
 
+    objective: Literal["lcr", "lda"] = (
+        "lcr"  # Eq. 7, or the positional discriminant, which has no steps (not in the paper)
+    )
     batch_size: int = 256
     steps: int = 1560  # 10 epochs of 39,954 faces
     betas: tuple[float, float] = (0.9, 0.999)
@@ -203,6 +206,9 @@ class Stage2Config(RunConfig, MotionConfig):
     amplitude: float = 0.0  # of known motions of the faces; places are those of the unmoved face. 0: faces as they lie
     faces_together: int = 1  # faces whose tokens share the softmax of Eq. 4
     keys: Literal["all", "others"] = "all"  # of Eq. 4: all tokens, or those of other faces only
+    cells: int = 20  # lda: classes of position, along one axis
+    shrinkage: float = 0.1  # lda: of the scatter within classes
+    views: int = 6000  # lda: that it is learned from
     held_out: int = 200  # faces that the matching error is measured on, warped copies of them
 
     def __post_init__(self) -> None:
@@ -214,21 +220,46 @@ class Stage2Config(RunConfig, MotionConfig):
             )
         if self.keys == "others" and self.faces_together < 2:
             raise OptionError('keys "others" needs faces_together of at least 2: there is no other face.')
+        if self.objective == "lda" and self.amplitude <= 0:
+            raise OptionError(
+                'objective "lda" needs an amplitude above 0: of faces that lie still it learns the place only.'
+            )
+
+
+STAGE2_PRESETS = {
+    # Table 1, DeiT-T. DeiT-S: projector_dim 128 or 256; DeiT-B: projector_dim 256, attentive_ratio 0.25.
+    "paper": Stage2Config(),
+    # Ours: moved faces, all their tokens, compared with those of other faces (docs/training.md says why).
+    "moved": Stage2Config(
+        batch_size=64,
+        steps=6240,
+        attentive_ratio=1.0,
+        num_clusters=0,
+        sequence="full",
+        temperature=0.05,
+        amplitude=1.0,
+        faces_together=16,
+        keys="others",
+    ),
+    "lda": Stage2Config(objective="lda", amplitude=1.0),
+}
+
+
+CANONICAL_POINTS = (  # places of the canonical view, half-sides: brows, nose, mouth corners, chin, forehead
+    (-0.4, -0.4),
+    (0.4, -0.4),
+    (0.0, 0.06),
+    (-0.32, 0.47),
+    (0.32, 0.47),
+    (0.0, 0.88),
+    (0.0, -0.82),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig(MotionConfig):
     """The aligner, learned without labels (docs/alignment.md; not in the paper)."""
 
-    points: tuple[tuple[float, float], ...] = (  # places of the canonical view, half-sides: brows to chin
-        (-0.4, -0.4),
-        (0.4, -0.4),
-        (0.0, 0.06),
-        (-0.32, 0.47),
-        (0.32, 0.47),
-        (0.0, 0.88),
-        (0.0, -0.82),
-    )
     amplitudes: tuple[float, ...] = (1.0, 0.5, 0.3)  # one trained stage for each
     steps: tuple[int, ...] = (0, 0, 0, 1, 1, 2, 2, 2, 2)  # which stage each step of the alignment uses
     similarity_steps: int = 5  # so many, from the first, only turn, scale and shift
@@ -256,24 +287,10 @@ class AlignConfig(MotionConfig):
     def aligner(self) -> AlignerConfig:
         """What the model's config.json says of it."""
         return AlignerConfig(
-            points=self.points,
+            points=CANONICAL_POINTS,
             scale=1.0,
             steps=self.steps,
             similarity_steps=self.similarity_steps,
             projection_dim=self.projection_dim,
             residual=self.residual,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionalConfig(MotionConfig):
-    """The projector as a positional discriminant (objective "lda"; not in the paper)."""
-
-    projector_dim: int = 64  # D
-    cells: int = 20  # classes of position, along one axis
-    shrinkage: float = 0.1  # of the scatter within classes
-    amplitude: float = 0.3  # of the motions
-    views: int = 6000
-    held_out: int = 200  # faces that the matching error is measured on, warped copies of them
-    batch_size: int = 100
-    seed: int = 0

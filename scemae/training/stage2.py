@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from scemae.errors import RunError
 from scemae.model import SceMae
 from scemae.projector import Projector
 from scemae.training.carb import Selection, select
-from scemae.training.config import Label, PositionalConfig, Stage2Config
+from scemae.training.config import Stage2Config
 from scemae.training.data import Batches, Pack, normalise
 from scemae.training.engine import History, hardware
 from scemae.training.held_out import HeldOutFaces
@@ -90,7 +91,7 @@ def _numbered(faces: int, tokens: int) -> tuple[Tensor, Tensor]:
 class Stage2:
     """The recipe that the engine trains: faces of a pack as they lie in it, or moved by known motions."""
 
-    def __init__(self, config: Stage2Config, pack: Pack, source: str, label: Label | None = None) -> None:
+    def __init__(self, config: Stage2Config, pack: Pack, source: str, label: Mapping[str, Any] | None = None) -> None:
         self.model, self.source, self.pack, self.label = load_model(source, device="cpu"), source, pack, label
         described = self.model.config
         self.config = dataclasses.replace(
@@ -146,9 +147,9 @@ class Stage2:
 def train_positional(
     source: str,
     pack: Pack,
-    config: PositionalConfig,
+    config: Stage2Config,
     out: Path,
-    label: Label | None = None,
+    label: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, float]:
     """The projector in closed form instead (objective "lda"; not in the paper): see `PositionalScatter`.
@@ -188,7 +189,7 @@ def write_projected(
     projector: Projector,
     chapter: Chapter,
     measured: Mapping[str, float],
-    label: Label | None,
+    label: Mapping[str, Any] | None,
 ) -> None:
     """Write the model with another projector, what was measured in a row each of the card's chapter."""
     described = dataclasses.replace(
@@ -196,7 +197,7 @@ def write_projected(
         projector_dim=projector.out_channels,
         projector_mode=projector.mode,
         matching_use="projected",
-        **({} if label is None else vars(label)),
+        **(label or {}),
     )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("projector.")}
     tensors |= {f"projector.{name}": tensor for name, tensor in projector.state_dict().items()}
