@@ -232,7 +232,7 @@ STAGE2_PRESETS = {
     # Ours: moved faces, all their tokens, compared with those of other faces (docs/training.md says why).
     "moved": Stage2Config(
         batch_size=64,
-        steps=6240,
+        steps=1000,
         attentive_ratio=1.0,
         num_clusters=0,
         sequence="full",
