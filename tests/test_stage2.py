@@ -129,8 +129,9 @@ def test_what_cannot_be_is_said(small, pack):
         dataclasses.replace(CONFIG, keys="others")
     with pytest.raises(OptionError, match="needs an amplitude above 0"):
         dataclasses.replace(CONFIG, objective="lda")
-    with pytest.raises(RunError, match="has 2 faces of a step"):
-        Stage2(dataclasses.replace(CONFIG, faces_together=8), pack, small).load(0, slice(0, 2))
+    recipe = Stage2(dataclasses.replace(CONFIG, faces_together=8), pack, small)
+    with pytest.raises(RunError, match="has 2 faces at a time"):
+        recipe.inputs(recipe.load(0, slice(0, 2)))
 
 
 def test_only_the_projector_learns_and_a_seeded_step_has_its_loss(small, pack):

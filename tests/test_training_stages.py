@@ -17,6 +17,7 @@ from scemae.training.config import STAGE2_PRESETS, AlignConfig, Stage2Config
 from scemae.training.data import Pack, write_pack
 
 QUICK = ("--held-out", "3", "--batch-size", "4")
+TOGETHER = ("--faces-together", "2")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,9 @@ def test_alignment_then_stage_2_then_what_users_do(capsys, pack, tmp_path, sampl
     assert scemae.load_model(aligned).config.aligner == AlignConfig(amplitudes=(1, 0.5), steps=(0, 1, 1)).aligner
 
     words = ("--data", pack, "--out", tmp_path / "s", *QUICK, "--steps", "2", "--no-compile", "--name", "mine")
-    code, told = run(capsys, "train", "stage2", "--model", aligned, *words, "--projector-dim", "8")
+    code, told = run(
+        capsys, "train", "stage2", "--model", aligned, *words, "--projector-dim", "8", "--preset", "moved", *TOGETHER
+    )
     assert code == 0
     assert told["step"] == 2
     trained = f"local-dir:{tmp_path / 's' / 'model'}"

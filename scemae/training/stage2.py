@@ -112,10 +112,6 @@ class Stage2:
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Views (b, 3, 96, 96), 0..1, and the places (b, N, 2) of their tokens in the face, in cells."""
         rows, config = self.faces[self.batches.rows(step)[part]], self.config
-        if len(rows) % config.faces_together:
-            raise RunError(
-                f"Each process has {len(rows)} faces of a step, no multiple of faces_together {config.faces_together}."
-            )
         centres = token_centres(self.module.backbone.grid)
         if config.amplitude == 0:
             views = self.pack.central_views(torch.from_numpy(self.pack.squares[rows]))
@@ -128,6 +124,11 @@ class Stage2:
     def inputs(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The same, the views normalised."""
         views, places = loaded
+        if len(views) % self.config.faces_together:
+            raise RunError(
+                f"Each process has {len(views)} faces at a time, no multiple of faces_together "
+                f"{self.config.faces_together}; another batch_size would do."
+            )
         return normalise(views, self.config), places
 
     def measure(self) -> dict[str, float]:
