@@ -17,13 +17,12 @@ from scemae.checkpoint import read_file, write_file
 from scemae.config import ModelId, Use, checked_use
 from scemae.errors import IncompatibleWeightsError, LandmarkInputError, NotFittedError
 from scemae.estimator import Estimator
-from scemae.extraction import Boxes, extract_features, mirrored_features
+from scemae.extraction import Boxes, Extractor, extract_features, mirrored_features
 from scemae.features import FaceFeatures, FeatureKind, Landmarks
 from scemae.heads import HEADS, AnnotatedMaps, Head, Mirror, exchanged, new_head
 from scemae.images import ImageLike
 from scemae.landmarks import checked_landmarks
 from scemae.metrics import box_diagonal, distance_between, normalised_errors
-from scemae.model import SceMae
 from scemae.zoo import load_model
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
@@ -33,7 +32,7 @@ FORMAT = "scemae landmark regressor 1"
 
 
 def fit_regressor(
-    model: SceMae,
+    model: Extractor,
     images: Images,
     landmarks: Any,
     *,
@@ -93,7 +92,7 @@ class LandmarkRegressor(Estimator):
 
     def __init__(
         self,
-        model: SceMae,
+        model: Extractor,
         *,
         names: Sequence[str] | None = None,
         head: str | Head = "cascade",
@@ -188,7 +187,7 @@ class LandmarkRegressor(Estimator):
         write_file(path, tensors, {FORMAT: json.dumps(header)}, overwrite)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: SceMae | None = None) -> LandmarkRegressor:
+    def load(cls, path: str | os.PathLike[str], model: Extractor | None = None) -> LandmarkRegressor:
         """Read what `save` wrote. `model`: the one that it was fitted on; None loads it by its name.
 
         Raises WeightsIntegrityError for a damaged file, IncompatibleWeightsError for another kind of file or where
