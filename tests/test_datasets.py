@@ -243,7 +243,7 @@ def test_aflw_rc_is_aflw_r_with_other_labels(folder, small, tmp_path):
     corrected = read_dataset("aflw_r", root, "test", annotations=tmp_path / "corrected.csv")
     original = read_dataset("aflw_r", root, "test")
     np.testing.assert_allclose((corrected.landmarks - original.landmarks)[0, :, 0], 5 * 136 / 110)
-    assert "corrected.csv" in corrected.notes[1]
+    assert "corrected.csv" in corrected.notes[-1]
     write(tmp_path / "corrected.csv", lines[:-1])
     with pytest.raises(DataError, match="right_mouth"):
         read_dataset("aflw_r", root, "test", annotations=tmp_path / "corrected.csv")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ class Layout:
     """What a data set is.
 
     `splits`: how many faces each has. `benchmark`: its splits to fit on and to test on. `framing`: how the box follows
-    the protocol, and what differs. `whole`: its folders hold nothing but the pictures of its splits.
+    the protocol, and what differs. `notes`: what to say with results on a split. `whole`: its folders hold nothing but
+    the pictures of its splits.
     """
 
     read: Callable[..., list[Sample]]
@@ -40,6 +41,7 @@ class Layout:
     framing: str
     names: tuple[str, ...] = FIVE
     eyes: tuple[int, int] = (0, 1)
+    notes: Mapping[str, str] = field(default_factory=dict)
     whole: bool = True
 
 
@@ -56,7 +58,8 @@ LAYOUTS = {
         {"train": 19_000, "test": 1_000},
         ("train", "test"),
         CELEBA_SOURCE,
-        f"{EXACT} (a constant 0.12 px of 96). 808 of the 1,000 test pictures are in CelebA's training partition.",
+        f"{EXACT} (a constant 0.12 px of 96).",
+        notes={"test": "808 of the 1,000 test pictures are in CelebA's training partition."},
         whole=False,
     ),
     "aflw_m": Layout(
@@ -72,8 +75,12 @@ LAYOUTS = {
         {"lfw_5590": 4_151, "net_7876": 5_849, "train": 10_000, "pool": 500, "test": 2_495, "aflw": 2_995},
         ("pool", "test"),
         f"{MTFL_SOURCE}. lfw_5590 and net_7876 have to be cropped to the framing of AFLW first, 150 x 150",
-        f"{EXACT} (a constant 0.05 px of 96). pool and test are AFLW_M*: every sixth of the 2,995 AFLW faces, and the "
-        "other 2,495; not the split of the published AFLW_M.",
+        f"{EXACT} (a constant 0.05 px of 96).",
+        notes={
+            "pool": "AFLW_M*, the annotated pool: every sixth of the 2,995 AFLW test faces of MTFL.",
+            "test": "AFLW_M*, the test set: five of every six of the 2,995 AFLW test faces of MTFL. Annotated faces come "
+            "from the rest of them; the published AFLW_M has 10,122 other ones and tests on all 2,995.",
+        },
     ),
     "aflw_r": Layout(
         read_aflw_r,
@@ -140,7 +147,7 @@ def inspect(
     if not path.is_dir():
         raise DataError(f"{path} is no folder. {layout.source}.")
     choice = {"annotations": annotations} if name == "aflw_r" else {}
-    notes = [layout.framing]
+    notes = [layout.framing, *([layout.notes[split]] if split in layout.notes else [])]
     try:
         samples = layout.read(path, split, **choice)
         wrong_count = _count(samples, layout.splits[split])
