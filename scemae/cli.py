@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from scemae.model import SceMae
 
 # Commands with commands of their own, in scemae.training.cli, which is loaded only for them.
-TRAINING = {"train": "Train a model on your own faces.", "data": "Prepare faces for training."}
+TRAINING = {  # command -> module, function there, what it is
+    "train": ("scemae.training.cli", "train", "Train a model on your own faces."),
+    "data": ("scemae.training.cli", "data", "Prepare faces for training."),
+    "eval": ("scemae.training.evaluation.cli", "evaluate", "Measure a model, or anybody's features."),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -288,8 +292,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     add(demo, chosen, written)
     add(doctor)
     cli_hub.add_commands(add)
-    for name, what in TRAINING.items():
+    for name, (module, function, what) in TRAINING.items():
         room = commands.add_parser(name, help=what, description=what)
         if name in words[:1]:
-            getattr(importlib.import_module("scemae.training.cli"), name)(room, common)
+            getattr(importlib.import_module(module), function)(room, common)
     return parser

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scemae.alignment import FaceAligner
-from scemae.cover import MARGIN
+from scemae.config import ModelConfig, ModelId
 from scemae.errors import BoxInputError, ImageInputError, OptionError
-from scemae.features import Face, FaceFeatures
-from scemae.geometry import Array, Crop, compose, sample_view
+from scemae.features import Face, FaceFeatures, resampled
+from scemae.geometry import Array, CellGrid, Crop, compose, sample_view
 from scemae.images import ImageLike, Photo, checked_box, cut_patch, is_single, iter_photos
-from scemae.model import SceMae
 
 Margin = Literal["context", "reflect"]
 Boxes = ArrayLike | Iterable[ArrayLike | None] | None
@@ -30,8 +29,45 @@ LONG_WORK = 2.0  # seconds after which a terminal is shown progress
 ZOOM = (0.25, 4.0)  # an alignment that rescales by more than this has lost the face
 
 
+class Extractor(Protocol):
+    """What the verbs need of a model. `SceMae` is one, and so is whatever else turns views of faces into maps.
+
+    A view shows the face's crop in `view_size` px a side, and `view_margin` px of its surroundings all round.
+    """
+
+    id: ModelId
+    config: ModelConfig
+
+    @property
+    def view_size(self) -> int: ...
+
+    @property
+    def view_margin(self) -> int: ...
+
+    @property
+    def aligner(self) -> FaceAligner | None: ...
+
+    @property
+    def projector(self) -> Any: ...
+
+    def normalise(self, views: Tensor) -> Tensor:
+        """Views of pixels 0..1, on the CPU, to what the other methods take."""
+
+    def patch_tokens(self, views: Tensor) -> Tensor:
+        """What the aligner reads, (B, N, D), in normalised views of `config.input_size` px without margin."""
+
+    def __call__(self, views: Tensor, expansion: int) -> Tensor:
+        """Normalised views (B, 3, S, S), S with both margins, to maps (B, D, h, w)."""
+
+    def grid(self, expansion: int) -> CellGrid:
+        """Where the cells of these maps lie, in pixels of the input."""
+
+    def project(self, backbone_map: Tensor) -> Tensor:
+        """Maps (B, D, h, w) to projected maps (B, C, h, w)."""
+
+
 def extract_features(
-    model: SceMae,
+    model: Extractor,
     images: ImageLike | Iterable[ImageLike],
     *,
     boxes: Boxes = None,
@@ -81,7 +117,7 @@ def extract_features(
 
 
 def iter_features(
-    model: SceMae,
+    model: Extractor,
     images: ImageLike | Iterable[ImageLike],
     *,
     boxes: Boxes = None,
@@ -103,7 +139,7 @@ def iter_features(
     return _batches(model, _pairs(images, boxes), aligner, expansion, margin, batch_size)
 
 
-def mirrored_features(model: SceMae, features: FaceFeatures, batch_size: int = 16) -> FaceFeatures:
+def mirrored_features(model: Extractor, features: FaceFeatures, batch_size: int = 16) -> FaceFeatures:
     """Features of the same faces with left and right exchanged, from their patches.
 
     Each crop maps its own, mirrored, input pixels to the same image, so landmarks in image pixels stay as they are.
@@ -159,7 +195,7 @@ def _zipped(photos: Iterator[Photo], boxes: Iterator[Any]) -> Iterator[tuple[Pho
 
 
 def _batches(
-    model: SceMae,
+    model: Extractor,
     pairs: Iterator[tuple[Photo, Any]],
     aligner: FaceAligner | None,
     expansion: int,
@@ -168,7 +204,8 @@ def _batches(
 ) -> Iterator[FaceFeatures]:
     while batch := list(islice(pairs, batch_size)):
         photos = [photo for photo, _ in batch]
-        faces = [_first_look(photo, box, aligner is None, model.config.input_size) for photo, box in batch]
+        at_input_scale = aligner is None and model.view_size == model.config.input_size
+        faces = [_first_look(photo, box, at_input_scale, model.config.input_size) for photo, box in batch]
         if aligner is not None:
             faces = _aligned(model, aligner, photos, faces)
         maps = _maps(model, faces, expansion, margin)
@@ -191,7 +228,7 @@ def _first_look(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -
     return Face(photo.source, photo.image.size, crop, cut_patch(photo.image, crop, at_input_scale))
 
 
-def _aligned(model: SceMae, aligner: FaceAligner, photos: list[Photo], faces: list[Face]) -> list[Face]:
+def _aligned(model: Extractor, aligner: FaceAligner, photos: list[Photo], faces: list[Face]) -> list[Face]:
     """The faces with the crops that the aligner's steps lead to.
 
     A step that loses the face (see `_plausible`) is not taken; if it is the last one, the confidence is 0.
@@ -210,7 +247,7 @@ def _aligned(model: SceMae, aligner: FaceAligner, photos: list[Photo], faces: li
             residuals[i] = residual if taken else np.inf
             if taken:
                 totals[i] = total
-                faces[i] = _moved(faces[i], starts[i].refined(total), photos[i])
+                faces[i] = _moved(faces[i], starts[i].refined(total), photos[i], model.view_margin)
     return [
         replace(face, alignment=aligner.describe(total, residual))
         for face, total, residual in zip(faces, totals, residuals, strict=True)
@@ -226,19 +263,18 @@ def _plausible(total: Array, start: Crop, photo: Photo) -> bool:
     return bool((centre >= -0.5).all() and (centre <= np.array(photo.image.size) - 0.5).all())
 
 
-def _moved(face: Face, crop: Crop, photo: Photo) -> Face:
+def _moved(face: Face, crop: Crop, photo: Photo, margin: int) -> Face:
     """The face seen through another crop, its patch cut anew where the old one does not serve."""
-    patch = face.patch if face.patch.serves(crop.padded(MARGIN)) else cut_patch(photo.image, crop)
+    patch = face.patch if face.patch.serves(crop.padded(margin)) else cut_patch(photo.image, crop)
     return replace(face, crop=crop, patch=patch)
 
 
-def _maps(model: SceMae, faces: Sequence[Face], expansion: int, margin: str) -> Tensor:
+def _maps(model: Extractor, faces: Sequence[Face], expansion: int, margin: str) -> Tensor:
     """Backbone maps (B, D, h, w) of the faces' crops, on the CPU."""
-    if margin == "context":
-        views = model.normalise(torch.stack([sample_view(face.patch, face.crop.padded(MARGIN)) for face in faces]))
-    else:
-        inner = model.normalise(torch.stack([sample_view(face.patch, face.crop) for face in faces]))
-        views = F.pad(inner, (MARGIN,) * 4, mode="reflect")
+    context = model.view_margin if margin == "context" else 0
+    crops = [resampled(face.crop, model.view_size).padded(context) for face in faces]
+    views = torch.stack([sample_view(face.patch, crop) for face, crop in zip(faces, crops, strict=True)])
+    views = F.pad(model.normalise(views), (model.view_margin - context,) * 4, mode="reflect")
     with torch.inference_mode():
         maps: Tensor = model(views, expansion)
     return maps.cpu()

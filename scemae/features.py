@@ -36,10 +36,14 @@ class Face:
 
     def view(self, size: int = 288) -> Image.Image:
         """The square that the model saw (upright and centred if aligned), as a picture of `size` px."""
-        scale = self.crop.size / size
-        shift = scale / 2 - 0.5
-        finer = self.crop.refined(np.array([[scale, 0, shift], [0, scale, shift]]))
-        return _picture(self.patch, Crop(finer.to_image_affine, size))
+        return _picture(self.patch, resampled(self.crop, size))
+
+
+def resampled(crop: Crop, size: int) -> Crop:
+    """The same square with `size` pixels a side."""
+    scale = crop.size / size
+    shift = scale / 2 - 0.5
+    return Crop(crop.refined(np.array([[scale, 0, shift], [0, scale, shift]])).to_image_affine, size)
 
 
 def _chosen(index: Index, count: int) -> list[int]:

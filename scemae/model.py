@@ -23,6 +23,7 @@ class SceMae(nn.Module):
 
     mean: Tensor
     std: Tensor
+    view_margin = cover.MARGIN
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -44,6 +45,11 @@ class SceMae(nn.Module):
     def device(self) -> torch.device:
         """Where the model's numbers are."""
         return self.mean.device
+
+    @property
+    def view_size(self) -> int:
+        """Side of the views, px, without their margin."""
+        return self.config.input_size
 
     def normalise(self, views: Tensor) -> Tensor:
         """Views 0..1 (B, 3, H, W), of any device, to what the model was trained on."""

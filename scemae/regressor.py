@@ -17,14 +17,13 @@ from scemae.checkpoint import REGRESSOR, read_file, write_file
 from scemae.config import ModelId, Use, checked_use
 from scemae.errors import IncompatibleWeightsError, LandmarkInputError, NotFittedError
 from scemae.estimator import Estimator
-from scemae.extraction import Boxes, extract_features, mirrored_features
+from scemae.extraction import Boxes, Extractor, extract_features, mirrored_features
 from scemae.features import FaceFeatures, FeatureKind, Landmarks
 from scemae.heads import HEADS, AnnotatedMaps, Head, Mirror, exchanged, new_head
 from scemae.hub import HUB, HubOptions, checked_options, fetch
 from scemae.images import ImageLike
 from scemae.landmarks import checked_landmarks
 from scemae.metrics import box_diagonal, distance_between, normalised_errors
-from scemae.model import SceMae
 from scemae.zoo import load_model
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
@@ -34,7 +33,7 @@ FORMAT = "scemae landmark regressor 1"
 
 
 def fit_regressor(
-    model: SceMae,
+    model: Extractor,
     images: Images,
     landmarks: Any,
     *,
@@ -94,7 +93,7 @@ class LandmarkRegressor(Estimator):
 
     def __init__(
         self,
-        model: SceMae,
+        model: Extractor,
         *,
         names: Sequence[str] | None = None,
         head: str | Head = "cascade",
@@ -190,7 +189,7 @@ class LandmarkRegressor(Estimator):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: SceMae | None = None, **hub: Unpack[HubOptions]
+        cls, path: str | os.PathLike[str], model: Extractor | None = None, **hub: Unpack[HubOptions]
     ) -> LandmarkRegressor:
         """Read what `save` wrote, or "hf-hub:ORG/REPO[@REVISION]", what `scemae push` made of it.
 

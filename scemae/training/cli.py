@@ -24,6 +24,7 @@ from scemae.training.config import (
     Stage1Config,
     Stage2Config,
 )
+from scemae.training.datasets.checking import add_data_check
 
 if TYPE_CHECKING:
     from scemae.training.data import Pack
@@ -71,6 +72,7 @@ def data(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> No
     aligning.add_argument("out", help="folder to write")
     aligning.add_argument("--model", default="scemae-tiny", help="whose aligner: name of a model, or local-dir:PATH")
     aligning.add_argument("--steps", type=int, default=4, help="so many of the last steps of the model's alignment")
+    add_data_check(verbs, common)
     for writing in (packing, aligning):
         writing.add_argument("--overwrite", action="store_true", help="replace the pack if there is one")
 

@@ -1,0 +1,109 @@
+"""Ablations on landmark matching (paper Table 4, and what it leaves open): one row for each way to look at faces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scemae.config import Use
+from scemae.errors import OptionError
+from scemae.model import SceMae
+from scemae.training.datasets import FaceDataset
+from scemae.training.evaluation import published
+from scemae.training.evaluation.matching import KINDS, match_pairs, matching_scores, matching_settings
+from scemae.training.evaluation.runs import RunFolder
+from scemae.training.evaluation.subjects import Subject
+from scemae.training.evaluation.tables import PUBLISHED, Spread, Table
+
+EXPANSIONS = (1, 2, 4)
+ROWS = "rows"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One thing to measure: what it is called, how it looks at faces, with which prior on the place (input px)."""
+
+    label: str
+    subject: Subject
+    prior: float = 0.0
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
+
+
+def model_rows(model: SceMae) -> list[Row]:
+    """What one model answers: which features, how fine a map, aligned or not, with the prior or without."""
+    return list(_model_rows(model))
+
+
+def _model_rows(model: SceMae) -> Iterator[Row]:
+    uses: tuple[Use, ...] = ("backbone",) if model.projector is None else ("backbone", "projected", "both")
+    names = {"backbone": "raw backbone", "projected": "projected", "both": "concatenated"}
+    for use in uses:
+        yield Row(f"{names[use]}, expansion 4", Subject.of(model, align=False, expansion=4, use=use))
+    best = uses[-2:][0]
+    for expansion in EXPANSIONS[:-1]:
+        subject = Subject.of(model, align=False, expansion=expansion, use=best)
+        yield Row(f"{names[best]}, expansion {expansion}", subject)
+    if model.aligner is not None:
+        for use in uses:
+            yield Row(f"{names[use]}, expansion 4, aligned", Subject.of(model, align=True, expansion=4, use=use))
+        if model.config.prior_sigma:
+            sigma = model.config.prior_sigma
+            subject = Subject.of(model, align=True, expansion=4, use=best)
+            yield Row(f"{names[best]}, expansion 4, aligned, prior {sigma:g} px", subject, sigma)
+
+
+def variant_row(label: str, model: SceMae) -> Row:
+    """A model that was trained otherwise, as Table 4 looks at models: its projected features, or the raw ones."""
+    use: Use = "backbone" if model.projector is None else "projected"
+    return Row(label, Subject.of(model, align=False, expansion=4, use=use))
+
+
+def measure_rows(rows: Sequence[Row], dataset: FaceDataset, run: RunFolder, **choices: Any) -> dict[str, Any]:
+    """Match the same pairs in every way; each row's predictions and scores lie in a folder of its own."""
+    folders = [row.folder for row in rows]
+    if len(set(folders)) < len(folders):
+        raise OptionError(f"Two rows have the same name among {', '.join(row.label for row in rows)}.")
+    (run.path / ROWS).mkdir(exist_ok=True)
+    scores = {}
+    for row in rows:
+        settings = matching_settings(row.subject, dataset, prior=row.prior, **choices)
+        part = RunFolder.open(run.path / ROWS / row.folder, settings)
+        match_pairs(row.subject, dataset, part, frozen=run.path)
+        scores[row.label] = matching_scores(part)
+        part.write_scores(scores[row.label])
+    return scores
+
+
+def ablation_table(dataset: FaceDataset, scores: dict[str, Any]) -> Table:
+    """What was measured, "no motion" on the same pairs, and the paper's Table 4."""
+    measured: list[tuple[Any, ...]] = [
+        (label, *(row[kind]["canonical_px"] for kind in KINDS), *(row[kind]["inter_ocular_percent"] for kind in KINDS))
+        for label, row in scores.items()
+    ]
+    first = next(iter(scores.values()))
+    measured.append(("no motion", *(first[kind]["no_motion_canonical_px"] for kind in KINDS), None, None))
+    measured += [
+        (f"{label}, {PUBLISHED} (MAFL)", Spread(same), Spread(different), None, None)
+        for label, (same, different) in published.ABLATION.items()
+    ]
+    notes = (
+        f"{first['same']['pairs']} pairs of {dataset} of each kind; px of the 70 px frame, and % of the inter-ocular "
+        "distance. Not aligned unless said so.",
+        *dataset.notes,
+    )
+    columns = ("features", "same", "different", "same, %", "different, %")
+    return Table("ablation", f"Ablation on {dataset}", columns, tuple(measured), notes)
+
+
+def read_variant(text: str) -> tuple[str, str]:
+    """LABEL=MODEL of --row."""
+    label, _, model = text.partition("=")
+    if not label or not model:
+        raise OptionError(f"--row is {text!r}; wanted LABEL=MODEL, such as 'clustering, no LCR=local-dir:RUN/model'.")
+    return label, model

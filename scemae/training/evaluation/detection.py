@@ -1,0 +1,191 @@
+"""Landmark detection from few or all annotations (paper Sec. 4.2, Tables 2 and 3): fits, predictions, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from scemae import FaceFeatures, LandmarkRegressor, fit_regressor
+from scemae.errors import OptionError
+from scemae.extraction import Extractor
+from scemae.geometry import Array
+from scemae.heads import HeatmapHead
+from scemae.metrics import distance_between, normalised_errors
+from scemae.output import written_whole
+from scemae.training.datasets import FaceDataset
+from scemae.training.evaluation.runs import RunFolder
+from scemae.training.evaluation.subjects import Subject, data_settings
+
+FITS = "fits"
+FAILURE = 10.0  # % of the inter-ocular distance: a face whose mean error is larger counts as failed
+
+
+class PapersHead(HeatmapHead):
+    """The heat-map head, all of its time spent on the fit: no face is held out to tell an error that nobody reads."""
+
+    max_folds = 1
+
+
+HEADS: dict[str, Any] = {
+    "cascade": "cascade",
+    "heatmap": PapersHead(),
+    "heatmap-block": PapersHead(block=True),
+    "mean-shape": None,
+}
+
+
+@dataclass(frozen=True)
+class MeanShape:
+    """The regressor that looks at nothing: the mean of the annotated shapes, (K, 2), input px of each face's crop."""
+
+    shape: Array
+
+    @classmethod
+    def fit(cls, features: FaceFeatures, landmarks: Array) -> Self:
+        """Of faces as they are aligned in `features`."""
+        return cls(features.to_input(landmarks).mean(axis=0))
+
+    def predict(self, features: FaceFeatures) -> Array:
+        """(B, K, 2), image px."""
+        return features.to_image(np.broadcast_to(self.shape, (len(features), *self.shape.shape)))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One regressor: the head, how many annotated faces, which draw of them."""
+
+    head: str
+    count: int
+    draw: int
+
+    def __str__(self) -> str:
+        return f"{self.head}/{self.count}/{self.draw}"
+
+    def chosen(self, pool: int) -> Array:
+        """Which faces of the pool, the same for every head and every extractor."""
+        if self.count == pool:
+            return np.arange(pool)
+        return np.random.default_rng(self.draw).choice(pool, self.count, replace=False)
+
+
+def planned_fits(heads: Sequence[str], counts: Sequence[int], pool: int) -> list[Fit]:
+    """20 draws of one face, 5 of more, one of all; raises OptionError where the pool is too small."""
+    for head in heads:
+        if head not in HEADS:
+            raise OptionError(f"There is no head {head!r}; there are {', '.join(HEADS)}.")
+    wrong = [count for count in counts if not 1 <= count <= pool]
+    if wrong:
+        raise OptionError(f"{wrong[0]} annotated faces are wanted, but the pool has {pool}; ask for 1 to {pool}.")
+    return [
+        Fit(head, count, draw)
+        for head in heads
+        for count in counts
+        for draw in range(1 if count == pool else 20 if count == 1 else 5)
+    ]
+
+
+def detection_settings(subject: Subject, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit]) -> dict[str, Any]:
+    """What a run of `detect` is."""
+    return {
+        "evaluation": "detection",
+        **subject.settings(),
+        "pool": data_settings(pool),
+        "test": data_settings(test),
+        "eyes": list(test.eyes),
+        "fits": [str(fit) for fit in fits],
+    }
+
+
+def detect(subject: Subject, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit], run: RunFolder) -> None:
+    """Fit what is not fitted yet, then write a line for each test face that is not written yet, image px.
+
+    Features of each test face are extracted once, for all the regressors together, and not kept.
+    """
+    done = run.done()
+    todo = [i for i in range(len(test)) if str(i) not in done]
+    if not todo:
+        return
+    _fit_missing(subject, pool, fits, run.path / FITS)
+    regressors = {str(fit): _load(_path(run.path / FITS, fit), subject.extractor) for fit in fits}
+    faces = iter(todo)
+    with tqdm(total=len(todo), unit="face", desc="test", delay=2, disable=None) as bar:
+        for features in subject.stream(test[todo]):
+            found = {name: regressor.predict(features) for name, regressor in regressors.items()}
+            places = {name: value if isinstance(value, np.ndarray) else value.xy for name, value in found.items()}
+            run.append(
+                {
+                    "key": str(i),
+                    "image": test.samples[i].path.name,
+                    "pose": test.samples[i].pose,
+                    "truth": test.samples[i].landmarks,
+                    "found": {name: xy[row] for name, xy in places.items()},
+                }
+                for row, i in enumerate(next(faces) for _ in range(len(features)))
+            )
+            bar.update(len(features))
+
+
+def _fit_missing(subject: Subject, pool: FaceDataset, fits: Sequence[Fit], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    missing = [fit for fit in fits if not _path(folder, fit).exists()]
+    if not missing:
+        return
+    needed = sorted({int(i) for fit in missing for i in fit.chosen(len(pool))})
+    features = FaceFeatures.concatenate(list(tqdm(subject.stream(pool[needed]), desc="pool", delay=2, disable=None)))
+    row_of = {face: row for row, face in enumerate(needed)}
+    for fit in tqdm(missing, unit="fit", delay=2, disable=None):
+        rows = [row_of[int(i)] for i in fit.chosen(len(pool))]
+        landmarks = pool[[needed[row] for row in rows]].landmarks
+        with written_whole(_path(folder, fit)) as temporary:
+            if HEADS[fit.head] is None:
+                shape = MeanShape.fit(features[rows], landmarks).shape
+                with temporary.open("wb") as file:
+                    np.save(file, shape)
+            else:
+                regressor = fit_regressor(
+                    subject.extractor,
+                    features[rows],
+                    landmarks,
+                    names=pool.names,
+                    head=HEADS[fit.head],
+                    use=subject.use,
+                    normalizer=pool.eyes,
+                )
+                regressor.save(temporary, overwrite=True)
+
+
+def _path(folder: Path, fit: Fit) -> Path:
+    return folder / f"{fit.head}-{fit.count}-{fit.draw}.{'npy' if HEADS[fit.head] is None else 'safetensors'}"
+
+
+def _load(path: Path, extractor: Extractor) -> LandmarkRegressor | MeanShape:
+    return MeanShape(np.load(path)) if path.suffix == ".npy" else LandmarkRegressor.load(path, extractor)
+
+
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """Errors of N test faces, % of the inter-ocular distance: by fit (N, K). `poses` (N,), 0 where there is none."""
+
+    by_fit: dict[str, Array]
+    poses: Array
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]], eyes: Sequence[int]) -> Self:
+        """From the lines of a run's file."""
+        truth = np.array([row["truth"] for row in rows])
+        distances = distance_between(truth, *eyes)
+        names = rows[0]["found"]
+        by_fit = {
+            name: 100 * normalised_errors(np.array([row["found"][name] for row in rows]), truth, distances)
+            for name in names
+        }
+        return cls(by_fit, np.array([row["pose"] or 0 for row in rows]))
+
+    def draws(self, head: str, count: int) -> list[Array]:
+        """Errors (N, K) of each draw."""
+        return [errors for name, errors in self.by_fit.items() if name.startswith(f"{head}/{count}/")]

@@ -1,0 +1,54 @@
+"""Small data sets for the tests of evaluation: made of the two sample faces, or of no faces at all."""
+
+import numpy as np
+from PIL import Image
+
+from scemae.geometry import Crop
+from scemae.images import cut_square, iter_photos
+from scemae.samples import sample_faces
+from scemae.training.datasets import FaceDataset, Sample
+from scemae.training.datasets.sample import FIVE
+
+NAMED = ("left_eye", "right_eye", "nose_tip", "left_mouth", "right_mouth")  # FIVE, as the samples call them
+
+
+def mtfl_folder(root, test=11, training=4):
+    """A folder laid out as MTFL: crops of the sample faces, each shifted and scaled a little; its counts by split."""
+    numbers = np.random.default_rng(0)
+    lines = {"testing.txt": [], "training.txt": []}
+    for i in range(test + 2 * training):
+        folder = "AFLW" if i < test else "lfw_5590" if i < test + training else "net_7876"
+        name = f"{folder}/{i:04d}.png"
+        xy = _crop(sample_faces()[i % 2], root / name, numbers)
+        values = " ".join(f"{value:.6f}" for value in (xy + 1).T.ravel())
+        lines["testing.txt" if i < test else "training.txt"].append(f"{name} {values} 1 1 2 {i % 5 + 1}")
+    for file, text in lines.items():
+        (root / file).write_text("\n".join(text) + "\n")
+    pool = -(-test // 6)
+    return {
+        "lfw_5590": training, "net_7876": training, "train": 2 * training,
+        "pool": pool, "test": test - pool, "aflw": test,
+    }  # fmt: skip
+
+
+def _crop(face, path, numbers):
+    """Write a 150 x 150 crop in the framing of AFLW; returns its landmarks (5, 2), pixels counted from 0."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x0, y0, x1, y1 = face.box
+    side = (x1 - x0) * 136 / 96 * numbers.uniform(0.9, 1.1)
+    centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + numbers.uniform(-0.05, 0.05, 2) * side
+    crop = Crop.from_box((*(centre - side / 2), *(centre + side / 2)), 150)
+    Image.fromarray(cut_square(next(iter_photos(face.path)).image, crop, 150)).save(path)
+    return crop.to_input([face.landmarks[name] for name in NAMED])
+
+
+def coloured_faces(root, count):
+    """`count` pictures of one colour each, red = 10 x their number, all with the same five landmarks."""
+    xy = np.array([(55, 60), (95, 62), (75, 80), (60, 98), (92, 99)], dtype=float)
+    samples = []
+    for i in range(count):
+        path = root / f"{i:03d}.png"
+        Image.new("RGB", (150, 150), (10 * i, 100, 100)).save(path)
+        inset = 150 * 20 / 136
+        samples.append(Sample(path, (inset, inset, 150 - inset, 150 - inset), xy + i % 3, (150, 150)))
+    return FaceDataset("made-up", "test", tuple(samples), FIVE, (0, 1))

@@ -1,0 +1,372 @@
+"""Readers of the field's data sets, on made-up folders of the genuine layouts."""
+
+import argparse
+import csv
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+import scemae
+from scemae.errors import DataError, OptionError
+from scemae.geometry import Crop, sample_view
+from scemae.images import cut_patch
+from scemae.training.datasets import LAYOUTS, add_data_check, check, read_dataset
+from scemae.training.datasets.three_hundred_w import read_points, window_box
+
+FACE = np.array([(60, 70), (100, 71), (80, 90), (65, 110), (95, 111)], dtype=float)
+
+
+def picture(path, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 120, 60)).save(path)
+
+
+def numbers(xy):
+    return " ".join(f"{value:g}" for value in np.asarray(xy).ravel())
+
+
+def celeba(root, flat=False):
+    """Twelve images; 1 to 8 are the training partition, of which MAFL has 2 (test), 3 and 7 (training)."""
+    anno, evaluation, images = ("", "", "") if flat else ("Anno", "Eval", "Img")
+    names = [f"{i:06d}.jpg" for i in range(1, 13)]
+    for name in names:
+        picture(root / images / "img_align_celeba" / name, (178, 218))
+    lines = [
+        "12",
+        "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y",
+    ]
+    lines += [f"{name} {numbers(FACE + i)}" for i, name in enumerate(names)]
+    write(root / anno / "list_landmarks_align_celeba.txt", lines)
+    partition = [f"{name} {0 if i < 8 else 1 if i < 10 else 2}" for i, name in enumerate(names)]
+    write(root / evaluation / "list_eval_partition.txt", partition)
+    write(root / "MAFL" / "training.txt", ["000007.jpg", "000003.jpg"])
+    write(root / "MAFL" / "testing.txt", ["000012.jpg", "000002.jpg"])
+    return root
+
+
+def mtfl(root):
+    """Thirteen AFLW test faces and four training faces, pixels counted from 1."""
+    rows = [("AFLW", f"{i:04d}-image{i}.jpg", i % 5 + 1) for i in range(13)]
+    training = [("lfw_5590", "A_0001.jpg", 3), ("lfw_5590", "B_0001.jpg", 2), ("net_7876", "1.jpg", 3)]
+    for folder, name, _ in rows + training:
+        picture(root / folder / name, (150, 150))
+    for path, part in (("testing.txt", rows), ("training.txt", training)):
+        write(root / path, [f"{folder}/{name} {numbers(FACE.T + 1)} 1 1 2 {pose}" for folder, name, pose in part])
+    return root
+
+
+def aflw_m(root):
+    mtfl(root / "MTFL")
+    header = ["face_id", "image_file", "set", "crop_file", *[f"p{i}" for i in range(10)]]
+    with_set = [("a", 1), ("b", 0), ("c", 1)]
+    for name, _ in with_set:
+        picture(root / "aflw_cropped" / "cropped" / f"{name}.jpg", (150, 150))
+    with (root / "aflw_cropped" / "facedata_cropped.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        table.writerows(
+            [i, f"image{i}.jpg", part, f"cropped/{n}.jpg", *(FACE + 1).ravel()] for i, (n, part) in enumerate(with_set)
+        )
+    return root
+
+
+def aflw_r(root):
+    sizes = np.array([(140, 110), (130, 130)])  # height, width
+    for split, names in (("train", ["1.jpg", "2.jpg"]), ("test", ["3.jpg", "4.jpg"])):
+        write(root / f"aflw_{split}_images.txt", names)
+        for name, (height, width) in zip(names, sizes, strict=True):
+            picture(root / "output" / name, (int(width), int(height)))
+        truth = np.stack([FACE - 20, FACE - 15])[..., ::-1]  # row, column
+        savemat(root / f"aflw_{split}_keypoints.mat", {"gt": truth, "hw": sizes})
+    return root
+
+
+def three_hundred_w(root):
+    parts = {
+        "afw": ["1_1.jpg"], "helen_trainset": ["2_1.jpg"], "lfpw_trainset": ["image_0001.png"],
+        "helen_testset": ["3_1.jpg"], "lfpw_testset": ["image_0002.png"], "ibug": ["image_003_1.jpg", "0001.jpg"],
+    }  # fmt: skip
+    points = np.column_stack([np.linspace(100, 200, 68), np.linspace(120, 220, 68)])
+    for part, names in parts.items():
+        folder = root / part.replace("_", "/")
+        cells = np.empty((1, len(names)), dtype=object)
+        for i, name in enumerate(names):
+            cells[0, i] = {
+                "imgName": name,
+                "bb_detector": np.ones((1, 4)),
+                "bb_ground_truth": np.array([[101, 121, 204, 221]]),
+            }
+            if part != "ibug" or name.startswith("image"):
+                picture(folder / name, (320, 300))
+                lines = ["version: 1", "n_points:  68", "{", *(f"{x:.3f} {y:.3f}" for x, y in points + 1), "}"]
+                write((folder / name).with_suffix(".pts"), lines)
+        (root / "Bounding Boxes").mkdir(exist_ok=True)
+        savemat(root / "Bounding Boxes" / f"bounding_boxes_{part}.mat", {"bounding_boxes": cells})
+    return root
+
+
+def write(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+BUILDERS = {"celeba": celeba, "mafl": celeba, "aflw_m": aflw_m, "mtfl": mtfl, "aflw_r": aflw_r, "300w": three_hundred_w}
+COUNTS = {
+    "celeba": {"train": 8, "val": 2, "test": 2},
+    "mafl": {"train": 2, "test": 2},
+    "aflw_m": {"train": 2, "test": 13},
+    "mtfl": {"lfw_5590": 2, "net_7876": 1, "train": 3, "pool": 3, "test": 10, "aflw": 13},
+    "aflw_r": {"train": 2, "test": 2},
+    "300w": {"train": 3, "test": 3},
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The counts of the made-up folders in place of the genuine ones."""
+    for name, splits in COUNTS.items():
+        monkeypatch.setitem(LAYOUTS, name, replace(LAYOUTS[name], splits=splits))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return lambda name: BUILDERS[name](tmp_path)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_split_of_every_layout(name, folder, small):
+    root = folder(name)
+    for split, count in COUNTS[name].items():
+        dataset = read_dataset(name, root, split, exclude="none")
+        assert len(dataset) == count
+        assert dataset.landmarks.shape == (count, len(dataset.names), 2)
+        assert (dataset.eye_distances > 1).all()
+        assert dataset.notes[0] == LAYOUTS[name].framing
+    report = check(name, root)
+    assert report.problems == ()
+    assert report.splits == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_genuine_counts_are_wanted_unless_partial(name, folder):
+    root = folder(name)
+    split = LAYOUTS[name].benchmark[1]
+    with pytest.raises(DataError, match=r"wanted [\d,]+.*http.*--partial"):
+        read_dataset(name, root, split)
+    assert len(read_dataset(name, root, split, partial=True)) > 0
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_features_come_out_of_every_layout(name, folder, model):
+    """The verbs take a data set's pictures, boxes and landmarks as they are; the descriptors are inside the view."""
+    dataset = read_dataset(name, folder(name), LAYOUTS[name].benchmark[1], partial=True)[:2]
+    faces = scemae.extract_features(
+        model, [s.image() for s in dataset.samples], boxes=dataset.boxes, align=False, expansion=1
+    )
+    inside = faces.to_input(dataset.landmarks)
+    assert ((inside > 0) & (inside < 95)).all()
+    assert faces.descriptors(dataset.landmarks).shape == (len(dataset), len(dataset.names), 192)
+
+
+def test_celeba_leaves_mafl_out(folder, small):
+    root = folder("celeba")
+    names = [s.path.name for s in read_dataset("celeba", root, "train", partial=True).samples]
+    assert names == ["000001.jpg", "000004.jpg", "000005.jpg", "000006.jpg", "000008.jpg"]
+    assert "MAFL" in read_dataset("celeba", root, "train", partial=True).notes[1]
+    assert len(read_dataset("celeba", root, "train", exclude="none")) == 8
+    assert len(read_dataset("celeba", root, "test", exclude="mafl")) == 1
+
+
+def test_celeba_as_torchvision_has_it(tmp_path, small):
+    assert len(read_dataset("celeba", celeba(tmp_path, flat=True), "train", exclude="none")) == 8
+
+
+def test_mafl_is_in_the_order_of_celeba(folder, small):
+    samples = read_dataset("mafl", folder("mafl"), "test").samples
+    assert [s.path.name for s in samples] == ["000002.jpg", "000012.jpg"]
+    np.testing.assert_array_equal(samples[0].landmarks, FACE + 1)
+
+
+def protocol_view(image, square, size=136):
+    """Resize the square (left, top, right, bottom) to 136 with Pillow and keep the central 96, as DVE and CL do."""
+    return np.asarray(image.crop(square).resize((size, size), Image.Resampling.BILINEAR))[20:116, 20:116] / 255
+
+
+@pytest.mark.parametrize(("name", "square"), [("mafl", (0, 30, 178, 208)), ("mtfl", (0, 0, 150, 150))])
+def test_the_box_is_the_crop_of_the_protocol(name, square, folder, small):
+    sample = read_dataset(name, folder(name), "test").samples[0]
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*sample.size[::-1], 3), dtype=np.uint8))
+    image = noise.resize((sample.size[0] // 4, sample.size[1] // 4)).resize(sample.size, Image.Resampling.BICUBIC)
+    crop = Crop.from_box(sample.box)
+    view = sample_view(cut_patch(image, crop, at_input_scale=True), crop)
+    np.testing.assert_allclose(view.permute(1, 2, 0), protocol_view(image, square), atol=1.01 / 255)
+
+
+@pytest.mark.parametrize(("name", "bias"), [("mafl", 0.5 - 68 / 178), ("mtfl", 0.5 - 68 / 150)])
+def test_landmarks_differ_from_the_protocols_by_a_constant(name, bias, folder, small):
+    sample = read_dataset(name, folder(name), "test").samples[0]
+    top, side = (30, 178) if name == "mafl" else (0, 150)
+    protocol = (sample.landmarks - (0, top)) * 136 / side - 20
+    np.testing.assert_allclose(protocol - Crop.from_box(sample.box).to_input(sample.landmarks), bias, atol=1e-9)
+    assert bias < 0.12
+
+
+def test_mtfl_lines(folder, small):
+    root = folder("mtfl")
+    pool, test, aflw = (read_dataset("mtfl", root, split) for split in ("pool", "test", "aflw"))
+    assert [s.path.name[:4] for s in pool.samples] == ["0000", "0006", "0012"]
+    assert {s.path for s in pool.samples} | {s.path for s in test.samples} == {s.path for s in aflw.samples}
+    np.testing.assert_array_equal(pool.samples[0].landmarks, FACE)  # counted from 0
+    assert [s.pose for s in aflw.samples[:5]] == [1, 2, 3, 4, 5]
+    assert [s.path.parent.name for s in read_dataset("mtfl", root, "net_7876").samples] == ["net_7876"]
+
+
+def test_aflw_r_is_stretched(folder, small):
+    sample = read_dataset("aflw_r", folder("aflw_r"), "test").samples[0]
+    assert sample.size == (110, 140)
+    assert sample.image().size == (136, 136)
+    assert sample.box == (20, 20, 116, 116)
+    np.testing.assert_allclose(sample.landmarks, (FACE - 20 + 0.5) * 136 / np.array([110, 140]) - 0.5)
+
+
+def test_aflw_rc_is_aflw_r_with_other_labels(folder, small, tmp_path):
+    root = folder("aflw_r")
+    names = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+    lines = ["path,name,x,y"]
+    lines += [f"{p},{n},{x + 5},{y}" for p in ("3.jpg", "4.jpg") for n, (x, y) in zip(names, FACE - 20, strict=True)]
+    write(tmp_path / "corrected.csv", lines)
+    corrected = read_dataset("aflw_r", root, "test", annotations=tmp_path / "corrected.csv")
+    original = read_dataset("aflw_r", root, "test")
+    np.testing.assert_allclose((corrected.landmarks - original.landmarks)[0, :, 0], 5 * 136 / 110)
+    assert "corrected.csv" in corrected.notes[-1]
+    write(tmp_path / "corrected.csv", lines[:-1])
+    with pytest.raises(DataError, match="right_mouth"):
+        read_dataset("aflw_r", root, "test", annotations=tmp_path / "corrected.csv")
+
+
+def test_300w_window():
+    """A tight box of 104 px halves: its centre, pixel 153 of 1.., lies at pixel 76 (from 1) of the half picture."""
+    left, top, right, bottom = window_box(np.array([101.0, 121.0, 204.0, 221.0]))
+    # Half size: centre (101 + 52.5, 121 + 51) / 2 = (76.75, 86) -> (76, 86); window columns 26..125, rows 34..133
+    np.testing.assert_allclose((left, right), (2 * (26 + 100 * 20 / 136), 2 * (126 - 100 * 20 / 136)))
+    np.testing.assert_allclose((top, bottom), (2 * (34 + 100 * 20 / 136), 2 * (134 - 100 * 20 / 136)))
+
+
+def test_300w_points_and_eyes(folder, small):
+    root = folder("300w")
+    dataset = read_dataset("300w", root, "test")
+    assert dataset.eyes == (36, 45)
+    assert [s.path.name for s in dataset.samples] == ["3_1.jpg", "image_0002.png", "image_003_1.jpg"]
+    np.testing.assert_allclose(dataset.samples[0].landmarks[[0, 67]], [(100, 120), (200, 220)], atol=1e-3)
+    write(root / "bad.pts", ["version: 1", "{", "1 2", "}"])
+    with pytest.raises(DataError, match="68 points"):
+        read_points(root / "bad.pts")
+
+
+def test_a_folder_of_another_layout(tmp_path):
+    with pytest.raises(DataError, match=r"not laid out as mtfl.*testing.txt.*MTFL.zip"):
+        read_dataset("mtfl", tmp_path, "test")
+    with pytest.raises(DataError, match=r"no Eval/list_eval_partition.txt or list_eval_partition.txt in"):
+        read_dataset("celeba", tmp_path, "train")
+    with pytest.raises(DataError, match="is no folder"):
+        read_dataset("300w", tmp_path / "nowhere", "test")
+    problems = check("aflw_m", tmp_path).problems
+    assert len(problems) == 2
+    assert "facedata_cropped.csv" in problems[0]
+
+
+def test_missing_pictures_are_named_and_left_out_of_a_part(folder, small):
+    root = folder("mtfl")
+    (root / "AFLW" / "0001-image1.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 of 10 pictures are missing: .*0001-image1.jpg"):
+        read_dataset("mtfl", root, "test")
+    assert len(read_dataset("mtfl", root, "test", partial=True)) == 9
+
+
+def test_missing_labels_are_named(folder, small):
+    root = folder("300w")
+    (root / "ibug" / "image_003_1.pts").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 pictures have no labels: .*image_003_1.jpg"):
+        read_dataset("300w", root, "test")
+
+
+def test_pictures_of_another_size_labels_outside_and_broken_files(folder, small):
+    root = folder("mtfl")
+    picture(root / "net_7876" / "1.jpg", (250, 250))
+    with pytest.raises(DataError, match=r"250 x 250 px, wanted 150 x 150"):
+        read_dataset("mtfl", root, "net_7876")
+    write(root / "lfw_5590" / "B_0001.jpg", ["no picture"])
+    line = f"lfw_5590/A_0001.jpg {numbers(FACE.T + 90)} 1 1 2 3"
+    write(root / "training.txt", [line, *(root / "training.txt").read_text().splitlines()[1:]])
+    (problem,) = [p for p in check("mtfl", root).problems if "B_0001" in p]
+    assert "no picture that can be read" in problem
+    assert "labels outside" in problem
+    assert "250 x 250" in problem
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(lambda xy: xy[[1, 0, 2, 3, 4]], "left eye"), (lambda xy: xy[[0, 0, 2, 3, 4]], "coincide")],
+)
+def test_labels_that_cannot_be_right(change, words, folder, small):
+    root = folder("mtfl")
+    lines = [f"net_7876/1.jpg {numbers(change(FACE).T + 1)} 1 1 2 3"]
+    write(root / "training.txt", [*(root / "training.txt").read_text().splitlines()[:2], *lines])
+    with pytest.raises(DataError, match=words):
+        read_dataset("mtfl", root, "net_7876")
+
+
+def test_damaged_label_lines(folder, small):
+    root = folder("mtfl")
+    write(root / "training.txt", ["net_7876/1.jpg 1 2 3"])
+    with pytest.raises(DataError, match="line 1 has 4 columns; wanted 15"):
+        read_dataset("mtfl", root, "net_7876")
+    write(root / "training.txt", [f"net_7876/1.jpg {numbers(FACE.T).replace('60', 'x', 1)} 1 1 2 3"])
+    with pytest.raises(DataError, match="wanted numbers"):
+        read_dataset("mtfl", root, "net_7876")
+
+
+def test_extra_pictures_are_noted(folder, small):
+    root = folder("mtfl")
+    picture(root / "AFLW" / "another.jpg", (150, 150))
+    assert any("1 pictures are in no list" in note and "another.jpg" in note for note in check("mtfl", root).notes)
+
+
+def test_wrong_options(tmp_path):
+    with pytest.raises(OptionError, match="there are celeba"):
+        read_dataset("imagenet", tmp_path, "train")
+    with pytest.raises(OptionError, match="it has train, test"):
+        read_dataset("mafl", tmp_path, "val")
+    with pytest.raises(OptionError, match="exclude"):
+        read_dataset("celeba", tmp_path, "train", exclude="all")
+    with pytest.raises(OptionError, match="aflw_r"):
+        read_dataset("mafl", tmp_path, "test", annotations=tmp_path)
+
+
+def test_the_command(folder, small, tmp_path):
+    root = folder("mtfl")
+    parser = argparse.ArgumentParser()
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true")
+    add_data_check(parser.add_subparsers(), common)
+    options = parser.parse_args(["check", "mtfl", str(root)])
+    result, text = options.run(options)
+    assert result["splits"]["test"] == 10
+    assert "All is there" in text
+    (root / "AFLW" / "0001-image1.jpg").unlink()
+    with pytest.raises(DataError, match=r"0001-image1.jpg[\s\S]*MTFL.zip"):
+        options.run(options)
+
+
+@pytest.mark.skipif("SCEMAE_MTFL" not in os.environ, reason="SCEMAE_MTFL does not name the folder of MTFL")
+def test_the_real_mtfl():
+    report = check("mtfl", Path(os.environ["SCEMAE_MTFL"]))
+    assert report.problems == ()
+    assert report.splits == LAYOUTS["mtfl"].splits
+    test = read_dataset("mtfl", Path(os.environ["SCEMAE_MTFL"]), "test")
+    assert test.samples[0].path.name == "0002-image04733.jpg"
