@@ -78,8 +78,8 @@ LAYOUTS = {
         f"{EXACT} (a constant 0.05 px of 96).",
         notes={
             "pool": "AFLW_M*, the annotated pool: every sixth of the 2,995 AFLW test faces of MTFL.",
-            "test": "AFLW_M*, the test set: five of every six of the 2,995 AFLW test faces of MTFL. Annotated faces are "
-            "from the rest of them; the published AFLW_M has 10,122 other ones and tests on all 2,995.",
+            "test": "AFLW_M*, the test set: five of every six of the 2,995 AFLW test faces of MTFL. Annotated faces "
+            "are from the rest of them; the published AFLW_M has 10,122 other ones and tests on all 2,995.",
         },
     ),
     "aflw_r": Layout(
