@@ -9,7 +9,8 @@ from PIL import Image
 
 from scemae.errors import DataError, OptionError, OutputError
 from scemae.geometry import sample_views
-from scemae.training.data import INPUT, Batches, Pack, is_pack, pack_faces, random_crops
+from scemae.training.batches import Batches, random_crops
+from scemae.training.data import INPUT, Pack, is_pack, pack_faces
 
 BLUE, RED = (20, 40, 200), (220, 30, 10)
 

@@ -186,7 +186,7 @@ def before_and_after(aligner: FaceAligner, encode: Encode, pack: Pack, config: A
     rows = pack.split(config.held_out, config.seed)[1][:SHOWN]
     motions = random_motions(np.random.default_rng(config.seed), len(rows), config, amplitude=1.0)
     pixels, starts = pack.pixels(rows), pack.central @ motions
-    ends, _ = follow(aligner, encode, pixels, starts, range(len(config.steps)))
+    ends, _ = follow(aligner, encode, pixels, starts, range(len(aligner.config.steps)))
     views = [sample_views(pixels, torch.from_numpy(affines[:, :2]), INPUT) for affines in (starts, ends)]
     return draw.stack_rows([draw.row([view_picture(view) for view in row]) for row in views])
 

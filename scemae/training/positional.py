@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 from scemae.errors import OptionError
 from scemae.geometry import pixels_to_half_sides
 from scemae.model import SceMae
+from scemae.training.batches import Batches
 from scemae.training.config import MotionConfig
-from scemae.training.data import INPUT, Batches, Pack
+from scemae.training.data import INPUT, Pack
 from scemae.training.motions import Moves, token_centres
 from scemae.training.speed import fastest_precision
 

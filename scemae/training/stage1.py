@@ -19,8 +19,9 @@ from scemae.checkpoint import read_file, write_file
 from scemae.config import ModelConfig
 from scemae.errors import OptionError, RunError
 from scemae.geometry import sample_views
+from scemae.training.batches import Batches, normalise, random_crops, statistics
 from scemae.training.config import Label, Stage1Config
-from scemae.training.data import INPUT, Batches, Pack, normalise, random_crops, statistics
+from scemae.training.data import INPUT, Pack
 from scemae.training.engine import History
 from scemae.training.masked_autoencoder import MaskedAutoencoder, initialise
 from scemae.training.release import Chapter, view_picture, write_model

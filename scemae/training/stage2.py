@@ -21,9 +21,10 @@ from scemae.backbone import Backbone, chosen_tokens
 from scemae.errors import RunError
 from scemae.model import SceMae
 from scemae.projector import Projector
+from scemae.training.batches import Batches, normalise
 from scemae.training.carb import Selection, select
 from scemae.training.config import Stage2Config
-from scemae.training.data import Batches, Pack, normalise
+from scemae.training.data import Pack
 from scemae.training.engine import History, hardware
 from scemae.training.held_out import HeldOutFaces
 from scemae.training.lcr import lcr_loss, repellence

@@ -1,0 +1,71 @@
+"""Which faces a step looks at, how they are cropped, and how views are normalised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scemae.training.config import RunConfig
+from scemae.training.data import INPUT
+
+
+class Batches:
+    """Which faces are looked at in which step: every face once per epoch, in a new order each time.
+
+    `rows(step)` is a function of the seed and the step alone; so are the random numbers of `numbers(step)`.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int | Sequence[int]) -> None:
+        self.count, self.batch_size = count, batch_size
+        self.seed = [seed] if isinstance(seed, int) else list(seed)
+        self._order = lru_cache(maxsize=2)(self._epoch)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The faces (batch_size,) of a step."""
+        places = step * self.batch_size + np.arange(self.batch_size)
+        return np.array([self._order(place // self.count)[place % self.count] for place in places.tolist()])
+
+    def numbers(self, step: int) -> np.random.Generator:
+        """A generator for all that is random in a step."""
+        return np.random.default_rng([*self.seed, 1, step])
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([*self.seed, 0, epoch]).permutation(self.count)
+
+
+def random_crops(
+    numbers: np.random.Generator, count: int, size: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> NDArray[np.float32]:
+    """Affines (count, 2, 3) from pixels of an input to pixels of its square: random crops, half of them mirrored.
+
+    Each covers a part of the square between the two areas, and is as wide over high as between the two ratios.
+    """
+    areas = numbers.uniform(*area, count) * size**2
+    shapes = np.exp(numbers.uniform(math.log(ratio[0]), math.log(ratio[1]), count))
+    sides = np.minimum(np.sqrt([areas * shapes, areas / shapes]), size)
+    starts = numbers.uniform(0, 1, (2, count)) * (size - sides)
+    mirrored = numbers.random(count) < 0.5
+    scales = sides / INPUT
+    across = np.where(mirrored, -scales[0], scales[0])
+    left = np.where(mirrored, starts[0] + sides[0], starts[0])
+    zero = np.zeros(count)
+    rows = [[across, zero, left + across / 2 - 0.5], [zero, scales[1], starts[1] + scales[1] / 2 - 0.5]]
+    return np.moveaxis(np.array(rows), -1, 0).astype(np.float32)
+
+
+def statistics(config: RunConfig) -> Tensor:
+    """Mean and standard deviation of the normalisation, (2, 3, 1, 1)."""
+    return torch.tensor([config.mean, config.std]).view(2, 3, 1, 1)
+
+
+def normalise(views: Tensor, config: RunConfig) -> Tensor:
+    """Views 0..1 (b, 3, H, W) to what the run's model sees, on their device."""
+    mean, std = statistics(config).to(views.device)
+    normalised: Tensor = (views - mean) / std
+    return normalised
