@@ -151,7 +151,7 @@ def test_one_corrupt_image_is_always_allowed_but_not_the_only_one(folder, tmp_pa
     lone = tmp_path / "lone"
     lone.mkdir()
     (lone / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="holds no image that could be read"):
+    with pytest.raises(DataError, match="holds no image that could be used"):
         pack_faces(lone, tmp_path / "none")
 
 
