@@ -178,8 +178,8 @@ def test_sigterm_stops_as_ctrl_c_does_and_a_second_ctrl_c_is_obeyed_at_once(tmp_
     assert state_of(tmp_path / "run")["step"] == 4
     before = signal.getsignal(signal.SIGINT)
     with interruptible() as received:
-        os.kill(os.getpid(), signal.SIGINT)
-        wait_for(lambda: received == [signal.SIGINT])
+        signal.raise_signal(signal.SIGINT)
+        assert received == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -143,5 +144,7 @@ def _write(path: Path, state: Any) -> None:
     try:
         with written_whole(path) as temporary:
             torch.save(state, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # a machine that loses power now shall have the old bytes or the new ones
     except RuntimeError as error:  # torch's own words for a full disk
         raise OutputError(f"{path} cannot be written, is the disk full? What was there is kept. {error}.") from error
