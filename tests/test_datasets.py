@@ -15,7 +15,7 @@ import scemae
 from scemae.errors import DataError, OptionError
 from scemae.geometry import Crop, sample_view
 from scemae.images import cut_patch
-from scemae.training.datasets import LAYOUTS, add_data_check, check, read_dataset
+from scemae.training.datasets import LAYOUTS, add_data_check, check, problems, read_dataset
 from scemae.training.datasets.three_hundred_w import read_points, window_box
 
 FACE = np.array([(60, 70), (100, 71), (80, 90), (65, 110), (95, 111)], dtype=float)
@@ -275,9 +275,9 @@ def test_a_folder_of_another_layout(tmp_path):
         read_dataset("celeba", tmp_path, "train")
     with pytest.raises(DataError, match="is no folder"):
         read_dataset("300w", tmp_path / "nowhere", "test")
-    problems = check("aflw_m", tmp_path).problems
-    assert len(problems) == 2
-    assert "facedata_cropped.csv" in problems[0]
+    found = check("aflw_m", tmp_path).problems
+    assert len(found) == 2
+    assert "facedata_cropped.csv" in found[0]
 
 
 def test_missing_pictures_are_named_and_left_out_of_a_part(folder, small):
@@ -295,18 +295,25 @@ def test_missing_labels_are_named(folder, small):
         read_dataset("300w", root, "test")
 
 
-def test_pictures_of_another_size_labels_outside_and_broken_files(folder, small):
+def test_pictures_of_another_size_and_broken_files(folder, small):
     root = folder("mtfl")
     picture(root / "net_7876" / "1.jpg", (250, 250))
     with pytest.raises(DataError, match=r"250 x 250 px, wanted 150 x 150"):
         read_dataset("mtfl", root, "net_7876")
     write(root / "lfw_5590" / "B_0001.jpg", ["no picture"])
-    line = f"lfw_5590/A_0001.jpg {numbers(FACE.T + 90)} 1 1 2 3"
-    write(root / "training.txt", [line, *(root / "training.txt").read_text().splitlines()[1:]])
     (problem,) = [p for p in check("mtfl", root).problems if "B_0001" in p]
     assert "no picture that can be read" in problem
-    assert "labels outside" in problem
     assert "250 x 250" in problem
+
+
+def test_labels_outside_their_picture(folder, small, monkeypatch):
+    root = folder("mtfl")
+    line = f"lfw_5590/A_0001.jpg {numbers(FACE.T + 90)} 1 1 2 3"
+    write(root / "training.txt", [line, *(root / "training.txt").read_text().splitlines()[1:]])
+    with pytest.raises(DataError, match=r"1 of 2 faces have labels outside their picture: .*A_0001.jpg"):
+        read_dataset("mtfl", root, "lfw_5590")
+    monkeypatch.setattr(problems, "OUTSIDE", 0.5)
+    assert "not fitted on" in read_dataset("mtfl", root, "lfw_5590").notes[-1]
 
 
 @pytest.mark.parametrize(

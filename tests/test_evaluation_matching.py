@@ -101,6 +101,9 @@ def test_perfect_features_give_the_floor_of_the_rounded_labels(model, dataset, t
         expected = floor(pairs, times, kind)
         assert scores[name]["input_px"].mean == pytest.approx(expected.mean(), abs=1e-9)
         assert scores[name]["canonical_px"].mean == pytest.approx(69 / 95 * expected.mean(), abs=1e-9)
+        assert scores["same"]["perfect_canonical_px"].mean == pytest.approx(
+            69 / 95 * floor(pairs, times, 0).mean(), abs=0.06
+        )
     if source == "twice":  # the source's label is a whole pixel before it is warped: what is lost is lost in both
         assert scores["same"]["canonical_px"].mean < 0.15
     assert scores["same"]["ties"] == 0
@@ -139,7 +142,8 @@ def test_planted_errors_come_back(tmp_path):
                 found = truth + np.array(error) * (1 if kind == "same" else 2)
                 lines.append(
                     {"key": f"{seed}/{kind}/{pair}", "kind": kind, "pair": pair, "truth": truth, "found": found,
-                     "origin": truth + np.array([0, 12]), "score": np.ones(5), "ties": [False] * 4 + [True]}
+                     "origin": truth + np.array([0, 12]), "score": np.ones(5), "ties": [False] * 4 + [True],
+                     "perfect": None if kind == "different" else truth + np.array([0, 1])}
                 )  # fmt: skip
     run.append(lines)
     scores = matching_scores(run)
@@ -150,6 +154,8 @@ def test_planted_errors_come_back(tmp_path):
     assert scores["same"]["inter_ocular_percent"].mean == pytest.approx(100 * 7.5 / 36, abs=1e-9)
     assert scores["same"]["no_motion_canonical_px"].mean == pytest.approx(12 * 69 / 95, abs=1e-9)
     assert scores["same"]["ties"] == pytest.approx(0.2)
+    assert scores["same"]["perfect_canonical_px"].mean == pytest.approx(69 / 95, abs=1e-9)
+    assert scores["different"]["perfect_canonical_px"] is None
 
 
 def test_pairs_are_frozen_and_a_function_of_seed_and_face(dataset, tmp_path):
@@ -228,6 +234,7 @@ def test_table(model, dataset, tmp_path):
     text = (run.path / "tables.md").read_text()
     assert "| scemae-tiny, projected, not aligned | 64 |" in text
     assert "±" in text
+    assert "| perfect match, whole pixels |" in text
     assert "SCE-MAE DeiT-B, published (MAFL) | 256 | 0.27 | 1.61" in text
     header, first = (run.path / "matching.csv").read_text().splitlines()[:2]
     assert header.startswith("method,dim.,same,same sd,different")

@@ -11,7 +11,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from scemae.errors import DataError, OptionError
-from scemae.training.datasets.reading import LAYOUTS, inspect, shown, wrong_size
+from scemae.training.datasets.problems import shown, wrong_size
+from scemae.training.datasets.reading import LAYOUTS, inspect
 from scemae.training.datasets.sample import Sample
 
 
@@ -42,6 +43,7 @@ def check(name: str, path: Path, *, annotations: Path | None = None) -> Report:
         raise OptionError(f"There is no data set {name!r}; there are {', '.join(LAYOUTS)}.")
     counts: dict[str, int] = {}
     problems: list[str] = []
+    notes: list[str] = []
     pictures: dict[Path, Sample] = {}
     for split in LAYOUTS[name].splits:
         other_labels = annotations if split == "test" else None
@@ -53,9 +55,10 @@ def check(name: str, path: Path, *, annotations: Path | None = None) -> Report:
         counts[split] = len(dataset)
         problems += [f"{split}: {problem}" for problem in wrong]
         pictures |= {sample.path: sample for sample in dataset.samples}
-    problems += [problem for problem in _pictures(list(pictures.values())) if problem not in problems]
-    notes = [LAYOUTS[name].framing, *(_extra(pictures) if LAYOUTS[name].whole else [])]
-    return Report(name, str(path), counts, tuple(dict.fromkeys(problems)), tuple(notes))
+        notes += dataset.notes
+    problems += _pictures(list(pictures.values()))
+    notes += _extra(pictures) if LAYOUTS[name].whole else []
+    return Report(name, str(path), counts, tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(notes)))
 
 
 def _pictures(samples: list[Sample]) -> list[str]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from scemae.errors import DataError, OptionError
 from scemae.training.datasets.aflw import read_aflw_m, read_aflw_r, read_mtfl
 from scemae.training.datasets.celeba import read_celeba, read_mafl, without_mafl
+from scemae.training.datasets.problems import count, implausible, labels_outside, missing, usable
 from scemae.training.datasets.sample import FIVE, FaceDataset, Sample
 from scemae.training.datasets.three_hundred_w import POINTS, read_300w
 
-SHOWN = 3  # examples in a message
 CELEBA_SOURCE = (
     "CelebA: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (Img/img_align_celeba, "
     "Anno/list_landmarks_align_celeba.txt, Eval/list_eval_partition.txt). The lists of MAFL, MAFL/training.txt and "
@@ -78,8 +75,8 @@ LAYOUTS = {
         f"{EXACT} (a constant 0.05 px of 96).",
         notes={
             "pool": "AFLW_M*, the annotated pool: every sixth of the 2,995 AFLW test faces of MTFL.",
-            "test": "AFLW_M*, the test set: five of every six of the 2,995 AFLW test faces of MTFL. Annotated faces "
-            "are from the rest of them; the published AFLW_M has 10,122 other ones and tests on all 2,995.",
+            "test": "AFLW_M*, the test set: the other five of every six of the 2,995 AFLW test faces of MTFL. The "
+            "published AFLW_M tests on all 2,995, and fits on 10,122 other faces.",
         },
     ),
     "aflw_r": Layout(
@@ -133,7 +130,7 @@ def read_dataset(
             f"{dataset} in {path} is not as it should be: {'; '.join(problems)}. {LAYOUTS[name].source}. To try things "
             "out with what is there, pass partial=True (--partial)."
         )
-    kept = [i for i, sample in enumerate(dataset.samples) if sample.path.exists() and _labelled(sample)]
+    kept = usable(dataset)
     if not kept:
         raise DataError(f"{path} holds no face of {dataset} with its label. {LAYOUTS[name].source}.")
     return dataset[kept]
@@ -150,19 +147,20 @@ def inspect(
     notes = [layout.framing, *([layout.notes[split]] if split in layout.notes else [])]
     try:
         samples = layout.read(path, split, **choice)
-        wrong_count = _count(samples, layout.splits[split])
+        wrong_count = count(samples, layout.splits[split])
         if name == "celeba" and exclude == "mafl":
             samples = without_mafl(path, samples)
             notes.append("The 20,000 images of MAFL are left out.")
     except (OSError, UnicodeDecodeError) as error:
-        missing = error.filename if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(f"{path} is not laid out as {name}: {missing} cannot be read. {layout.source}.") from error
+        what = error.filename if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(f"{path} is not laid out as {name}: {what} cannot be read. {layout.source}.") from error
     except DataError as error:
         raise DataError(f"{error} {layout.source}.") from error
     if annotations is not None:
         notes.append(f"Labels from {annotations.name}.")
-    dataset = FaceDataset(name, split, tuple(samples), layout.names, layout.eyes, tuple(notes))
-    return dataset, [*wrong_count, *_missing(samples), *_implausible(dataset)]
+    outside, few_outside = labels_outside(samples)
+    dataset = FaceDataset(name, split, tuple(samples), layout.names, layout.eyes, (*notes, *few_outside))
+    return dataset, [*wrong_count, *missing(samples), *outside, *implausible(dataset)]
 
 
 def _layout(name: str, split: str, exclude: str, annotations: Path | None) -> Layout:
@@ -175,57 +173,3 @@ def _layout(name: str, split: str, exclude: str, annotations: Path | None) -> La
     if annotations is not None and name != "aflw_r":
         raise OptionError(f"annotations= is for aflw_r (its corrected labels), not for {name}.")
     return LAYOUTS[name]
-
-
-def _labelled(sample: Sample) -> bool:
-    return bool(np.isfinite(sample.landmarks).all())
-
-
-def _count(samples: Sequence[Sample], expected: int) -> list[str]:
-    return [] if len(samples) == expected else [f"its lists name {len(samples):,} faces, wanted {expected:,}"]
-
-
-def _missing(samples: Sequence[Sample]) -> list[str]:
-    """Pictures and labels that are not there, and pictures of another size (the first one stands for all)."""
-    problems = []
-    absent = [str(sample.path) for sample in samples if not sample.path.exists()]
-    if absent:
-        problems.append(f"{len(absent):,} of {len(samples):,} pictures are missing: {shown(absent)}")
-    unlabelled = [str(sample.path) for sample in samples if not _labelled(sample)]
-    if unlabelled:
-        problems.append(f"{len(unlabelled):,} of {len(samples):,} pictures have no labels: {shown(unlabelled)}")
-    first = next((sample for sample in samples if sample.path.exists()), None)
-    return problems + (wrong_size(first) if first is not None else [])
-
-
-def wrong_size(sample: Sample) -> list[str]:
-    """What is wrong with a picture's size, by its header."""
-    try:
-        with Image.open(sample.path) as image:
-            size = image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        return [f"{sample.path} is no picture that can be read ({error})"]
-    if sample.size is not None and size != sample.size:
-        return [f"{sample.path} has {size[0]} x {size[1]} px, wanted {sample.size[0]} x {sample.size[1]}"]
-    scale = np.array(size if sample.resized is None else (sample.resized, sample.resized))
-    if not ((sample.landmarks >= -0.5) & (sample.landmarks <= scale - 0.5)).all() and _labelled(sample):
-        return [f"{sample.path} ({size[0]} x {size[1]} px) has labels outside of it"]
-    return []
-
-
-def _implausible(dataset: FaceDataset) -> list[str]:
-    """Labels that cannot be right, as far as they tell without the pictures."""
-    if not dataset.samples:
-        return []
-    xy, (left, right) = dataset.landmarks, dataset.eyes
-    flat = [str(s.path) for s, distance in zip(dataset.samples, dataset.eye_distances, strict=True) if distance < 1]
-    problems = [f"the eyes of {len(flat):,} faces coincide: {shown(flat)}"] if flat else []
-    swapped = float((xy[:, left, 0] > xy[:, right, 0]).mean())
-    if swapped > 0.5:
-        problems.append(f"the left eye (as seen) is right of the right one on {swapped:.0%} of the faces")
-    return problems
-
-
-def shown(items: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else "")

@@ -26,6 +26,7 @@ from scemae.training.evaluation.tables import Table
 from scemae.zoo import load_model
 
 Outcome = tuple[Any, str]
+FIRST_FACES = 1000  # of the silhouettes of Fig. 5
 
 
 def matching(options: argparse.Namespace) -> Outcome:
@@ -76,8 +77,8 @@ def detection(options: argparse.Namespace) -> Outcome:
 
 
 def silhouette(options: argparse.Namespace) -> Outcome:
-    """Clusters of landmark descriptors: t-SNE and silhouette (Fig. 5)."""
-    dataset, extractor = _dataset(options, 1), _extractor(options)
+    """Clusters of landmark descriptors on the first 1,000 faces: t-SNE and silhouette (Fig. 5)."""
+    dataset, extractor = _dataset(options, 1)[: None if options.faces else FIRST_FACES], _extractor(options)
     use = options.use or extractor.config.matching_use
     subject = _subject(options, extractor, use)
     run = RunFolder.open(options.out, clusters.silhouette_settings(subject, dataset, options.runs), options.overwrite)

@@ -150,13 +150,20 @@ def _fit_missing(subject: Subject, pool: FaceDataset, fits: Sequence[Fit], folde
                 regressor = fit_regressor(
                     subject.extractor,
                     features[rows],
-                    landmarks,
+                    _inside(features[rows], landmarks),
                     names=pool.names,
                     head=HEADS[fit.head],
                     use=subject.use,
                     normalizer=pool.eyes,
                 )
                 regressor.save(temporary, overwrite=True)
+
+
+def _inside(features: FaceFeatures, landmarks: Array) -> Array:
+    """Landmarks (n, K, 2), nan where a label lies outside its picture."""
+    last = np.array([face.image_size for face in features.faces])[:, None] - 0.5
+    inside = ((landmarks >= -0.5) & (landmarks <= last)).all(axis=-1, keepdims=True)
+    return np.where(inside, landmarks, np.nan)
 
 
 def _path(folder: Path, fit: Fit) -> Path:

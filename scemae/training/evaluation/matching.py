@@ -50,7 +50,8 @@ def match_pairs(subject: Subject, dataset: FaceDataset, run: RunFolder, frozen: 
     The pairs are frozen in the run's folder, or in `frozen` to be shared with other runs.
 
     `origin` are the landmarks of the source, `truth` and `found` those of the target; `ties` marks where several
-    places are the most similar ones, of which the first was taken.
+    places are the most similar ones, of which the first was taken; `perfect` is what the best of matchers would find,
+    known for the same face only.
     """
     done = run.done()
     for seed in range(run.settings["seeds"]):
@@ -96,6 +97,7 @@ def _matched(subject: Subject, pairs: Pairs, chunk: list[int], run: RunFolder) -
         assert matches.similarity is not None
         best = matches.similarity.max(axis=(-2, -1), keepdims=True)
         ties = (matches.similarity == best).sum(axis=(-2, -1)) > 1
+        perfect = pairs.perfect(2 * i, times) - INSET
         for kind, target in enumerate((2 * i, 2 * i + 1)):
             yield {
                 "kind": KINDS[kind],
@@ -107,6 +109,7 @@ def _matched(subject: Subject, pairs: Pairs, chunk: list[int], run: RunFolder) -
                 "found": matches.xy[kind] - INSET,
                 "score": matches.scores[kind],
                 "ties": ties[kind],
+                "perfect": None if kind else perfect,
             }
 
 
@@ -126,6 +129,7 @@ def matching_scores(run: RunFolder) -> dict[str, Any]:
 def _scores(rows: Sequence[dict[str, Any]], eyes: Sequence[int]) -> dict[str, Any]:
     seeds = np.array([int(row["key"].partition("/")[0]) for row in rows])
     found, truth, origin = (np.array([row[name] for row in rows]) for name in ("found", "truth", "origin"))
+    best = np.array([row["perfect"] for row in rows], dtype=np.float64)
     errors, still = pixel_errors(found, truth), pixel_errors(origin, truth)
     relative = 100 * normalised_errors(found, truth, distance_between(truth, *eyes))
 
@@ -144,6 +148,7 @@ def _scores(rows: Sequence[dict[str, Any]], eyes: Sequence[int]) -> dict[str, An
         else None,
         "canonical_px_by_landmark": (CANONICAL * errors.mean(axis=0)).tolist(),
         "no_motion_canonical_px": spread(CANONICAL * still),
+        "perfect_canonical_px": spread(CANONICAL * pixel_errors(best, truth)) if best.ndim == 3 else None,
         "ties": float(np.mean([row["ties"] for row in rows])),
     }
 
@@ -166,6 +171,7 @@ def matching_table(subject: Subject, dataset: FaceDataset, prior: float, scores:
     """What was measured, "no motion" on the same pairs, and the paper's Table 1."""
     still = [scores[kind]["no_motion_canonical_px"] for kind in KINDS]
     rows = [score_row(subject, prior, scores), ("no motion", "", *still, *[None] * 4)]
+    rows.append(("perfect match, whole pixels", "", scores["same"]["perfect_canonical_px"], *[None] * 5))
     rows += [
         (f"{method}, {PUBLISHED} (MAFL)", str(size), Spread(same), Spread(different), *[None] * 4)
         for (method, size), (same, different) in published.MATCHING.items()

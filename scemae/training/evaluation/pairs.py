@@ -48,6 +48,19 @@ class Pairs:
             images = Warps(warps.weights[indices]).images(images)
         return list(images.round().byte().permute(0, 2, 3, 1).numpy())
 
+    def perfect(self, face: int, times: int) -> Array:
+        """The whole pixels (K, 2), frame px, of a face warped once that show what its landmarks warped `times` do.
+
+        Not quite the landmarks warped once: all of them are rounded. What is left is the least error of a match.
+        """
+        once, twice = (Warps(warps.weights[[face]]) for warps in (self.once, self.twice))
+        labels = torch.from_numpy(self.landmarks[times, [face]])
+        if times == 0:
+            exact = once.landmarks(labels, FRAME)
+        else:  # a place of the second warp's picture, in -1..1, comes from this place of the first one's
+            exact = (twice.source(2 * labels / (FRAME - 1) - 1) + 1) * (FRAME - 1) / 2
+        return exact[0].round().clamp(INSET, INSET + INPUT - 1).numpy()
+
     def save(self, path: Path) -> None:
         """Freeze warps and landmarks, no pixels, as float64."""
         with written_whole(path) as temporary, temporary.open("wb") as file:
