@@ -56,7 +56,7 @@ def mtfl(root):
     for folder, name, _ in rows + training:
         picture(root / folder / name, (150, 150))
     for path, part in (("testing.txt", rows), ("training.txt", training)):
-        write(root / path, [f"{folder}/{name} {numbers(FACE.T + 1)} 1 1 2 {pose}" for folder, name, pose in part])
+        write(root / path, [f" {folder}\\{name} {numbers(FACE.T + 1)} 1 1 2 {pose}" for folder, name, pose in part])
     return root
 
 

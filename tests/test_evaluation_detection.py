@@ -127,6 +127,15 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
     assert (resumed.path / PREDICTIONS).read_text() == (whole.path / PREDICTIONS).read_text()
 
 
+def test_labels_outside_their_picture_are_not_fitted_on(faces, landmarks):
+    moved = landmarks.copy()
+    moved[0, 2] = (-3, 10)
+    moved[1, 0] = np.array(faces.faces[1].image_size) - 0.5  # the corner itself
+    expected = moved.copy()
+    expected[0, 2] = np.nan
+    np.testing.assert_array_equal(detection_module._inside(faces, moved), expected)
+
+
 def test_published_columns(flat, tmp_path):
     dataset = coloured_faces(tmp_path, 12)
     fits = planned_fits(["mean-shape"], [1, 12], 12)

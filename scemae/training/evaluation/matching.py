@@ -121,7 +121,7 @@ def _in_view(features: FaceFeatures, xy: Array) -> Array:
 
 
 def matching_scores(run: RunFolder) -> dict[str, Any]:
-    """Errors of the predictions in a run's file, by kind; raises nothing and reads nothing else."""
+    """Errors of the predictions in a run's file, by kind."""
     rows = run.rows()
     return {kind: _scores([row for row in rows if row["kind"] == kind], run.settings["eyes"]) for kind in KINDS}
 
