@@ -48,9 +48,8 @@ def matching(options: argparse.Namespace) -> Outcome:
     scores = matches.matching_scores(run)
     if options.pictures:
         rows = [row for row in run.rows() if row["key"].startswith("0/")]
-        errors = np.array([np.linalg.norm(np.subtract(row["found"], row["truth"]), axis=1).mean() for row in rows])
         pairs, times = matches.run_pairs(run, dataset, 0), matches.source_warps(run)
-        draw_matches(pairs, times, rows, errors, options.pictures, run.path / "pictures")
+        draw_matches(pairs, times, rows, options.pictures, run.path / "pictures")
     return _outcome(run, scores, matches.matching_table(subject, dataset, prior, scores))
 
 
@@ -63,16 +62,13 @@ def detection(options: argparse.Namespace) -> Outcome:
     run = RunFolder.open(options.out, settings, options.overwrite)
     heads.detect(subject, pool, test, fits, run)
     scores, errors = detection_scores(run)
-    per_face = {str(fit): errors.by_fit[str(fit)].mean(axis=1) for fit in fits}
-    last = fits[-1].count
-    curves = {head: np.concatenate([d.mean(axis=1) for d in errors.draws(head, last)]) for head in scores["heads"]}
-    cumulative_curve({f"{head}, {last} annotated": values for head, values in curves.items()}).save(
-        run.path / "curve.png"
-    )
+    most = fits[-1].count
+    curves = {f"{head}, {most} annotated": errors.per_face(head, most) for head in scores["heads"]}
+    cumulative_curve(curves).save(run.path / "curve.png")
     if options.pictures:
-        shown = str(next(fit for fit in fits if fit.count == last))
+        shown = str(next(fit for fit in fits if fit.count == most))
         found = np.array([row["found"][shown] for row in run.rows()])
-        draw_detections(test, found, per_face[shown], options.pictures, run.path / "pictures")
+        draw_detections(test, found, errors.by_fit[shown].mean(axis=1), options.pictures, run.path / "pictures")
     return _outcome(run, scores, *detection_tables(subject, pool, test, fits, scores))
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-from scemae import FaceFeatures, LandmarkRegressor, fit_regressor
+from scemae import FaceFeatures, LandmarkRegressor, Landmarks, fit_regressor
+from scemae.checkpoint import read_file, write_file
 from scemae.errors import OptionError
 from scemae.extraction import Extractor
 from scemae.geometry import Array
 from scemae.heads import HeatmapHead
 from scemae.metrics import distance_between, normalised_errors
-from scemae.output import written_whole
 from scemae.training.datasets import FaceDataset
 from scemae.training.evaluation.runs import RunFolder
 from scemae.training.evaluation.subjects import Subject, data_settings
@@ -41,7 +42,10 @@ HEADS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MeanShape:
-    """The regressor that looks at nothing: the mean of the annotated shapes, (K, 2), input px of each face's crop."""
+    """The regressor that looks at nothing: the mean of the annotated shapes, (K, 2), input px of each face's crop.
+
+    How far the crops alone get, and with them the alignment.
+    """
 
     shape: Array
 
@@ -50,9 +54,19 @@ class MeanShape:
         """Of faces as they are aligned in `features`."""
         return cls(features.to_input(landmarks).mean(axis=0))
 
-    def predict(self, features: FaceFeatures) -> Array:
-        """(B, K, 2), image px."""
-        return features.to_image(np.broadcast_to(self.shape, (len(features), *self.shape.shape)))
+    def predict(self, features: FaceFeatures) -> Landmarks:
+        """The same place in every crop."""
+        xy = features.to_image(np.broadcast_to(self.shape, (len(features), *self.shape.shape)))
+        return Landmarks(xy, np.ones(xy.shape[:2]), None, features.faces)
+
+    def save(self, path: Path, *, overwrite: bool) -> None:
+        """Write the shape as a safetensors file."""
+        write_file(path, {"mean_shape": torch.from_numpy(self.shape)}, {}, overwrite)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        return cls(read_file(path)[0]["mean_shape"].numpy())
 
 
 @dataclass(frozen=True)
@@ -111,19 +125,18 @@ def detect(subject: Subject, pool: FaceDataset, test: FaceDataset, fits: Sequenc
     if not todo:
         return
     _fit_missing(subject, pool, fits, run.path / FITS)
-    regressors = {str(fit): _load(_path(run.path / FITS, fit), subject.extractor) for fit in fits}
+    regressors = {str(fit): _load(run.path / FITS, fit, subject.extractor) for fit in fits}
     faces = iter(todo)
     with tqdm(total=len(todo), unit="face", desc="test", delay=2, disable=None) as bar:
         for features in subject.stream(test[todo]):
-            found = {name: regressor.predict(features) for name, regressor in regressors.items()}
-            places = {name: value if isinstance(value, np.ndarray) else value.xy for name, value in found.items()}
+            found = {name: regressor.predict(features).xy for name, regressor in regressors.items()}
             run.append(
                 {
                     "key": str(i),
                     "image": test.samples[i].path.name,
                     "pose": test.samples[i].pose,
                     "truth": test.samples[i].landmarks,
-                    "found": {name: xy[row] for name, xy in places.items()},
+                    "found": {name: xy[row] for name, xy in found.items()},
                 }
                 for row, i in enumerate(next(faces) for _ in range(len(features)))
             )
@@ -140,23 +153,22 @@ def _fit_missing(subject: Subject, pool: FaceDataset, fits: Sequence[Fit], folde
     row_of = {face: row for row, face in enumerate(needed)}
     for fit in tqdm(missing, unit="fit", delay=2, disable=None):
         rows = [row_of[int(i)] for i in fit.chosen(len(pool))]
-        landmarks = pool[[needed[row] for row in rows]].landmarks
-        with written_whole(_path(folder, fit)) as temporary:
-            if HEADS[fit.head] is None:
-                shape = MeanShape.fit(features[rows], landmarks).shape
-                with temporary.open("wb") as file:
-                    np.save(file, shape)
-            else:
-                regressor = fit_regressor(
-                    subject.extractor,
-                    features[rows],
-                    _inside(features[rows], landmarks),
-                    names=pool.names,
-                    head=HEADS[fit.head],
-                    use=subject.use,
-                    normalizer=pool.eyes,
-                )
-                regressor.save(temporary, overwrite=True)
+        faces = pool[[needed[row] for row in rows]]
+        _fitted(subject, fit.head, features[rows], faces).save(_path(folder, fit), overwrite=True)
+
+
+def _fitted(subject: Subject, head: str, features: FaceFeatures, faces: FaceDataset) -> LandmarkRegressor | MeanShape:
+    if HEADS[head] is None:
+        return MeanShape.fit(features, faces.landmarks)
+    return fit_regressor(
+        subject.extractor,
+        features,
+        _inside(features, faces.landmarks),
+        names=faces.names,
+        head=HEADS[head],
+        use=subject.use,
+        normalizer=faces.eyes,
+    )
 
 
 def _inside(features: FaceFeatures, landmarks: Array) -> Array:
@@ -167,11 +179,12 @@ def _inside(features: FaceFeatures, landmarks: Array) -> Array:
 
 
 def _path(folder: Path, fit: Fit) -> Path:
-    return folder / f"{fit.head}-{fit.count}-{fit.draw}.{'npy' if HEADS[fit.head] is None else 'safetensors'}"
+    return folder / f"{fit.head}-{fit.count}-{fit.draw}.safetensors"
 
 
-def _load(path: Path, extractor: Extractor) -> LandmarkRegressor | MeanShape:
-    return MeanShape(np.load(path)) if path.suffix == ".npy" else LandmarkRegressor.load(path, extractor)
+def _load(folder: Path, fit: Fit, extractor: Extractor) -> LandmarkRegressor | MeanShape:
+    path = _path(folder, fit)
+    return MeanShape.load(path) if HEADS[fit.head] is None else LandmarkRegressor.load(path, extractor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,3 +209,7 @@ class Errors:
     def draws(self, head: str, count: int) -> list[Array]:
         """Errors (N, K) of each draw."""
         return [errors for name, errors in self.by_fit.items() if name.startswith(f"{head}/{count}/")]
+
+    def per_face(self, head: str, count: int) -> Array:
+        """Mean error of each face in each draw, one after the other."""
+        return np.concatenate([errors.mean(axis=1) for errors in self.draws(head, count)])

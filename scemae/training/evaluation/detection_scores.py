@@ -62,7 +62,7 @@ def detection_tables(
         f"over draws of the annotated faces (20 of one face, 5 of more) from the {len(pool):,} of {pool}.",
         *(
             ["The column of all annotations does not compare: the published pool is another."]
-            if test.name == "mtfl"
+            if test.name == "mtfl" and len(pool) in counts
             else []
         ),
         *dict.fromkeys([*pool.notes, *test.notes]),

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from scemae import draw
 from scemae.geometry import Array, Crop
 from scemae.images import checked_box, cut_square, iter_photos
+from scemae.metrics import pixel_errors
 from scemae.training.datasets import FaceDataset
 from scemae.training.evaluation.pairs import BOX, INSET, Pairs
 
@@ -70,19 +71,19 @@ def draw_detections(dataset: FaceDataset, found: Array, errors: Array, count: in
     return paths
 
 
-def draw_matches(
-    pairs: Pairs, times: int, rows: Sequence[Mapping[str, Any]], errors: Array, count: int, folder: Path
-) -> list[Path]:
-    """Pairs with lines from the landmarks of the source, warped `times` times, to what was found; `errors` (N,)."""
+def draw_matches(pairs: Pairs, times: int, rows: Sequence[Mapping[str, Any]], count: int, folder: Path) -> list[Path]:
+    """Pairs with lines from the landmarks of the source, warped `times` times, to what was found, by `match_pairs`."""
     paths = []
+    found, truth = (np.array([row[name] for row in rows]) for name in ("found", "truth"))
+    errors = pixel_errors(found, truth).mean(axis=1)
     for kind, chosen in examples(errors, count).items():
         for i in chosen:
             row = rows[i]
             number = 2 * row["pair"]
             target = number + (row["kind"] == "different")
             left, right = pairs.pictures([number], times)[0], pairs.pictures([target], 1)[0]
-            places, found = (_on_panel(np.array(row[name])) for name in ("origin", "found"))
-            sheet = draw.matches(_panel(left), places, _panel(right), found, np.array(row["score"]))
+            places, matched = (_on_panel(np.array(row[name])) for name in ("origin", "found"))
+            sheet = draw.matches(_panel(left), places, _panel(right), matched, np.array(row["score"]))
             paths.append(_saved(sheet, folder / f"{kind}-{row['kind']}-{row['pair']:05d}.png"))
     return paths
 

@@ -46,14 +46,15 @@ class RunFolder:
         return cls(path, settings)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The predictions so far; a line that an interruption cut short is dropped."""
+        """The predictions so far, one for each key; a line that an interruption cut short is dropped."""
         path = self.path / PREDICTIONS
         if not path.exists():
             return []
         whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
         if rest:
             _write(path, whole + "\n" if whole else "")
-        return [json.loads(line) for line in whole.splitlines()]
+        rows = (json.loads(line) for line in whole.splitlines())
+        return list({row["key"]: row for row in rows}.values())
 
     def done(self) -> set[str]:
         """The keys of the predictions so far."""
