@@ -14,11 +14,12 @@ FLOORS = {
     2: "model heads landmarks",
     3: "extraction zoo matching",
     4: "regressor",
-    5: "__init__ cli __main__",
+    5: "export",
+    6: "__init__ cli cli_export __main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 # The one exception: the commands stand on the face.
-NEIGHBOURS = {("cli", "__init__"), ("__main__", "cli")}
+NEIGHBOURS = {("cli", "__init__"), ("cli", "cli_export"), ("cli_export", "__init__"), ("__main__", "cli")}
 HOUSE = Path(scemae.__file__).parent
 MODULES = sorted(path for path in HOUSE.rglob("*.py") if path.relative_to(HOUSE).parts[0] != "training")
 
