@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scemae.errors import ScemaeError
+    from scemae.export import export_graph
     from scemae.extraction import extract_features, iter_features
     from scemae.features import FaceFeatures, LandmarkMatches, Landmarks
     from scemae.matching import match_landmarks
@@ -21,6 +22,7 @@ _ROOMS = {
     "LandmarkRegressor": "regressor",
     "Landmarks": "features",
     "ScemaeError": "errors",
+    "export_graph": "export",
     "extract_features": "extraction",
     "fit_regressor": "regressor",
     "iter_features": "extraction",
@@ -36,6 +38,7 @@ __all__ = [
     "LandmarkRegressor",
     "Landmarks",
     "ScemaeError",
+    "export_graph",
     "extract_features",
     "fit_regressor",
     "iter_features",

@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         """
         tokens = patch_tokens
         if start == 0:
-            cls_token = (self.cls_token + self.positions[:, :1]).expand(len(tokens), -1, -1)
+            cls_token = (self.cls_token + self.positions[:, :1]).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([cls_token, tokens], dim=1)
         for block in self.vit.blocks[start:stop]:
             tokens = block(tokens)

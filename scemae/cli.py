@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scemae
-from scemae import cli_hub
+from scemae import cli_export, cli_hub
 from scemae.errors import OptionError, ScemaeError, TableError
 from scemae.output import new_path, written_whole
 from scemae.samples import sample_faces
@@ -289,6 +289,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     predicting.add_argument("--model", help="the model it was fitted on; default: the released one of that name")
     predicting.add_argument("regressor")
     predicting.add_argument("images", nargs="+")
+    cli_export.add_commands(add)
     add(demo, chosen, written)
     add(doctor)
     cli_hub.add_commands(add)

@@ -33,16 +33,16 @@ def cell_grid(expansion: int, patch_size: int = 8) -> CellGrid:
 
 
 def expand(
-    encode: Callable[[Tensor], Tensor], views: Tensor, expansion: int, patch_size: int = 8, chunk: int = 64
+    encode: Callable[[Tensor], Tensor], views: Tensor, expansion: int, patch_size: int = 8, chunk: int | None = 64
 ) -> Tensor:
     """Interleave the maps of all shifts of views (B, 3, H + 8, W + 8) to one map (B, D, expansion * h, expansion * w).
 
     `encode` takes windows (b, 3, H, W) to maps (b, D, h, w); the shifts of the whole batch go through it together,
-    at most `chunk` windows at a time.
+    at most `chunk` windows at a time (None: all).
     """
     offsets = [MARGIN + shift for shift in shifts(expansion, patch_size)]
     height, width = views.shape[-2] - 2 * MARGIN, views.shape[-1] - 2 * MARGIN
-    windows = [views[..., y : y + height, x : x + width] for y in offsets for x in offsets]
-    maps = torch.cat([encode(part) for part in torch.cat(windows).split(chunk)])
-    grouped: Tensor = maps.unflatten(0, (expansion, expansion, len(views)))
+    windows = torch.cat([views[..., y : y + height, x : x + width] for y in offsets for x in offsets])
+    maps = torch.cat([encode(part) for part in ([windows] if chunk is None else windows.split(chunk))])
+    grouped: Tensor = maps.unflatten(0, (expansion, expansion, views.shape[0]))
     return grouped.permute(2, 3, 4, 0, 5, 1).flatten(4, 5).flatten(2, 3)

@@ -61,6 +61,10 @@ class MissingExtraError(ScemaeError, ImportError):
     """A function that needs a package of an extra that is not installed."""
 
 
+class ExportError(ScemaeError, RuntimeError):
+    """An exported graph that does not compute what torch computes; it was not written."""
+
+
 class TableError(ScemaeError, ValueError):
     """A CSV file that cannot be read, or a line of it that is no annotation or box."""
 

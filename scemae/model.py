@@ -63,9 +63,10 @@ class SceMae(nn.Module):
         """Normalised views (B, 3, 104, 104) to the backbone map (B, D, 12 * expansion, 12 * expansion), float32.
 
         The map's cells lie at `grid(expansion)`. All shifts go through the encoder as one batch, cut into chunks of
-        about `CPU_PASS_MEMORY` (`GPU_PASS_MEMORY`) bytes of activations.
+        about `CPU_PASS_MEMORY` (`GPU_PASS_MEMORY`) bytes of activations; a compiled or exported graph cuts none.
         """
-        return cover.expand(self._encode, views, expansion, self.config.patch_size, self._passes_at_once())
+        chunk = None if torch.compiler.is_compiling() else self._passes_at_once()
+        return cover.expand(self._encode, views, expansion, self.config.patch_size, chunk)
 
     def grid(self, expansion: int) -> CellGrid:
         """Where the cells of `forward(views, expansion)` lie, in input pixels."""

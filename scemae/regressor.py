@@ -150,7 +150,7 @@ class LandmarkRegressor(Estimator):
 
         What the confidence is, the head says; it ranks landmarks and faces, and is no probability.
         """
-        self._check_fitted()
+        self.check_fitted()
         kind = self.kind_
         features = self._features(images, boxes, expansion=kind.expansion, align=kind.aligned, margin=kind.margin)
         features.kind.require(kind, "These features", "the regressor's")
@@ -170,7 +170,7 @@ class LandmarkRegressor(Estimator):
 
         The model itself is not in it, but its name and SHA-256 are. Raises OutputError where the file exists.
         """
-        self._check_fitted()
+        self.check_fitted()
         tensors = {f"head.{name}": tensor for name, tensor in self.head_.state().items()}
         tensors |= {"mean": self.mean_, "std": self.std_, "held_out_errors": torch.from_numpy(self.held_out_errors_)}
         header = {
@@ -256,7 +256,8 @@ class LandmarkRegressor(Estimator):
         images.kind.require(replace(images.kind, model=self.model.id), "These features", "the regressor's")
         return images
 
-    def _check_fitted(self) -> None:
+    def check_fitted(self) -> None:
+        """Raise NotFittedError unless `fit` or `load` made this regressor."""
         if not hasattr(self, "head_"):
             raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
 

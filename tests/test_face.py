@@ -13,6 +13,7 @@ NAMES = {
     "LandmarkRegressor",
     "Landmarks",
     "ScemaeError",
+    "export_graph",
     "extract_features",
     "fit_regressor",
     "iter_features",

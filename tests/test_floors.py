@@ -14,12 +14,18 @@ FLOORS = {
     2: "model heads landmarks hub",
     3: "extraction zoo matching",
     4: "regressor",
-    5: "transfer",
-    6: "__init__ cli cli_hub __main__",
+    5: "export transfer",
+    6: "__init__ cli cli_export cli_hub __main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 # The exceptions: the commands stand on the face, and some have a room of their own.
-NEIGHBOURS = {("cli", "__init__"), ("cli", "cli_hub"), ("__main__", "cli")}
+NEIGHBOURS = {
+    ("cli", "__init__"),
+    ("cli", "cli_export"),
+    ("cli", "cli_hub"),
+    ("cli_export", "__init__"),
+    ("__main__", "cli"),
+}
 HOUSE = Path(scemae.__file__).parent
 PATHS = sorted(HOUSE.rglob("*.py"))
 MODULES = [path for path in PATHS if path.relative_to(HOUSE).parts[0] != "training"]

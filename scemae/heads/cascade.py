@@ -193,7 +193,7 @@ class CascadeHead:
 
 def descend(maps: Tensor, grid: CellGrid, mean_shape: Tensor, weights: Tensor) -> Tensor:
     """Landmarks (n, K, 2): from the mean shape (K, 2) down the stages of weights (stages, K, F, 2)."""
-    places = mean_shape.expand(len(maps), -1, -1)
+    places = mean_shape.expand(maps.shape[0], -1, -1)
     for stage in weights:
         places = descend_once(maps, grid, places, stage)
     return places

@@ -85,7 +85,7 @@ class HeatmapHead:
         channels = state["activations.weight"].shape[1] if front is None else front.shape[1]
         self.net = self._new_net(channels, count)
         self.net.load_state_dict(state)
-        self.net.eval()
+        self.net.eval().requires_grad_(False)
 
     def fit(self, data: AnnotatedMaps, validate: bool = True) -> tuple[Tensor, bool]:
         """Fit; returns held-out predictions (n, K, 2) of the original faces, and whether mirror images were used."""
@@ -100,7 +100,6 @@ class HeatmapHead:
         self._train(data, np.ones(len(data.blocks), dtype=bool))
         return held_out, bool(data.mirrored.any())
 
-    @torch.inference_mode()
     def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
         """Landmarks (n, K, 2) in input px on standardised maps (n, C, h, w), and their confidence (n, K), 0..1.
 
@@ -131,7 +130,7 @@ class HeatmapHead:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        self.net.eval()
+        self.net.eval().requires_grad_(False)
 
 
 def _to_unit(xy_input: Tensor) -> Tensor:

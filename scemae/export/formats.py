@@ -1,0 +1,108 @@
+"""The kinds of file: how each is written, and how it is run to be compared with torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from scemae.errors import MissingExtraError, OptionError
+from scemae.export.subjects import Arrays, Run, Subject
+
+OPSET = 18  # the first in which every operator is as torch has it; runtimes since 2023 know it
+ABOUT = "scemae"  # under this name the files tell, as JSON, what they are
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Format(NamedTuple):
+    """`write(subject, path)` makes a file, `load(path)` gives what runs it; both need `packages`."""
+
+    write: Callable[[Subject, Path], None]
+    load: Callable[[Path], Run]
+    packages: tuple[str, ...] = ()
+
+
+def format_of(path: Path) -> Format:
+    """The format that the ending of a path names; raises OptionError, or MissingExtraError without its packages."""
+    if path.suffix not in FORMATS:
+        raise OptionError(
+            f"{path} ends in none of {', '.join(FORMATS)}, which say what to write: ONNX or torch.export."
+        )
+    found = FORMATS[path.suffix]
+    missing = [name for name in found.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f'{path.suffix} files need {", ".join(missing)}: pip install "scemae[onnx]".')
+    return found
+
+
+def _write_onnx(subject: Subject, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that two inputs share the name of an axis, which is meant
+        program = torch.onnx.export(
+            subject.graph.eval(),
+            tuple(subject.inputs.values()),
+            input_names=list(subject.inputs),
+            output_names=list(subject.outputs),
+            dynamic_shapes=_free_axes(subject),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    _simplify(program.model)
+    program.model.metadata_props[ABOUT] = json.dumps(subject.about)
+    program.save(path, external_data=False)
+
+
+def _simplify(model: Any) -> None:
+    """Fold constants and drop what is unused or there twice: seconds, where the exporter's own optimizer, with its
+    many rewriting rules, takes minutes over the ten encoder passes of a regressor."""
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+
+    fold_constants(model, onnx_shape_inference=True)
+    for simplification in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+    ):
+        simplification(model)
+
+
+def _load_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda arrays: session.run(None, dict(arrays))
+
+
+def _write_torch(subject: Subject, path: Path) -> None:
+    inputs = tuple(subject.inputs.values())
+    program = torch.export.export(subject.graph.eval(), inputs, dynamic_shapes=_free_axes(subject), strict=False)
+    torch.export.save(program, path, extra_files={ABOUT: json.dumps(subject.about)})
+
+
+def _load_torch(path: Path) -> Run:
+    module = torch.export.load(path).module()
+
+    def run(arrays: Arrays) -> list[Any]:
+        with torch.inference_mode():
+            return [output.numpy() for output in module(*(torch.from_numpy(array) for array in arrays.values()))]
+
+    return run
+
+
+def _free_axes(subject: Subject) -> dict[str, dict[int, Any]]:
+    names = {name for axes in subject.axes.values() for name in axes.values()}
+    dims = {name: torch.export.Dim(name, min=1) for name in names}
+    return {name: {axis: dims[free] for axis, free in axes.items()} for name, axes in subject.axes.items()}
+
+
+FORMATS = {".onnx": Format(_write_onnx, _load_onnx, ONNX_PACKAGES), ".pt2": Format(_write_torch, _load_torch)}

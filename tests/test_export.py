@@ -1,0 +1,243 @@
+"""Exported files do what the verbs do; each graph is written as few times as possible, for it takes seconds."""
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import scemae
+from scemae import extraction
+from scemae.checkpoint import save_model
+from scemae.cli import main
+from scemae.errors import ExportError, MissingExtraError, NotFittedError, OptionError, OutputError
+from scemae.export import graphs
+from scemae.export.faces import trial_faces
+from scemae.export.graphs import RegressorGraph
+from scemae.heads import HeatmapHead
+from scemae.zoo import load_model
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "onnx_landmarks.py"
+
+
+@pytest.fixture(scope="module")
+def short_model(model, tmp_path_factory):
+    """The model, aligning in three steps instead of nine: a third of the encoder passes to export."""
+    aligner = replace(model.config.aligner, steps=(0, 1, 2), similarity_steps=2)
+    folder = tmp_path_factory.mktemp("model") / "short"
+    save_model(folder, model.state_dict(), replace(model.config, name="short", aligner=aligner), "")
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def regressor(short_model, samples):
+    return fit(short_model, samples)
+
+
+def fit(model, samples, **options):
+    paths, boxes = [s.path for s in samples], [s.box for s in samples]
+    landmarks = [s.landmarks for s in samples]
+    return scemae.fit_regressor(model, paths, landmarks, boxes=boxes, **{"expansion": 1, "mirror": "off"} | options)
+
+
+@pytest.fixture(scope="module")
+def detector(regressor, tmp_path_factory):
+    """An ONNX file of the regressor, and the report of its export."""
+    path = tmp_path_factory.mktemp("detector") / "detector.onnx"
+    return path, scemae.export_graph(regressor, path, faces=9)
+
+
+def difference(regressor, patches, boxes):
+    """The largest distance, px, between the landmarks of the graph and of `predict`, on patches (B, 3, H, W)."""
+    with torch.inference_mode():
+        xy, scores = RegressorGraph(regressor).eval()(torch.from_numpy(patches), torch.tensor(boxes).float())
+    found = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes)
+    assert np.abs(scores.numpy() - found.scores).max() < 0.01
+    return np.linalg.norm(xy.numpy() - found.xy, axis=-1).max()
+
+
+def test_the_detector_agrees_with_predict(detector, regressor):
+    path, report = detector
+    assert report.faces == 9
+    assert report.difference < 0.01
+    assert "px from torch" in str(report)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # no weights beside it
+    session = onnxruntime.InferenceSession(path)
+    about = json.loads(session.get_modelmeta().custom_metadata_map["scemae"])
+    assert about["landmarks"] == list(regressor.names_)
+    assert about["model"]["sha256"] == regressor.model.id.sha256
+    patches = np.ascontiguousarray(trial_faces(3, 120, 60)[:, :, 20:, :-5])
+    boxes = np.array([(60, 40, 180, 160), (66, 50, 171, 150), (55, 44, 155, 159)], dtype=np.float32)
+    xy, scores = session.run(None, {"patches": patches, "boxes": boxes})
+    found = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes)
+    assert np.linalg.norm(xy - found.xy, axis=-1).max() < 0.01
+    assert np.abs(scores - found.scores).max() < 1e-3
+    assert np.ptp(scores) > 0.01
+
+
+def test_the_detector_runs_without_torch(detector, regressor, samples):
+    """The example, in a Python where torch and all that needs it cannot be imported."""
+    small = samples[1]  # its box has less than 128 px: the example passes on the photo's own pixels
+    code = f"""
+import runpy, sys
+sys.modules |= dict.fromkeys(["torch", "timm", "scemae", "safetensors", "onnx", "onnxscript"])
+sys.argv = {["example", str(detector[0]), str(small.path), *map(str, small.box)]!r}
+runpy.run_path({str(EXAMPLE)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.rsplit(maxsplit=3) for line in done.stdout.splitlines()]
+    found = regressor.predict(small.path, boxes=small.box)
+    assert tuple(name for name, *_ in lines) == found.names
+    assert np.abs(np.array([line[1:3] for line in lines], dtype=float) - found.xy[0]).max() < 0.02
+
+
+def test_large_faces_go_through_the_example_nearly_as_through_predict(detector, regressor, samples):
+    large = samples[0]
+    command = [sys.executable, EXAMPLE, detector[0], large.path, *map(str, large.box)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    places = np.array([line.split()[-3:-1] for line in done.stdout.splitlines()], dtype=float)
+    assert np.abs(places - regressor.predict(large.path, boxes=large.box).xy[0]).max() < 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use": "both"},
+        {"use": "projected", "align": False},
+        {"head": HeatmapHead(heatmaps=4, steps=3), "expansion": 2},
+    ],
+    ids=["both", "fixed crop", "heat maps"],
+)
+def test_every_kind_of_regressor_agrees(short_model, samples, options):
+    regressor = fit(short_model, samples, **options)
+    side = RegressorGraph(regressor).box_side
+    box = np.array([side / 2, side / 2, 1.5 * side, 1.5 * side])
+    assert difference(regressor, trial_faces(3, side, side // 2), np.tile(box, (3, 1))) < 0.01
+
+
+def test_a_regressor_on_mirrored_margins_agrees(short_model, samples):
+    features = scemae.extract_features(
+        short_model, [s.path for s in samples], boxes=[s.box for s in samples], expansion=2, margin="reflect"
+    )
+    regressor = scemae.fit_regressor(short_model, features, [s.landmarks for s in samples], mirror="off")
+    assert difference(regressor, trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1))) < 0.01
+
+
+def test_boxes_of_any_shape_and_place_agree(regressor):
+    """Small, wide, far off the face, half outside the patch: views that leave the patch, and what is beyond it."""
+    boxes = np.array(
+        [(64, 64, 192, 192), (90, 64, 160, 192), (70, 80, 110, 120), (100, 100, 228, 228), (-40, 10, 60, 120)], float
+    )
+    assert difference(regressor, trial_faces(5, 128, 64), boxes) < 0.01
+
+
+def test_steps_that_lose_the_face_are_not_taken(regressor, monkeypatch):
+    patches, boxes = trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1))
+    free = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes).xy
+    for module in (extraction, graphs):
+        monkeypatch.setattr(module, "ZOOM", (0.98, 1.02))
+    assert difference(regressor, patches, boxes) < 0.01
+    bound = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes).xy
+    assert (np.abs(bound - free).max((1, 2)) > 0.1).any()  # some steps were refused
+
+
+def test_a_face_that_moves_out_of_the_patch_is_left_alone(regressor):
+    """The centre of the square may not leave the patch: boxes at its corners, where there is no face."""
+    patches = trial_faces(4, 128, 64)
+    boxes = np.array([(-15, -15, 65, 65), (186, -15, 271, 65), (-15, 186, 65, 271), (188, 188, 270, 270)], float)
+    assert difference(regressor, patches, boxes) < 0.01
+
+
+def test_a_regressor_as_torch_program(regressor, tmp_path):
+    path = tmp_path / "detector.pt2"
+    assert scemae.export_graph(regressor, path, faces=2).difference < 0.01
+    extra = {"scemae": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    assert json.loads(extra["scemae"])["box_side"] == 128
+    xy, _ = program(torch.zeros(1, 3, 200, 300, dtype=torch.uint8), torch.tensor([[60.0, 60.0, 150.0, 150.0]]))
+    assert xy.shape == (1, 8, 2)
+
+
+def test_a_model_as_onnx(capsys, model, tmp_path):
+    path = tmp_path / "maps.onnx"
+    code = main(["export", "scemae-tiny", str(path), "--expansion", "2", "--faces", "4", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert report["inputs"] == {"views": ["batch", 3, 104, 104]}
+    assert report["difference"] < 1e-3
+    session = onnxruntime.InferenceSession(path)
+    about = json.loads(session.get_modelmeta().custom_metadata_map["scemae"])
+    assert about["grid"] == {"origin": 1.5, "step": 4.0}
+    views = torch.rand(3, 3, 104, 104)
+    backbone_map, projected_map = session.run(None, {"views": views.numpy()})
+    with torch.inference_mode():
+        truth = model(model.normalise(views), 2)
+        assert np.abs(backbone_map - truth.numpy()).max() < 1e-3
+        assert np.abs(projected_map - model.project(truth).numpy()).max() < 1e-3
+
+
+def test_a_model_without_projector_gives_one_map(model, tmp_path):
+    plain = copy.deepcopy(model)
+    plain.projector = None
+    report = scemae.export_graph(plain, tmp_path / "maps.pt2", expansion=1, faces=2)
+    assert report.outputs == ("backbone_map",)
+
+
+def test_a_graph_that_differs_is_not_left_on_disk(model, tmp_path, monkeypatch):
+    path = tmp_path / "maps.pt2"
+    path.write_bytes(b"what was there")
+    forward = graphs.MapsGraph.forward
+    monkeypatch.setattr(graphs.MapsGraph, "forward", lambda self, views: [m * 1.01 for m in forward(self, views)])
+    with pytest.raises(ExportError, match=r"maps.pt2 was not written.*--tolerance"):
+        scemae.export_graph(model, path, expansion=1, faces=2, overwrite=True)
+    assert path.read_bytes() == b"what was there"
+    assert [file.name for file in tmp_path.iterdir()] == ["maps.pt2"]
+    scemae.export_graph(model, path, expansion=1, faces=2, overwrite=True, tolerance=0.1)
+    assert path.stat().st_size > 1e6
+
+
+def test_the_command_takes_the_file_of_a_detector(capsys, regressor, tmp_path):
+    saved, model = tmp_path / "r.safetensors", tmp_path / "model"
+    regressor.save(saved)
+    save_model(model, regressor.model.state_dict(), regressor.model.config, "")
+    arguments = ["export", saved, tmp_path / "r.onnx", "--model", f"local-dir:{model}", "--expansion", "2"]
+    assert main(list(map(str, arguments))) == 2
+    assert "keeps the expansion" in capsys.readouterr().err
+
+
+def test_what_is_asked_is_checked_before_the_work(model, regressor, tmp_path, monkeypatch):
+    with pytest.raises(OptionError, match=r"ends in none of \.onnx, \.pt2"):
+        scemae.export_graph(model, tmp_path / "maps.tflite")
+    with pytest.raises(OptionError, match="keeps the expansion"):
+        scemae.export_graph(regressor, tmp_path / "r.onnx", expansion=2)
+    with pytest.raises(OptionError, match="expansion is 3"):
+        scemae.export_graph(model, tmp_path / "maps.onnx", expansion=3)
+    with pytest.raises(OptionError, match="faces is 0"):
+        scemae.export_graph(model, tmp_path / "maps.onnx", faces=0)
+    with pytest.raises(OptionError, match="float32"):
+        scemae.export_graph(load_model(dtype="bfloat16"), tmp_path / "maps.onnx")
+    with pytest.raises(NotFittedError):
+        scemae.export_graph(scemae.LandmarkRegressor(model), tmp_path / "r.onnx")
+    with pytest.raises(OutputError, match="no folder"):
+        scemae.export_graph(model, tmp_path / "nowhere" / "maps.onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r'onnx, onnxscript, onnxruntime: pip install "scemae\[onnx\]"'):
+        scemae.export_graph(model, tmp_path / "maps.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_trial_faces_are_many():
+    faces = trial_faces(4, 32, 16)
+    assert faces.shape == (4, 3, 64, 64)
+    assert len({face.tobytes() for face in faces}) == 4
+    assert np.array_equal(faces, trial_faces(4, 32, 16))
+    assert Image.fromarray(faces[0].transpose(1, 2, 0)).convert("L").getextrema()[1] > 100
