@@ -19,7 +19,7 @@ from scemae.training.release import view_picture
 from scemae.training.warps import draw_warps
 
 SHOWN = 5  # faces in a picture
-QUERIES = ((34.0, 34.0), (62.0, 34.0), (48.0, 52.0), (38.0, 70.0))  # input px: about the eyes, the nose, a mouth corner
+QUERIES = ((29.0, 30.0), (66.0, 30.0), (48.0, 50.0), (36.0, 69.0))  # input px: about the eyes, the nose, a mouth corner
 PLACES = tuple((float(x), float(y)) for y in range(24, 73, 12) for x in range(24, 73, 12))  # matched, input px
 
 
