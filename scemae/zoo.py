@@ -57,7 +57,7 @@ RELEASED: dict[str, Release] = {
         bundled=True,
         files={
             WEIGHTS: ReleasedFile("a5f61ef706ec2e457528ccbd2c176049d3ad7509d69d96d69a3a2141500f9a52", 11_263_512),
-            CONFIG: ReleasedFile("81fedf86f6b783a8026b61ac7cd5a4abb755b3f4bcb517183f71ccaa6040f7b5", 1_655),
+            CONFIG: ReleasedFile("e3dd05926f3f5330dbadddeb259941ebf3f82b124b112d7fb866e4c8997ff563", 1_685),
         },
     ),
 }
