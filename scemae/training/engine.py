@@ -47,7 +47,7 @@ class Recipe(Protocol):
         """Steps between two reports: a picture, and what `measure` finds."""
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
-        """Part of the batch of a step, on the CPU; called ahead, in another thread."""
+        """Part of the batch of a step, on the CPU, from nothing but the step; called ahead, in another thread."""
 
     def inputs(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What the module is called with, from what `load` gave, by now on the module's device."""
