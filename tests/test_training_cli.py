@@ -185,6 +185,10 @@ def test_a_run_is_resumed_and_its_pack_used_again(capsys, images, tmp_path):
     assert "seed: 0 -> 4" in err
     assert train(capsys, *words, "--overwrite")[0] == 0
     assert scemae.model_info(out / "model").config.training_data == "9 faces of images"
+    code, _, err = train(capsys, *words, "--overwrite", "--continue-from", f"local-dir:{out}/model")
+    assert code == 2
+    assert "model is where this run would start and what it would replace" in err
+    assert scemae.model_info(out / "model").config.name == "mine"
     (tmp_path / "others").mkdir()
     code, _, err = train(capsys, "--data", tmp_path / "others", "--out", out, "--resume")
     assert code == 2

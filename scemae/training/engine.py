@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from timm.layers.attention import Attention
@@ -114,6 +115,8 @@ class _Run:
         check_same((self.step, self._next_image()), f"The processes do not all see the same {folder.path} and images.")
         self.parallel, self.prepared = here.prepare(recipe.module, self.optimizer)
         compiled = (not on_gpu and compiles()) if options.compile is None else options.compile
+        if compiled and not on_gpu:
+            add_bias_after(recipe.module)
         self.trained = torch.compile(self.parallel) if compiled else self.parallel
         self.stop = self.interrupted = self.due = False
 
@@ -286,6 +289,21 @@ def fuse_attention(module: nn.Module, fused: bool) -> None:
     for layer in module.modules():
         if isinstance(layer, Attention):
             layer.fused_attn = fused  # type: ignore[misc]  # a Final to TorchScript, which we do not use
+
+
+def add_bias_after(module: nn.Module) -> None:
+    """Each linear layer's bias added to the product, not the product to copies of the bias.
+
+    On a CPU torch.compile leaves the latter to PyTorch, but fuses the former with what follows: 4 % of a step.
+    """
+
+    def forward(layer: nn.Linear, tokens: Tensor) -> Tensor:
+        product = F.linear(tokens, layer.weight)
+        return product if layer.bias is None else product + layer.bias.to(product.dtype)
+
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.forward = partial(forward, layer)  # type: ignore[method-assign]
 
 
 def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 from scemae.errors import RunError, ScemaeError
 
@@ -28,7 +28,8 @@ def accelerator() -> Accelerator:
     """
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     on_gpu = torch.cuda.is_available() and not use_cpu
-    found = Accelerator(cpu=not on_gpu, mixed_precision="no", dynamo_backend="no")
+    less_copying = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    found = Accelerator(cpu=not on_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[less_copying])
     if found.distributed_type not in SUPPORTED:
         raise RunError(f"This is a {found.distributed_type.value} set-up; wanted one process, or DDP on CPUs or GPUs.")
     if use_cpu and "MASTER_ADDR" in os.environ and found.num_processes == 1 and "WORLD_SIZE" not in os.environ:
