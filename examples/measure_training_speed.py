@@ -27,7 +27,7 @@ from scemae.training.stage1 import Stage1
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--pack", type=Path, help="faces; default: made-up pictures")
-parser.add_argument("--steps", type=int, default=12, help="of the plain loop in each round; ours makes twice as many in about the same time")
+parser.add_argument("--steps", type=int, default=12, help="of the plain loop in each round; of ours twice as many")
 parser.add_argument("--rounds", type=int, default=3, help="of the plain loop and ours in turn")
 parser.add_argument("--batch-size", type=int, default=128)
 options = parser.parse_args()
