@@ -8,6 +8,8 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 import scemae
+from scemae.training.arguments import field_comments
+from scemae.training.config import Label, Options, Settings
 
 project = "scemae"
 author = "the scemae authors"
@@ -32,14 +34,27 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 # Docstrings are plain text with `code`, as they are read in an editor.
 default_role = "literal"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
-autodoc_type_aliases = {}
+smartquotes = False
+autodoc_type_aliases = {
+    name: f"{module}.{name}"
+    for module, names in {
+        "scemae.images": ("ImageLike",),
+        "scemae.extraction": ("Boxes", "Margin"),
+        "scemae.regressor": ("Images",),
+        "scemae.config": ("Use",),
+        "scemae.heads": ("Head", "Mirror"),
+        "scemae.features": ("Index",),
+        "scemae.geometry": ("Array", "Box"),
+    }.items()
+    for name in names
+}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 
 # Links within the project are checked; those to other projects would need their inventories from the network.
 nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(collections|numpy|os|pathlib|PIL|torch|typing)\..*|Path")]
 
 # What GitHub's renderer knows and that of docutils does not.
 TEX = {r"\\dots\b": r"\\ldots", r"\\(big|textstyle)\b": ""}
@@ -65,6 +80,28 @@ def mathml(node: nodes.Node, as_block: bool) -> str:
     return tex2mathml(tex, as_block=as_block)
 
 
+# How Sphinx spells what the sources call NDArray, and aliases inside other types.
+SPELLINGS = {
+    r"~?numpy\.ndarray\[~?tuple\[~?typing\.Any, \.\.\.\], ~?numpy\.dtype\[([^]]+)\]\]": r"~numpy.typing.NDArray[\1]",
+    r"TypeAliasForwardRef\('([\w.]+)'\)": r"\1",
+}
+
+
+def as_in_the_source(_app: Sphinx, _what: str, _name: str, _subject: object, _options: object, *signature: str | None):
+    """The signature with types as its author wrote them."""
+    for spelling, wanted in SPELLINGS.items():
+        signature = tuple(part and re.sub(spelling, wanted, part) for part in signature)
+    return signature
+
+
+def with_fields(_app: Sphinx, _what: str, _name: str, subject: object, _options: object, lines: list[str]) -> None:
+    """The docstring of a configuration, and the comment behind each of its fields, which the commands' help shows."""
+    if isinstance(subject, type) and issubclass(subject, (Settings, Options, Label)):
+        lines += [f":param {name}: {comment}" for name, comment in field_comments(subject).items()]
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
+    app.connect("autodoc-process-signature", as_in_the_source)
+    app.connect("autodoc-process-docstring", with_fields)

@@ -99,7 +99,9 @@ def extract_features(
         FaceFeatures of all images in their order, on the CPU.
 
     Raises:
-        ImageInputError, BoxInputError: which image or box, what was wanted.
+        ImageInputError: an image that cannot be used; says which.
+        BoxInputError: a box that cannot be right, or not one per image.
+        OptionError: an expansion or margin that is none, or a model without aligner.
     """
     _refuse_nothing(images)
     counted = _count(images)

@@ -51,8 +51,8 @@ def match_landmarks(
         LandmarkMatches: `xy` (B, K, 2) in each target's own pixels; `scores` (B, K), cosine similarity -1..1.
 
     Raises:
-        LandmarkInputError: wrong shape or count, outside the image or the view. IncompatibleFeaturesError: features
-        of different models or settings.
+        LandmarkInputError: wrong shape or count, outside the image or the view.
+        IncompatibleFeaturesError: features of different models or settings.
     """
     targets.kind.require(reference.kind, "The targets' features", "the reference's")
     use = reference.config.matching_use if use is None else checked_use(use)

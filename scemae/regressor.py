@@ -69,7 +69,10 @@ def fit_regressor(
         it, which makes it a little optimistic. nan for one face.
 
     Raises:
-        ImageInputError, BoxInputError, LandmarkInputError, IncompatibleFeaturesError.
+        ImageInputError: an image that cannot be used; says which.
+        BoxInputError: a box that cannot be right, or not one per image.
+        LandmarkInputError: wrong shape or count, outside the image, or a landmark that no face shows.
+        IncompatibleFeaturesError: FaceFeatures of another model.
     """
     regressor = LandmarkRegressor(
         model,

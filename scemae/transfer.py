@@ -44,8 +44,9 @@ def verify(source: str, **hub: Unpack[HubOptions]) -> list[Located]:
     A folder is one with a model or a regressor and its card, or one of such folders (as for SCEMAE_WEIGHTS_DIR).
 
     Raises:
-        WeightsIntegrityError: a file is not what the release, or else its card, says. WeightsUnavailableError: it is
-        not on this machine. ModelNotFoundError: nothing to check.
+        WeightsIntegrityError: a file is not what the release, or else its card, says.
+        WeightsUnavailableError: it is not on this machine.
+        ModelNotFoundError: nothing to check.
     """
     path = Path(source.removeprefix(LOCAL))
     if source in RELEASED or not path.is_dir():
@@ -80,11 +81,16 @@ def push(
     """Upload a model folder, or the file of a saved regressor, to a repository of the Hub; see `to_push`.
 
     Args:
-        path: of the folder or file. repo: "ORG/REPO"; it is made if it is not there, `private` or not.
-        tag: a name for the new commit. endpoint, token: as in `load_model`.
+        path: of the folder or file.
+        repo: "ORG/REPO"; it is made if it is not there.
+        private: make it a private one.
+        tag: a name for the new commit.
+        endpoint, token: as in `load_model`.
 
     Raises:
-        GatedWeightsError: no right to write there. OptionError: the tag exists already. OutputError: all else.
+        GatedWeightsError: no right to write there.
+        OptionError: the tag exists already.
+        OutputError: all else.
     """
     return push_files(repo, to_push(path, repo), private=private, tag=tag, endpoint=endpoint, token=token)
 

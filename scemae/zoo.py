@@ -109,8 +109,10 @@ def load_model(
         **hub: how to reach the Hub: `endpoint`, `cache_dir`, `token`, `local_files_only` (scemae.hub.HubOptions).
 
     Raises:
-        ModelNotFoundError: no such name, folder or repository. RevisionNotFoundError: no such revision of it.
-        WeightsUnavailableError: not on this machine, and not to be had. GatedWeightsError: no access.
+        ModelNotFoundError: no such name, folder or repository.
+        RevisionNotFoundError: no such revision of it.
+        WeightsUnavailableError: not on this machine, and not to be had.
+        GatedWeightsError: no access.
         WeightsIntegrityError: damaged or altered files.
         IncompatibleWeightsError: tensors that are not those of the configuration.
     """

@@ -64,8 +64,11 @@ def export_graph(
         overwrite: replace the file if it exists.
 
     Raises:
-        ExportError: the file did not agree with torch. MissingExtraError: the packages for ONNX are not installed.
-        OptionError, OutputError, NotFittedError.
+        ExportError: the file did not agree with torch.
+        MissingExtraError: the packages for ONNX are not installed.
+        OptionError: an ending that is neither, or an expansion for a regressor.
+        OutputError: the file exists already or cannot be written.
+        NotFittedError: a regressor that is not fitted.
     """
     path = new_path(path, overwrite)
     chosen = format_of(path)

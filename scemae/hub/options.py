@@ -11,10 +11,11 @@ HUB = "hf-hub:"
 class HubOptions(TypedDict, total=False):
     """How to reach the Hub. What is left out is huggingface_hub's to decide, from its own environment variables.
 
-    endpoint: the URL of a mirror; default $HF_ENDPOINT, else https://huggingface.co.
-    cache_dir: where fetched files are kept; default $HF_HUB_CACHE, else ~/.cache/huggingface/hub.
-    token: for gated and private repositories; default $HF_TOKEN, else what `hf auth login` stored.
-    local_files_only: make no request; $HF_HUB_OFFLINE=1 does the same, if it is set before Python starts.
+    Args:
+        endpoint: the URL of a mirror; default $HF_ENDPOINT, else https://huggingface.co.
+        cache_dir: where fetched files are kept; default $HF_HUB_CACHE, else ~/.cache/huggingface/hub.
+        token: for gated and private repositories; default $HF_TOKEN, else what `hf auth login` stored.
+        local_files_only: make no request; $HF_HUB_OFFLINE=1 does the same, if it is set before Python starts.
     """
 
     endpoint: str | None

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 def add_fields(parser: argparse.ArgumentParser, kind: type, presets: Mapping[str, Any]) -> None:
     """An option `--field-name` for each field of a dataclass; its help names the value in each preset."""
     group = parser.add_argument_group((inspect.getdoc(kind) or "").rstrip("."))
-    wanted, comments = get_type_hints(kind), _comments(kind)
+    wanted, comments = get_type_hints(kind), field_comments(kind)
     for field in dataclasses.fields(kind):
         values = {name: _shown(getattr(preset, field.name)) for name, preset in presets.items()}
         different = ", ".join(f"{name}: {value}" for name, value in values.items())
@@ -33,7 +33,7 @@ def given_fields(options: argparse.Namespace, kind: type) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in names}
 
 
-def _comments(kind: type) -> dict[str, str]:
+def field_comments(kind: type) -> dict[str, str]:
     """The comment behind each field, in the source of the class and of those it inherits from."""
     found: dict[str, str] = {}
     for parent in reversed(kind.__mro__[:-1]):

@@ -120,7 +120,8 @@ def pack_faces(
         overwrite: make a pack anew; nothing but a pack is ever replaced.
 
     Raises:
-        DataError: nothing there, or too much that is not readable. OutputError: the pack exists or does not fit.
+        DataError: nothing there, or too much that is not readable.
+        OutputError: the pack exists or does not fit.
     """
     if size < INPUT:
         raise OptionError(f"size is {size}; it must be at least {INPUT}.")

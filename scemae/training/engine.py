@@ -45,7 +45,7 @@ class Recipe(Protocol):
 
     @property
     def report_every(self) -> int:
-        """Steps between two reports: a picture, and what `measure` finds."""
+        """Steps between two reports, each a picture and what `measure` finds."""
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Part of the batch of a step, on the CPU, from nothing but the step; called ahead, in another thread."""
