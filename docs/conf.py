@@ -1,4 +1,4 @@
-"""How the site is built: python -m sphinx -W --keep-going -b html docs OUT. Neither that nor the site needs a network."""
+"""How the site is built: python -m sphinx -W --keep-going -b html docs OUT. It needs no network, nor does the site."""
 
 import re
 
