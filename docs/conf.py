@@ -100,8 +100,14 @@ def with_fields(_app: Sphinx, _what: str, _name: str, subject: object, _options:
         lines += [f":param {name}: {comment}" for name, comment in field_comments(subject).items()]
 
 
+def with_downloads(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """A page whose links to documents outside of the site, which MyST refuses, lead to copies of them."""
+    source[0] = re.sub(r"\[`?([^]`]+)`?\]\((\.\./[^)]+\.md)\)", r"{download}`\1 <\2>`", source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
     app.connect("autodoc-process-signature", as_in_the_source)
     app.connect("autodoc-process-docstring", with_fields)
+    app.connect("source-read", with_downloads)

@@ -10,6 +10,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["SCEMAE_WEIGHTS_DIR"] = ""
 
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ import torch
 from fakehub import FakeHub
 
 import scemae
+from scemae.card import model_card
+from scemae.checkpoint import CARD, WEIGHTS, file_sha256, save_model
 from scemae.config import BACKBONES, BackboneConfig
 from scemae.samples import sample_faces
 
@@ -52,6 +55,22 @@ def reach(hub, tmp_path):
 @pytest.fixture(scope="session")
 def model():
     return scemae.load_model()
+
+
+@pytest.fixture(scope="session")
+def aligning_in(model, tmp_path_factory):
+    """Folder of the same model with fewer steps of alignment than nine: exports take as many passes of the encoder."""
+
+    def folder_of(*steps):
+        folder = tmp_path_factory.mktemp("model") / "short"
+        aligner = replace(model.config.aligner, steps=steps, similarity_steps=min(2, len(steps)))
+        config = replace(model.config, aligner=aligner)
+        save_model(folder, model.state_dict(), config, "")
+        weights = folder / WEIGHTS
+        (folder / CARD).write_text(model_card(config, file_sha256(weights), weights.stat().st_size))
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,239 @@
+"""Every block of code in README.md and docs/*.md runs; or it says why not, and its commands are at least parsed.
+
+A block that cannot run here has `<!-- not run: REASON -->` in the line above it. Commands run in this process, in a
+folder where lie the files that they name (`supplies`), and get `MORE` words where the data or the hours are not there.
+"""
+
+import csv
+import re
+import shlex
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+import scemae
+from scemae import transfer, zoo
+from scemae.checkpoint import CONFIG, WEIGHTS, file_sha256
+from scemae.cli import TRAINING, _parser, main
+from scemae.zoo import ReleasedFile
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(
+    r"(?:^<!-- not run:(?P<reason>.*?)-->\n)?^```(?P<language>python|bash)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+OTHERS = {"math", "text", "bibtex", "{toctree}", "{eval-rst}"}  # languages of blocks that are not code to run
+TINY = ROOT / "weights" / "scemae-tiny"
+
+FEW = "--overwrite --held-out 3 --batch-size 4"
+QUICK = "--steps 2 --precision float32 --no-compile"
+MORE = {  # a command -> what it is given beside the words in the document
+    "data align": "--model local-dir:run/model",
+    "data pack": "--overwrite",
+    "demo": "--overwrite",
+    "export": "--overwrite --faces 1 --tolerance 0.5",
+    "fit": "--overwrite --no-align",
+    "push": "--yes",
+    "train align": f"{FEW} --views 12 --projection-views 8 --amplitudes 1,0.5 --steps 0,1,1",
+    "train stage1": f"{QUICK} --overwrite --architecture test-tiny --batch-size 4",
+    "train stage2": f"{FEW} {QUICK} --projector-dim 8 --faces-together 2",
+}
+
+
+class Block(NamedTuple):
+    """One block of code of a page; `reason`: why it is not run, or None."""
+
+    language: str
+    code: str
+    reason: str | None
+    line: int
+
+
+def blocks_of(text):
+    found = [
+        Block(match["language"], match["code"], match["reason"], text.count("\n", 0, match.start("code")) + 1)
+        for match in FENCE.finditer(text)
+    ]
+    fences = re.findall(r"^ *```+ *(\S+)", text, re.MULTILINE)
+    unknown = [language for language in fences if language not in OTHERS]
+    assert unknown == [block.language for block in found], f"fences {unknown}, of which only some are understood"
+    for block in found:
+        assert block.reason is None or block.reason.strip(), f"line {block.line}: not run, but the reason is missing"
+    return found
+
+
+def commands_of(code):
+    """The lines of a bash block as words, without comments."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def options_of(words):
+    """What `scemae` makes of its words; a renamed option ends in SystemExit."""
+    return _parser(words).parse_args(words)
+
+
+def check_extras(words):
+    """`pip install ".[dev]"`: there are such extras."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extras in re.findall(r"\[([^]]+)\]", " ".join(words)):
+        assert set(extras.split(",")) <= known.keys()
+
+
+def check_command(words):
+    """Parse what is not run: the words after `scemae`, wherever a launcher has it."""
+    if words[0] == "pip":
+        check_extras(words)
+    elif "scemae" in words:
+        options_of(words[words.index("scemae") + 1 :])
+
+
+def run_command(words, more, monkeypatch):
+    program, *words = words
+    if program == "pip":
+        check_extras(words)
+    elif program == "export":
+        name, _, value = words[0].partition("=")
+        monkeypatch.setenv(name, value.replace("$PWD", str(Path.cwd())))
+    else:
+        assert program == "scemae", f"{program} is no command that this test can run: say why not above the block"
+        options_of(words)  # as written
+        name = " ".join(words[: 2 if words[0] in TRAINING else 1])
+        assert main([*words, *more.get(name, "").split()]) == 0, " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def short_folder(aligning_in):
+    """What stands in for scemae-tiny: the same, but aligning in one step, as each one makes an export slower."""
+    return aligning_in(2)
+
+
+@pytest.fixture(scope="module")
+def supplied(tmp_path_factory, short_folder, samples):
+    """The files that documents name."""
+    folder = tmp_path_factory.mktemp("supplies")
+    pictures = {"reference.jpg": samples[0], "a.jpg": samples[1], "b.jpg": samples[0], "c.jpg": samples[1]}
+    for name, sample in pictures.items():
+        shutil.copy(sample.path, folder / name)
+    points = [[name, *named, *xy] for name, face in pictures.items() for *named, xy in face.landmarks.items()]
+    write_table(folder / "annotations.csv", ["path", "name", "x", "y"], points)
+    write_table(folder / "boxes.csv", ["path", "x0", "y0", "x1", "y1"], [[n, *f.box] for n, f in pictures.items()])
+    (folder / "faces").mkdir()
+    for number in range(8):
+        face = samples[number % 2]
+        x0, y0, x1, y1 = face.box
+        margin = (x1 - x0) * 0.21  # the box is the central 96/136 of the picture
+        around = (x0 - margin, y0 - margin, x1 + margin, y1 + margin)
+        Image.open(face.path).crop(around).save(folder / "faces" / f"{number}.png")
+    fixed = {"align": False, "expansion": 1, "mirror": "off"}
+    model, face = scemae.load_model(short_folder), samples[0]
+    detector = scemae.fit_regressor(model, face.path, face.landmarks, boxes=face.box, **fixed)
+    detector.save(folder / "detector.safetensors")
+    shutil.copytree(TINY, folder / "run" / "model")
+    return folder
+
+
+def write_table(path, columns, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+@pytest.fixture
+def here(short_folder, tmp_path, monkeypatch):
+    """The present folder, empty."""
+    files = {name: ReleasedFile(file_sha256(short_folder / name), 0) for name in (WEIGHTS, CONFIG)}
+    monkeypatch.setitem(zoo.RELEASED, zoo.DEFAULT, replace(zoo.RELEASED[zoo.DEFAULT], files=files))
+    for module in (zoo, transfer):
+        monkeypatch.setattr(module, "shipped", lambda _name: short_folder)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def organisation(hub, reach, monkeypatch):
+    """A Hub with a repository ORG/REPO, and what commands are told to reach it."""
+    commit = hub.add("ORG/REPO", {path.name: path.read_bytes() for path in TINY.iterdir()})
+    hub.repos["ORG/REPO"].tags["v1"] = commit
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    cache = f"--cache-dir {reach['cache_dir']}"
+    return {"download": f"--endpoint {hub.url} {cache}", "verify": cache, "push": f"--yes --endpoint {hub.url}"}
+
+
+def pages_with(language):
+    pages = [page for page in PAGES if any(block.language == language for block in blocks_of(page.read_text()))]
+    return pytest.mark.parametrize("page", pages, ids=lambda page: page.stem)
+
+
+@pages_with("python")
+def test_python_blocks_run(page, here):
+    namespace = {"__name__": "__main__"}
+    for block in blocks_of(page.read_text()):
+        if block.language == "python":
+            lines = "\n" * (block.line - 1) + block.code  # so that a traceback has the line of the page
+            code = compile(lines, str(page), "exec")
+            if block.reason is None:
+                exec(code, namespace)
+
+
+@pages_with("bash")
+def test_bash_blocks_run(page, here, supplied, organisation, tiny_backbone, monkeypatch):
+    shutil.copytree(supplied, here, dirs_exist_ok=True)
+    for block in blocks_of(page.read_text()):
+        if block.language == "bash":
+            for words in commands_of(block.code):
+                if block.reason is None:
+                    run_command(words, MORE | organisation, monkeypatch)
+                else:
+                    check_command(words)
+
+
+def test_the_table_of_models_is_that_of_the_library():
+    lines = (ROOT / "docs" / "model-zoo.md").read_text().splitlines()
+    rows = [
+        f"| [`{info.name}`](../weights/{info.name}/README.md) | {info.config.architecture} "
+        f"| {info.config.params / 1e6:.1f} M | {sum(info.files.values()) / 1e6:.0f} MB "
+        f"| {'yes' if info.bundled else 'no'} | {info.config.license} | {info.config.training_data.split(',')[0]} |"
+        for info in scemae.list_models()
+    ]
+    assert [line for line in lines if line.startswith("| [`")] == rows
+
+
+# ---- the test itself
+
+
+def test_a_block_that_is_not_run_needs_a_reason():
+    run, skipped = blocks_of("```bash\na\n```\n<!-- not run: 8 GPUs -->\n```python\nb\n```\n")
+    assert (run.reason, skipped.reason) == (None, " 8 GPUs ")
+    assert (run.line, skipped.line) == (2, 6)
+    with pytest.raises(AssertionError, match="reason is missing"):
+        blocks_of("<!-- not run: -->\n```bash\na\n```\n")
+
+
+@pytest.mark.parametrize("text", ["```sh\na\n```\n", "- a\n\n  ```bash\n  a\n  ```\n", "```bash title\na\n```\n"])
+def test_a_block_in_another_spelling_is_not_overlooked(text):
+    with pytest.raises(AssertionError, match="understood"):
+        blocks_of(text)
+
+
+def test_what_is_not_run_is_parsed(capsys):
+    check_command(shlex.split("torchrun --nproc-per-node 2 -m scemae train stage1 --data pack --out run"))
+    with pytest.raises(SystemExit):
+        check_command(shlex.split("torchrun --nproc-per-node 2 -m scemae train stage1 --dater pack --out run"))
+    assert "required: --data" in capsys.readouterr().err
+    with pytest.raises(AssertionError):
+        check_command(shlex.split('pip install "scemae[training]"'))
+
+
+def test_a_command_that_fails_fails_the_test(monkeypatch, capsys):
+    with pytest.raises(AssertionError, match="no-such-model"):
+        run_command(["scemae", "info", "no-such-model"], {}, monkeypatch)
+    with pytest.raises(AssertionError, match="say why not"):
+        run_command(["accelerate", "launch"], {}, monkeypatch)
