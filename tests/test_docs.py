@@ -20,6 +20,7 @@ import scemae
 from scemae import transfer, zoo
 from scemae.checkpoint import CONFIG, WEIGHTS, file_sha256
 from scemae.cli import TRAINING, _parser, main
+from scemae.config import BACKBONES, BackboneConfig
 from scemae.zoo import ReleasedFile
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ MORE = {  # a command -> what it is given beside the words in the document
     "fit": "--overwrite --no-align",
     "push": "--yes",
     "train align": f"{FEW} --views 12 --projection-views 8 --amplitudes 1,0.5 --steps 0,1,1",
-    "train stage1": f"{QUICK} --overwrite --architecture test-tiny --batch-size 4",
+    "train stage1": f"{QUICK} --overwrite --architecture test-narrow --batch-size 4",
     "train stage2": f"{FEW} {QUICK} --projector-dim 8 --faces-together 2",
 }
 
@@ -158,6 +159,12 @@ def here(short_folder, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def narrow_backbone(monkeypatch):
+    """An architecture that trains in no time, with as many blocks as stage 2 asks for."""
+    monkeypatch.setitem(BACKBONES, "test-narrow", BackboneConfig(width=32, heads=2, depth=4, params=0))
+
+
+@pytest.fixture
 def organisation(hub, reach, monkeypatch):
     """A Hub with a repository ORG/REPO, and what commands are told to reach it."""
     commit = hub.add("ORG/REPO", {path.name: path.read_bytes() for path in TINY.iterdir()})
@@ -184,7 +191,7 @@ def test_python_blocks_run(page, here):
 
 
 @pages_with("bash")
-def test_bash_blocks_run(page, here, supplied, organisation, tiny_backbone, monkeypatch):
+def test_bash_blocks_run(page, here, supplied, organisation, narrow_backbone, monkeypatch):
     shutil.copytree(supplied, here, dirs_exist_ok=True)
     for block in blocks_of(page.read_text()):
         if block.language == "bash":
