@@ -34,7 +34,7 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 # Docstrings are plain text with `code`, as they are read in an editor.
 default_role = "literal"
 autodoc_member_order = "bysource"
-smartquotes = False
+smartquotes_action = "D"  # dashes; the quotes of docstrings are code
 autodoc_type_aliases = {
     name: f"{module}.{name}"
     for module, names in {
@@ -57,7 +57,11 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(collections|numpy|os|pathlib|PIL|torch|typing)\..*|Path")]
 
 # What GitHub's renderer knows and that of docutils does not.
-TEX = {r"\\dots\b": r"\\ldots", r"\\(big|textstyle)\b": ""}
+TEX = {
+    r"\\dots\b": r"\\ldots",
+    r"\\(big|textstyle)\b": "",
+    r"(\\(?:hat|bar) \w)(?=_)": r"\1{}",  # or the index goes below the letter
+}
 
 
 def write_inline(self: HTML5Translator, node: nodes.math) -> None:

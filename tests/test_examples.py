@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("few_shot_detector.py", ["f.png", "f.safetensors"], ["f.png", "f.safetensors"]),
         ("similarity_map.py", ["nose_tip", "s.png"], ["s.png"]),
         ("measure_speed.py", ["1"], []),
+        ("frames_picture.py", ["frames.png"], ["frames.png"]),
     ],
 )
 def test_example_runs(script, arguments, written, tmp_path):
