@@ -20,7 +20,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]
 
 html_theme = "furo"
 html_title = f"scemae {release}"
@@ -43,7 +42,6 @@ autodoc_type_aliases = {
         "scemae.regressor": ("Images",),
         "scemae.config": ("Use",),
         "scemae.heads": ("Head", "Mirror"),
-        "scemae.features": ("Index",),
         "scemae.geometry": ("Array", "Box"),
     }.items()
     for name in names

@@ -1,7 +1,7 @@
 """Every block of code in README.md and docs/*.md runs; or it says why not, and its commands are at least parsed.
 
 A block that cannot run here has `<!-- not run: REASON -->` in the line above it. Commands run in this process, in a
-folder where lie the files that they name (`supplies`), and get `MORE` words where the data or the hours are not there.
+folder where the files lie that they name (`supplied`), and get `MORE` words where the data or the hours are not there.
 """
 
 import csv
@@ -40,7 +40,6 @@ MORE = {  # a command -> what it is given beside the words in the document
     "demo": "--overwrite",
     "export": "--overwrite --faces 1 --tolerance 0.5",
     "fit": "--overwrite --no-align",
-    "push": "--yes",
     "train align": f"{FEW} --views 12 --projection-views 8 --amplitudes 1,0.5 --steps 0,1,1",
     "train stage1": f"{QUICK} --overwrite --architecture test-narrow --batch-size 4",
     "train stage2": f"{FEW} {QUICK} --projector-dim 8 --faces-together 2",
@@ -62,8 +61,8 @@ def blocks_of(text):
         for match in FENCE.finditer(text)
     ]
     fences = re.findall(r"^ *```+ *(\S+)", text, re.MULTILINE)
-    unknown = [language for language in fences if language not in OTHERS]
-    assert unknown == [block.language for block in found], f"fences {unknown}, of which only some are understood"
+    code = [language for language in fences if language not in OTHERS]
+    assert code == [block.language for block in found], f"of the fences {code} only some are understood"
     for block in found:
         assert block.reason is None or block.reason.strip(), f"line {block.line}: not run, but the reason is missing"
     return found
