@@ -38,6 +38,13 @@ def test_locality_is_in_cells_with_the_natural_logarithm():
     assert torch.equal(found, found.T)
 
 
+def test_locality_before_lcr_is_a_root():
+    positions = torch.tensor([[[0, 0], [0, 4]]])
+    assert locality(positions, "root")[0].tolist() == [[0, 2], [2, 0]]
+    loss = lcr_loss(torch.ones(1, 2, 3), positions, torch.ones(2, 2), 1.0, form="root")
+    assert float(loss) == pytest.approx(2.0)  # half of each token's correspondence, at distance 4
+
+
 def test_correspondence_counts_the_token_itself():
     p = log_correspondence(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), 0.5).exp()[0]
     assert p[0].tolist() == pytest.approx([math.exp(2) / (math.exp(2) + 1), 1 / (math.exp(2) + 1)], abs=1e-6)

@@ -13,6 +13,7 @@ from scemae.errors import OptionError
 
 Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
+Locality = Literal["log", "root"]
 Precision = Literal["float32", "bf16"]
 
 
@@ -202,6 +203,7 @@ class Stage2Config(RunConfig, MotionConfig):
     attentive_repellence: float = 5.0  # lambda between two attentive tokens (Eq. 6)
     mixed_repellence: float = 5.0  # lambda between an attentive token and a center
     center_repellence: float = 2.0  # lambda between two centers
+    locality: Locality = "log"  # f_loc of the distance of two tokens: log(d + 1) (Eq. 5), or the root of d
     reduction: Reduction = "sum"  # of Eq. 7 over the pairs
     amplitude: float = 0.0  # of known motions of the faces; places are those of the unmoved face. 0: faces as they lie
     faces_together: int = 1  # faces whose tokens share the softmax of Eq. 4
@@ -241,6 +243,8 @@ STAGE2_PRESETS = {
         faces_together=16,
         keys="others",
     ),
+    # Table 4, "clustering without LCR", in our reading: the same tokens, under the loss that LCR was made from.
+    "clustering": Stage2Config(locality="root", attentive_repellence=1.0, mixed_repellence=1.0, center_repellence=1.0),
     "lda": Stage2Config(objective="lda", amplitude=1.0),
 }
 

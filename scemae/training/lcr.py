@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scemae.errors import OptionError
-from scemae.training.config import Reduction
+from scemae.training.config import Locality, Reduction
 
 
 def log_correspondence(descriptors: Tensor, temperature: float, keys: Tensor | None = None) -> Tensor:
@@ -23,10 +23,14 @@ def log_correspondence(descriptors: Tensor, temperature: float, keys: Tensor | N
     return logits.log_softmax(dim=-1)
 
 
-def locality(positions: Tensor) -> Tensor:
-    """f_loc (B, T, T) = log(distance + 1) of token positions (B, T, 2) in cells (rows and columns), Eq. 5."""
+def locality(positions: Tensor, form: Locality = "log") -> Tensor:
+    """f_loc (B, T, T) of token positions (B, T, 2) in cells (rows and columns): log(distance + 1), Eq. 5.
+
+    Or its square root ("root"), as in ContrastLandmark (Cheng et al., 2021), which the paper starts from.
+    """
     positions = positions.float()
-    return torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist").log1p()
+    distance = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.log1p() if form == "log" else distance.sqrt()
 
 
 def repellence(attentive: Tensor, between_attentive: float, between_kinds: float, between_centers: float) -> Tensor:
@@ -43,16 +47,17 @@ def lcr_loss(
     temperature: float,
     reduction: Reduction = "sum",
     keys: Tensor | None = None,
+    form: Locality = "log",
 ) -> Tensor:
     """L_LCR, Eq. 7: sum of f_loc * lambda * p over all pairs of tokens, mean over the batch.
 
     Args:
         descriptors: (B, T, C), projected. positions: (B, T, 2), cells. weights: lambda (T, T).
-        temperature, keys: see `log_correspondence`.
+        temperature, keys: see `log_correspondence`. form: see `locality`.
         reduction: "sum" (the paper's) or "mean_query", that divided by T.
     """
     if reduction not in ("sum", "mean_query"):
         raise OptionError(f"reduction is {reduction!r}; it must be 'sum' or 'mean_query'.")
-    terms = locality(positions) * weights * log_correspondence(descriptors, temperature, keys).exp()
+    terms = locality(positions, form) * weights * log_correspondence(descriptors, temperature, keys).exp()
     loss: Tensor = terms.sum((1, 2)).mean()
     return loss if reduction == "sum" else loss / descriptors.shape[1]

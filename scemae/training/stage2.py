@@ -65,7 +65,7 @@ class CorrespondenceEnhancer(nn.Module):
             config.center_repellence,
         )
         keys = None if config.keys == "all" else face[:, None] != face
-        loss = lcr_loss(descriptors, positions, weights, config.temperature, config.reduction, keys)
+        loss = lcr_loss(descriptors, positions, weights, config.temperature, config.reduction, keys, config.locality)
         return {"loss": loss / config.faces_together}
 
     def approximated(self, images: Tensor) -> tuple[Selection, Tensor]:
