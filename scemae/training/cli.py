@@ -39,8 +39,6 @@ for package in ("accelerate", "filelock", "pyarrow"):
 
 def train(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """The stages of training."""
-    # PyTorch looks at its first allocation; small pages cost 4 % of a step on a CPU (Linux).
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     first = _add(stages, stage1, common)
     add_training(first, Stage1Config, STAGE1_PRESETS)
