@@ -39,6 +39,9 @@ class Extractor(Protocol):
     config: ModelConfig
 
     @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
     def view_size(self) -> int: ...
 
     @property

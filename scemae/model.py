@@ -47,6 +47,11 @@ class SceMae(nn.Module):
         return self.mean.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the encoder computes in."""
+        return self.backbone.cls_token.dtype
+
+    @property
     def view_size(self) -> int:
         """Side of the views, px, without their margin."""
         return self.config.input_size
@@ -80,8 +85,7 @@ class SceMae(nn.Module):
         return projected.to(backbone_map.device)
 
     def _encode(self, views: Tensor) -> Tensor:
-        compute_dtype = self.backbone.cls_token.dtype
-        maps: Tensor = self.backbone(views.to(compute_dtype))
+        maps: Tensor = self.backbone(views.to(self.dtype))
         return maps.float()
 
     def _passes_at_once(self) -> int:

@@ -146,6 +146,13 @@ def test_spellings(model):
     assert load_extractor("scemae-tiny", None, 2).id == model.id
 
 
+def test_the_dtype_is_that_of_the_encoder_and_part_of_what_was_measured():
+    for spelling in (None, "pixels"):
+        half = load_extractor("scemae-tiny", spelling, None, "bfloat16")
+        assert half.dtype == torch.bfloat16
+        assert Subject.of(half).settings()["dtype"] == "bfloat16"
+
+
 @pytest.fixture
 def untrained(monkeypatch):
     """timm's models with the numbers they start from: the tests have no network."""

@@ -68,6 +68,11 @@ class Described:
         return self.shape[0]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of the placing model."""
+        return self.placing.dtype
+
+    @property
     def view_size(self) -> int:
         """Side of the views, px, without their margin."""
         return self.encoder.view_size
@@ -151,9 +156,11 @@ def build_extractor(spelling: str, placing: SceMae, expansion: int | None) -> De
     raise OptionError(f"--extractor is {spelling!r}; wanted one of {SPELLINGS}.")
 
 
-def load_extractor(model: str, spelling: str | None, expansion: int | None) -> SceMae | Described:
+def load_extractor(
+    model: str, spelling: str | None, expansion: int | None, dtype: str = "float32"
+) -> SceMae | Described:
     """The model of that name, or the extractor of that spelling with the model to align its faces."""
-    ours = load_model(model)
+    ours = load_model(model, dtype=dtype)
     return ours if spelling is None else build_extractor(spelling, ours, expansion)
 
 

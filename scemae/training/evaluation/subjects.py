@@ -82,6 +82,7 @@ class Subject:
             "scemae": scemae.__version__,
             "model": model.name,
             "sha256": model.sha256,
+            "dtype": str(self.extractor.dtype).removeprefix("torch."),
             "use": self.use,
             **self._how(),
         }
