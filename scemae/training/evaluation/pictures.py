@@ -38,8 +38,8 @@ def cumulative_curve(errors: Mapping[str, Array]) -> Image.Image:
         shares = np.searchsorted(np.sort(values), levels, side="right") / len(values)
         pen.line(list(zip(across.tolist(), (bottom - shares * (bottom - top)).tolist(), strict=True)), colour, 2)
         y = bottom - 20 * (len(errors) - number)
-        pen.line((right - 190, y, right - 166, y), colour, 3)
-        draw.write(pen, (right - 158, y), label, 14)
+        pen.line((right - 24, y, right, y), colour, 3)
+        draw.write(pen, (right - 32, y), label, 14, "rm")
     return picture
 
 
