@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from scemae.training.config import STAGE1_PRESETS, Label
 from scemae.training.data import Pack, write_pack
-from scemae.training.engine import fuse_attention
+from scemae.training.speed import fuse_attention
 from scemae.training.stage1 import Stage1
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -22,10 +22,8 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
-from timm.layers.attention import Attention
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -34,7 +32,7 @@ from scemae.output import folder_written_whole
 from scemae.training.config import Options, Precision, RunConfig
 from scemae.training.processes import accelerator, by_main, check_same, interruptible
 from scemae.training.run_folder import MODEL, RunFolder
-from scemae.training.speed import compiles, fastest_precision
+from scemae.training.speed import add_bias_after, compiles, fastest_precision, fuse_attention
 
 
 class Recipe(Protocol):
@@ -282,28 +280,6 @@ def learning_rate(config: RunConfig, step: int) -> float:
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (config.steps - warmup)))
-
-
-def fuse_attention(module: nn.Module, fused: bool) -> None:
-    """PyTorch's fused attention or the plain one: on a CPU the backward of the fused one is half of a step."""
-    for layer in module.modules():
-        if isinstance(layer, Attention):
-            layer.fused_attn = fused  # type: ignore[misc]  # a Final to TorchScript, which we do not use
-
-
-def add_bias_after(module: nn.Module) -> None:
-    """Each linear layer's bias added to the product, not the product to copies of the bias.
-
-    On a CPU torch.compile leaves the latter to PyTorch, but fuses the former with what follows: some 3 % of a step.
-    """
-
-    def forward(layer: nn.Linear, tokens: Tensor) -> Tensor:
-        product = F.linear(tokens, layer.weight)
-        return product if layer.bias is None else product + layer.bias.to(product.dtype)
-
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            layer.forward = partial(forward, layer)  # type: ignore[method-assign]
 
 
 def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
