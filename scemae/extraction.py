@@ -144,12 +144,14 @@ def iter_features(
     return _batches(model, _pairs(images, boxes), aligner, expansion, margin, batch_size)
 
 
-def mirrored_features(model: Extractor, features: FaceFeatures, batch_size: int = 16) -> FaceFeatures:
-    """Features of the same faces with left and right exchanged, from their patches.
+def features_through(
+    model: Extractor, features: FaceFeatures, crops: Sequence[Crop], batch_size: int = 16
+) -> FaceFeatures:
+    """Features of the same faces seen through other crops, one for each, from their patches.
 
-    Each crop maps its own, mirrored, input pixels to the same image, so landmarks in image pixels stay as they are.
+    A crop maps its own input pixels to the same image, so landmarks in image pixels stay as they are.
     """
-    faces = [replace(face, crop=face.crop.mirrored()) for face in features.faces]
+    faces = [replace(face, crop=crop) for face, crop in zip(features.faces, crops, strict=True)]
     maps = [
         _maps(model, faces[start : start + batch_size], features.expansion, features.margin)
         for start in range(0, len(faces), batch_size)

@@ -196,6 +196,34 @@ def sample_views(pixels: Tensor, to_pixels: Tensor, size: int) -> Tensor:
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
+def random_affines(
+    numbers: np.random.Generator,
+    count: int,
+    size: int,
+    *,
+    rotation: float,
+    log_scale: float,
+    shear: float,
+    shift: float,
+) -> Array:
+    """Affines (count, 3, 3) about the centre of views of `size` px, from pixels of a moved view to the unmoved one's.
+
+    The rest are standard deviations: rotation in radians, `shear` also of the logarithm of the aspect, `shift` in
+    half-sides.
+    """
+    angle, zoom, aspect, slant = (
+        deviation * numbers.standard_normal(count) for deviation in (rotation, log_scale, shear, shear)
+    )
+    offset = shift * size / 2 * numbers.standard_normal((count, 2))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    stretch = np.exp(zoom) * np.array([[np.exp(aspect), slant], [slant, np.exp(-aspect)]])
+    affines = np.tile(np.eye(3), (count, 1, 1))
+    affines[:, :2, :2] = np.einsum("ijn,jkn->nik", turn, stretch)
+    centre = np.full(2, (size - 1) / 2)
+    affines[:, :2, 2] = centre + offset - affines[:, :2, :2] @ centre
+    return affines
+
+
 @dataclass(frozen=True)
 class CellGrid:
     """Where the cells of a map lie: cell m has its centre at `origin + step * m` input pixels, in x and in y."""

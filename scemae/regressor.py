@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Self, Unpack
@@ -12,13 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from scemae.checkpoint import REGRESSOR, read_file, write_file
 from scemae.config import ModelId, Use, checked_use
 from scemae.errors import IncompatibleWeightsError, LandmarkInputError, NotFittedError
 from scemae.estimator import Estimator
-from scemae.extraction import Boxes, Extractor, extract_features, mirrored_features
+from scemae.extraction import LONG_WORK, Boxes, Extractor, extract_features, features_through
 from scemae.features import FaceFeatures, FeatureKind, Landmarks
+from scemae.geometry import random_affines
 from scemae.heads import HEADS, AnnotatedMaps, Head, Mirror, exchanged, new_head
 from scemae.hub import HUB, HubOptions, checked_options, fetch
 from scemae.images import ImageLike
@@ -28,6 +31,7 @@ from scemae.zoo import load_model
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
 FEW = 5  # up to so many annotated faces the model's few_shot_use is the default
+MOVES = {"rotation": 0.15, "log_scale": 0.075, "shear": 0.03, "shift": 0.065}  # half of what the aligner learned from
 LEAVE_ONE_OUT = 10  # up to so many faces each is held out on its own, then a fifth at a time
 FORMAT = "scemae landmark regressor 1"
 
@@ -128,18 +132,7 @@ class LandmarkRegressor(Estimator):
         maps = features.map(self.use_)
         self.mean_, self.std_ = maps.mean((0, 2, 3)), maps.std((0, 2, 3)).clamp(min=1e-6)
         self.head_ = new_head(self.head, features.aligned)
-        blocks = _blocks(len(features), self.head_.max_folds)
-        parts = [(maps, truth)]
-        if swap is not None:
-            mirrored = mirrored_features(self.model, features)
-            parts.append((mirrored.map(self.use_), torch.from_numpy(mirrored.to_input(xy))[:, swap]))
-        data = AnnotatedMaps(
-            torch.cat([self._standardised(part) for part, _ in parts]),
-            features.grid,
-            torch.cat([shapes for _, shapes in parts]),
-            np.tile(blocks, len(parts)),
-            np.repeat(np.arange(len(parts)) > 0, len(features)),
-        )
+        data = self._annotated(features, xy, swap)
         held_out, self.mirrored_ = self.head_.fit(data)
         self.names_, self.faces_ = names, len(features)
         self.kind_, self.landmarks_ = features.kind, xy.shape[1]
@@ -264,6 +257,32 @@ class LandmarkRegressor(Estimator):
         if not hasattr(self, "head_"):
             raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
 
+    def _annotated(self, features: FaceFeatures, xy: NDArray[np.float64], swap: list[int] | None) -> AnnotatedMaps:
+        """The faces, their mirror images if it is known which landmarks change places, and moved copies of both."""
+        faces, sides = len(features), (False,) if swap is None else (False, True)
+        copies = _copies(faces) // len(sides) if self.head_.moved_copies else 0
+        numbers = np.random.default_rng(0)
+        looks = [(mirrored, moved) for moved in [False] + copies * [True] for mirrored in sides]
+        maps, landmarks = [], []
+        for mirrored, moved in tqdm(looks, unit="look", delay=LONG_WORK, disable=not sys.stderr.isatty()):
+            seen = features
+            if mirrored or moved:
+                crops = [face.crop.mirrored() if mirrored else face.crop for face in features.faces]
+                if moved:
+                    motions = random_affines(numbers, faces, crops[0].size, **MOVES)[:, :2]
+                    crops = [crop.refined(motion) for crop, motion in zip(crops, motions, strict=True)]
+                seen = features_through(self.model, features, crops)
+            maps.append(self._standardised(seen.map(self.use_)))
+            shapes = torch.from_numpy(seen.to_input(xy))
+            landmarks.append(shapes[:, swap] if mirrored else shapes)
+        return AnnotatedMaps(
+            torch.cat(maps),
+            features.grid,
+            torch.cat(landmarks),
+            np.tile(_blocks(faces, self.head_.max_folds), len(looks)),
+            *(np.repeat(marks, faces) for marks in zip(*looks, strict=True)),
+        )
+
     def _standardised(self, maps: Tensor) -> Tensor:
         return (maps - self.mean_[:, None, None]) / self.std_[:, None, None]
 
@@ -286,6 +305,11 @@ def _blocks(faces: int, max_folds: int) -> NDArray[np.int64]:
     """Which faces are held out together, (n,): each on its own up to `LEAVE_ONE_OUT`, then five folds."""
     folds = min(faces if faces <= LEAVE_ONE_OUT else 5, max_folds)
     return np.random.default_rng(0).permutation(faces) % folds
+
+
+def _copies(faces: int) -> int:
+    """How many moved copies of each of n annotated faces: 4, more of one or two faces, fewer from a hundred on."""
+    return min(max(4, 10 // faces), 400 // faces)
 
 
 def _check_annotated(xy: NDArray[np.float64], names: Sequence[str] | None) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 import scemae
 from scemae.cover import MARGIN
 from scemae.errors import BoxInputError, ImageInputError, OptionError
-from scemae.extraction import mirrored_features
+from scemae.extraction import features_through
 
 
 def test_all_kinds_of_input_give_the_same_features(model, samples):
@@ -96,7 +96,7 @@ def test_mirrored_features_are_those_of_the_mirrored_picture(model, samples):
     flipped = scemae.extract_features(
         model, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes=flipped_box, align=False
     )
-    mirrored = mirrored_features(model, original)
+    mirrored = features_through(model, original, [face.crop.mirrored() for face in original.faces])
     assert (mirrored.backbone_map - flipped.backbone_map).abs().max() < 0.1
     assert (mirrored.backbone_map - original.backbone_map).abs().max() > 1
     point = np.array([[[x0 + 10.0, y0 + 20.0]]])

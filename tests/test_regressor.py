@@ -18,7 +18,9 @@ from scemae.errors import (
     OutputError,
     WeightsIntegrityError,
 )
-from scemae.heads import HeatmapHead
+from scemae.geometry import CellGrid, sample_at
+from scemae.heads import CascadeHead, HeatmapHead
+from scemae.regressor import _copies
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +53,6 @@ def test_one_face_is_enough_and_claims_no_error(model, faces, samples, landmarks
 
 def test_the_held_out_error_is_of_faces_that_were_not_seen(model, faces, landmarks, regressor):
     """With two faces and a fixed ridge it is what fitting on one and testing on the other gives."""
-    from scemae.heads import CascadeHead
-
     head = CascadeHead(ridge=4.0)
     both = scemae.fit_regressor(model, faces, landmarks, head=head, mirror="off", normalizer=(0, 1), use="backbone")
     # The jitter is drawn for all faces at once, so a lone fit draws other noise: close, not equal.
@@ -88,6 +88,51 @@ def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
         scemae.fit_regressor(model, faces, named, mirror=[("left_ear", "right_eye")])
     with pytest.raises(OptionError, match="mirror is 'on'"):
         scemae.fit_regressor(model, faces, named, mirror="on")
+
+
+class Pixels:
+    """A model whose maps hold the pixels of the view, at the centres of the cells."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def normalise(self, views):
+        return views
+
+    def __call__(self, views, expansion):
+        axis = self.grid(expansion).centres(12 * expansion).double() + self.view_margin
+        centres = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).flatten(0, 1)
+        read = sample_at(views, CellGrid(0.0, 1.0), centres.expand(len(views), -1, -1))
+        return read.transpose(1, 2).unflatten(2, (len(axis), len(axis)))
+
+
+@pytest.mark.parametrize("swap", [None, [1, 0, 2]])
+def test_the_copies_of_a_face_show_each_landmark_where_they_say(model, swap):
+    """In a picture whose red says x and whose green says y: a landmark of each copy lies on the pixel of its name."""
+    ramp = np.arange(256, dtype=np.uint8)
+    picture = np.stack([*np.meshgrid(ramp, ramp), np.zeros((256, 256), dtype=np.uint8)], axis=-1)
+    landmarks = np.array([[(110.0, 115.0), (150.0, 112.0), (131.0, 140.0)]])
+    pixels = Pixels(model)
+    features = scemae.extract_features(pixels, picture, boxes=(70, 70, 190, 190), align=False)
+    regressor = scemae.LandmarkRegressor(pixels)
+    regressor.use_, regressor.head_ = "backbone", CascadeHead()
+    regressor.mean_, regressor.std_ = torch.zeros(3), torch.ones(3)
+    data = regressor._annotated(features, landmarks, swap)
+    sides = 1 if swap is None else 2
+    assert (len(data.maps), data.originals.sum(), data.mirrored.sum()) == (10 + sides, 1, 0 if swap is None else 6)
+    read = 255 * sample_at(data.maps, data.grid, data.landmarks)[..., :2]
+    named = np.stack([landmarks[0][swap] if mirrored else landmarks[0] for mirrored in data.mirrored])
+    assert np.abs(read.numpy() - named).max() < 0.3
+    distinct = np.unique(data.landmarks.flatten(1).numpy().round(3), axis=0)
+    assert len(distinct) == len(data.maps)
+
+
+@pytest.mark.parametrize(("faces", "copies"), [(1, 10), (2, 5), (3, 4), (100, 4), (150, 2), (400, 1), (401, 0)])
+def test_few_faces_have_many_copies(faces, copies):
+    assert _copies(faces) == copies
 
 
 def test_the_fixed_crop_works_too(model, samples, landmarks):

@@ -10,7 +10,7 @@ from scemae.heads.mirrors import Mirror, exchanged
 
 Head = CascadeHead | HeatmapHead
 HEADS: dict[str, type[Head]] = {head.name: head for head in (CascadeHead, HeatmapHead)}
-FIXED_CROP_SIGMAS = (10.0, 6.0, 4.0, 3.0)  # without alignment faces lie further from the mean shape
+FIXED_CROP_SIGMAS = (12.0, 9.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0)  # without alignment faces lie further from the mean shape
 
 __all__ = ["HEADS", "AnnotatedMaps", "CascadeHead", "Head", "HeatmapHead", "Mirror", "exchanged", "new_head"]
 

@@ -49,6 +49,7 @@ class HeatmapHead:
 
     name = "heatmap"
     max_folds = 3
+    moved_copies = False
 
     def __init__(
         self,
@@ -89,12 +90,12 @@ class HeatmapHead:
 
     def fit(self, data: AnnotatedMaps, validate: bool = True) -> tuple[Tensor, bool]:
         """Fit; returns held-out predictions (n, K, 2) of the original faces, and whether mirror images were used."""
-        originals = torch.from_numpy(~data.mirrored)
+        originals = torch.from_numpy(data.originals)
         held_out = torch.full_like(data.landmarks[originals], torch.nan)
         blocks = np.unique(data.blocks)
         if validate and len(blocks) > 1:
             for block in blocks:
-                inside = torch.from_numpy(data.blocks[~data.mirrored] == block)
+                inside = torch.from_numpy(data.blocks[data.originals] == block)
                 self._train(data, data.blocks != block)
                 held_out[inside] = self.predict(data.maps[originals][inside], data.grid)[0]
         self._train(data, np.ones(len(data.blocks), dtype=bool))

@@ -9,25 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scemae.geometry import Array, sample_views
+from scemae.geometry import Array, random_affines, sample_views
 from scemae.training.config import MotionConfig
 from scemae.training.data import INPUT, Pack
 
 
 def random_motions(numbers: np.random.Generator, count: int, config: MotionConfig, amplitude: float) -> Array:
     """Affines (count, 3, 3) about the view's centre, from pixels of a moved view to those of the unmoved one."""
-    angle, log_scale, aspect, shear = (
-        amplitude * deviation * numbers.standard_normal(count)
-        for deviation in (config.rotation, config.log_scale, config.shear, config.shear)
-    )
-    shift = amplitude * config.shift * INPUT / 2 * numbers.standard_normal((count, 2))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    stretch = np.exp(log_scale) * np.array([[np.exp(aspect), shear], [shear, np.exp(-aspect)]])
-    motions = np.tile(np.eye(3), (count, 1, 1))
-    motions[:, :2, :2] = np.einsum("ijn,jkn->nik", turn, stretch)
-    centre = np.full(2, (INPUT - 1) / 2)
-    motions[:, :2, 2] = centre + shift - motions[:, :2, :2] @ centre
-    return motions
+    deviations = ("rotation", "log_scale", "shear", "shift")
+    return random_affines(numbers, count, INPUT, **{name: amplitude * getattr(config, name) for name in deviations})
 
 
 def move_points(motions: Array, xy: Array) -> Array:
