@@ -102,7 +102,7 @@ def test_large_faces_go_through_the_example_nearly_as_through_predict(detector, 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     places = np.array([line.split()[-3:-1] for line in done.stdout.splitlines()], dtype=float)
     apart = np.abs(places - regressor.predict(large.path, boxes=large.box).xy[0]).max()
-    assert apart < 0.03 * (large.box[2] - large.box[0])  # the patch is half as fine as the photo
+    assert apart < 0.01 * (large.box[2] - large.box[0])  # the patch is half as fine as the photo
 
 
 @pytest.mark.parametrize(

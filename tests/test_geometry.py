@@ -276,14 +276,25 @@ def test_a_view_of_the_patchs_own_pixels_is_a_slice_of_it():
     assert torch.allclose(view, torch.from_numpy(pixels[20:116, 10:106]).permute(2, 0, 1) / 255, atol=1e-4)
 
 
-@pytest.mark.parametrize("samples", [2, 3])
-def test_a_view_of_a_finer_patch_is_the_mean_of_its_pixels(samples):
-    side = 110 * samples
-    pixels = np.random.default_rng(0).random((side, side, 3))
-    patch = Patch(pixels, np.array([(1.0, 0, 0), (0, 1.0, 0)]))
-    view = sample_view(patch, Crop.from_box((6, 4 * samples, 6 + 96 * samples, 100 * samples)))
-    part = torch.from_numpy(pixels[4 * samples : 100 * samples, 6 : 6 + 96 * samples]).permute(2, 0, 1)
-    assert torch.allclose(view, F.avg_pool2d(part, samples))
+@pytest.mark.parametrize("scale", [1.5, 2.0, 3.0, 5.0])
+def test_a_view_of_a_finer_patch_keeps_what_it_can_show_and_nothing_else(scale):
+    """Waves along x: of 16 view pixels, which are to stay, and of 1.1, which no view can show."""
+    side, crop = 500, Crop.from_box((5, 5, 5 + 96 * scale, 5 + 96 * scale))
+
+    def contrast(period):
+        wave = np.sin(2 * np.pi * np.arange(side) / (period * scale))
+        view = sample_view(Patch(np.tile(wave[None, :, None], (side, 1, 3)), np.eye(3)[:2]), crop)
+        return float(view.std() / wave.std())
+
+    assert contrast(16) > 0.94
+    assert contrast(1.1) < 0.2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
+def test_nothing_jumps_where_the_scale_grows(scale):
+    patch = Patch(np.random.default_rng(0).random((220, 220, 3)), np.eye(3)[:2])
+    views = [sample_view(patch, Crop.from_box((9, 9, 9 + 96 * s, 9 + 96 * s))) for s in (scale, scale + 1e-9)]
+    assert (views[1] - views[0]).abs().max() < 2e-4
 
 
 def test_beyond_the_patch_its_pixels_are_mirrored():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +12,11 @@ from scemae.alignment import FaceAligner
 from scemae.cover import MARGIN
 from scemae.errors import OptionError
 from scemae.extraction import ZOOM
-from scemae.geometry import sample_views
+from scemae.geometry import sample_smoothly, shift_first
 from scemae.model import SceMae
 from scemae.regressor import LandmarkRegressor
 
 BOX_SIDE = 128  # patch px: from a box of at most this side a face that is aligned is seen as `predict` sees it
-MAX_SAMPLES = 2  # per view pixel and axis: what `predict` takes while the aligned square is less than 240 patch px
 
 
 class MapsGraph(nn.Module):
@@ -108,7 +106,7 @@ class RegressorGraph(nn.Module):
     def _maps(self, pixels: Tensor, crop: Tensor) -> Tensor:
         """The maps (B, C, h, w) that the head reads, not standardised."""
         if self.kind.margin == "context":
-            padded = _shifted(crop, -MARGIN, -MARGIN)
+            padded = shift_first(crop, -MARGIN, -MARGIN)
             views = self.model.normalise(_sample(pixels, padded, self.size + 2 * MARGIN))
         else:
             views = F.pad(self.model.normalise(_sample(pixels, crop, self.size)), (MARGIN,) * 4, mode="reflect")
@@ -149,12 +147,6 @@ def _composed(outer: Tensor, inner: Tensor) -> Tensor:
     return outer[..., :2] @ inner + outer * outer.new_tensor([0.0, 0.0, 1.0])
 
 
-def _shifted(affine: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
-    """Affines (B, 2, 3) that shift by x and y, numbers or (B, 1), first."""
-    origin = affine[..., 2] + x * affine[..., 0] + y * affine[..., 1]
-    return torch.cat([affine[..., :2], origin[..., None]], dim=2)
-
-
 def _applied(affine: Tensor, xy: Tensor) -> Tensor:
     """Points (B, K, 2) through affines (B, 2, 3)."""
     return xy @ affine[..., :2].transpose(1, 2) + affine[..., 2][:, None]
@@ -165,16 +157,5 @@ def _determinant(affine: Tensor) -> Tensor:
 
 
 def _sample(pixels: Tensor, crop: Tensor, size: int) -> Tensor:
-    """What crops (B, 2, 3) of `size` px see of pixels (B, 3, H, W), as `sample_view` does it: (B, 3, size, size).
-
-    Each pixel is the mean of n x n samples, n the rounded scale of the face's crop. All faces take `MAX_SAMPLES` and
-    give weight to n of them, which keeps every shape in the graph fixed.
-    """
-    count = _determinant(crop).abs().sqrt().round().clamp(1, MAX_SAMPLES)[:, None]
-    index = torch.arange(MAX_SAMPLES, dtype=crop.dtype)
-    offsets, weights = (index + 0.5) / count - 0.5, (index < count) / count
-    views = []
-    for i, j in itertools.product(range(MAX_SAMPLES), repeat=2):
-        seen = sample_views(pixels, _shifted(crop, offsets[:, i, None], offsets[:, j, None]), size)
-        views.append(seen * (weights[:, i] * weights[:, j]).to(seen.dtype)[:, None, None, None])
-    return torch.stack(views).sum(dim=0)
+    """What crops (B, 2, 3) of `size` px see of pixels (B, 3, H, W), as `sample_view` does it: (B, 3, size, size)."""
+    return sample_smoothly(pixels, crop, _determinant(crop).abs().sqrt(), size)
