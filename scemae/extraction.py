@@ -112,7 +112,7 @@ def extract_features(
         model, images, boxes=boxes, align=align, expansion=expansion, margin=margin, batch_size=batch_size
     )
     parts = []
-    with tqdm(total=counted, unit="face", delay=LONG_WORK, disable=_silent(progress)) as bar:
+    with tqdm(total=counted, unit="face", delay=LONG_WORK, disable=silent(progress)) as bar:
         for part in steps:
             parts.append(part)
             bar.update(len(part))
@@ -159,7 +159,8 @@ def features_through(
     return replace(features, backbone_map=torch.cat(maps), faces=tuple(faces))
 
 
-def _silent(progress: bool | None) -> bool:
+def silent(progress: bool | None = None) -> bool:
+    """Whether a bar is not to be shown; None shows it on a terminal."""
     return not (sys.stderr.isatty() if progress is None else progress)
 
 

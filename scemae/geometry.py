@@ -7,7 +7,6 @@ float64 matrices that act on column vectors (x, y, 1).
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -191,22 +190,13 @@ def sample_smoothly(pixels: Tensor, to_pixels: Tensor, scale: Tensor, size: int,
     up to a scale of 1 and grows to `BLUR`. Were that 1, tent and bilinear sampling together would spread as Pillow's
     reducing filter does; a little more, and tokens jump far less where a photo is sharp.
     """
-    width = BLUR * (1 - scale.clamp(min=1) ** -2).sqrt()[:, None]
-    places = [(2 * tap + 1 - taps) / taps for tap in range(taps)]
-    weights = [1 - abs(place) for place in places]
-    seen = [
-        weights[i]
-        * weights[j]
-        * sample_views(pixels, shift_first(to_pixels, places[i] * width, places[j] * width), size)
-        for i, j in itertools.product(range(taps), repeat=2)
-    ]
-    return torch.stack(seen).sum(dim=0) / sum(weights) ** 2
-
-
-def shift_first(affine: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
-    """Affines (B, 2, 3) that shift by x and y, numbers or (B, 1), before they do what they did."""
-    origin = affine[..., 2] + x * affine[..., 0] + y * affine[..., 1]
-    return torch.cat([affine[..., :2], origin[..., None]], dim=2)
+    width = BLUR * (1 - scale.clamp(min=1) ** -2).sqrt()
+    places = torch.tensor([(2 * tap + 1 - taps) / taps for tap in range(taps)], dtype=width.dtype, device=width.device)
+    pixel = torch.arange(size, dtype=width.dtype, device=width.device)
+    fine = _sample_lattice(pixels, to_pixels, (pixel[:, None] + width[:, None, None] * places).flatten(1))
+    weights = ((1 - places.abs()) / (1 - places.abs()).sum()).to(fine.dtype)
+    columns = fine.unflatten(3, (size, taps)) @ weights
+    return torch.einsum("bcytx,t->bcyx", columns.unflatten(2, (size, taps)), weights)
 
 
 def sample_views(pixels: Tensor, to_pixels: Tensor, size: int) -> Tensor:
@@ -214,11 +204,15 @@ def sample_views(pixels: Tensor, to_pixels: Tensor, size: int) -> Tensor:
 
     `to_pixels` (B, 2, 3) takes pixels of each view to those of its picture; positions are computed in its precision.
     """
+    return _sample_lattice(pixels, to_pixels, torch.arange(size, dtype=to_pixels.dtype, device=to_pixels.device)[None])
+
+
+def _sample_lattice(pixels: Tensor, to_pixels: Tensor, axis: Tensor) -> Tensor:
+    """`sample_views` (B, C, n, n) at view coordinates `axis` (B or 1, n), the same along x and y."""
     extent = torch.tensor([pixels.shape[-1], pixels.shape[-2]], dtype=to_pixels.dtype, device=to_pixels.device)
     to_grid = to_pixels * (2 / extent)[:, None]  # grid_sample has -1 and 1 at the edges of the outermost pixels
     offset = to_grid[:, None, :, 2] + (1 / extent - 1)
-    axis = torch.arange(size, dtype=to_pixels.dtype, device=to_pixels.device)[:, None]
-    across, down = axis * to_grid[:, None, :, 0] + offset, axis * to_grid[:, None, :, 1]
+    across, down = axis[..., None] * to_grid[:, None, :, 0] + offset, axis[..., None] * to_grid[:, None, :, 1]
     grid = (across[:, None] + down[:, :, None]).to(pixels.dtype)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Self, Unpack
@@ -19,7 +18,7 @@ from scemae.checkpoint import REGRESSOR, read_file, write_file
 from scemae.config import ModelId, Use, checked_use
 from scemae.errors import IncompatibleWeightsError, LandmarkInputError, NotFittedError
 from scemae.estimator import Estimator
-from scemae.extraction import LONG_WORK, Boxes, Extractor, extract_features, features_through
+from scemae.extraction import LONG_WORK, Boxes, Extractor, extract_features, features_through, silent
 from scemae.features import FaceFeatures, FeatureKind, Landmarks
 from scemae.geometry import random_affines
 from scemae.heads import HEADS, AnnotatedMaps, Head, Mirror, exchanged, new_head
@@ -124,8 +123,7 @@ class LandmarkRegressor(Estimator):
         features = self._features(images, boxes, expansion=self.expansion, align=self.align)
         xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
         _check_annotated(xy, names)
-        truth = torch.from_numpy(features.to_input(xy))
-        mean_shape = torch.nanmean(truth, dim=0).numpy()
+        mean_shape = np.nanmean(features.to_input(xy), axis=0)
         swap = exchanged(self.mirror, mean_shape, names, self.model.config.input_size)
         default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
         self.use_ = default if self.use is None else checked_use(self.use)
@@ -264,7 +262,7 @@ class LandmarkRegressor(Estimator):
         numbers = np.random.default_rng(0)
         looks = [(mirrored, moved) for moved in [False] + copies * [True] for mirrored in sides]
         maps, landmarks = [], []
-        for mirrored, moved in tqdm(looks, unit="look", delay=LONG_WORK, disable=not sys.stderr.isatty()):
+        for mirrored, moved in tqdm(looks, unit="look", delay=LONG_WORK, disable=silent()):
             seen = features
             if mirrored or moved:
                 crops = [face.crop.mirrored() if mirrored else face.crop for face in features.faces]

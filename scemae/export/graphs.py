@@ -12,7 +12,7 @@ from scemae.alignment import FaceAligner
 from scemae.cover import MARGIN
 from scemae.errors import OptionError
 from scemae.extraction import ZOOM
-from scemae.geometry import sample_smoothly, shift_first
+from scemae.geometry import sample_smoothly
 from scemae.model import SceMae
 from scemae.regressor import LandmarkRegressor
 
@@ -106,7 +106,7 @@ class RegressorGraph(nn.Module):
     def _maps(self, pixels: Tensor, crop: Tensor) -> Tensor:
         """The maps (B, C, h, w) that the head reads, not standardised."""
         if self.kind.margin == "context":
-            padded = shift_first(crop, -MARGIN, -MARGIN)
+            padded = _shifted(crop, -MARGIN, -MARGIN)
             views = self.model.normalise(_sample(pixels, padded, self.size + 2 * MARGIN))
         else:
             views = F.pad(self.model.normalise(_sample(pixels, crop, self.size)), (MARGIN,) * 4, mode="reflect")
@@ -145,6 +145,12 @@ def _crops(boxes: Tensor, size: int) -> Tensor:
 def _composed(outer: Tensor, inner: Tensor) -> Tensor:
     """Affines (B, 2, 3) that apply `inner` first, then `outer`."""
     return outer[..., :2] @ inner + outer * outer.new_tensor([0.0, 0.0, 1.0])
+
+
+def _shifted(affine: Tensor, x: Tensor | float, y: Tensor | float) -> Tensor:
+    """Affines (B, 2, 3) that shift by x and y, numbers or (B, 1), first."""
+    origin = affine[..., 2] + x * affine[..., 0] + y * affine[..., 1]
+    return torch.cat([affine[..., :2], origin[..., None]], dim=2)
 
 
 def _applied(affine: Tensor, xy: Tensor) -> Tensor:
