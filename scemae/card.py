@@ -9,6 +9,7 @@ from typing import Any
 from scemae.config import ModelConfig
 
 FILE_ROW = re.compile(r"^\| ([\w-]+\.(?:safetensors|json)) \| [\d,]+ bytes, SHA-256 `([0-9a-f]{64})` \|$", re.M | re.A)
+LINKED = re.compile(r"\]\(([\w-]+\.(?:png|jsonl))\)", re.A)
 PURPOSE = """\
 It is for finding points of faces: matching landmarks between pictures, and fitting a landmark detector on a few
 annotated ones. It is not for identification, not for reading emotions or character, and not for surveillance. How
@@ -96,6 +97,11 @@ def load_call(source: str) -> str:
 def stated_sha256(card: str) -> dict[str, str]:
     """File name -> SHA-256, of the files that a card states it of."""
     return dict(FILE_ROW.findall(card))
+
+
+def linked_files(card: str) -> list[str]:
+    """The pictures and logs beside a card that it shows or links to."""
+    return LINKED.findall(card)
 
 
 def _file_row(name: str, size: int, sha256: str) -> str:

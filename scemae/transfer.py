@@ -9,14 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Unpack
 
-from scemae.card import load_call, regressor_card
+from scemae.card import linked_files, load_call, regressor_card
 from scemae.checkpoint import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config, read_file
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, WeightsUnavailableError
 from scemae.hub import HUB, HubOptions, Pushed, fetch, push_files, vouched
 from scemae.output import new_path, written_whole
 from scemae.zoo import LOCAL, RELEASED, Located, checked, load_model, locate, shipped
-
-PICTURE = re.compile(r"!\[[^]]*\]\(([\w-]+\.png)\)")
 
 
 def download(
@@ -133,8 +131,8 @@ def _model_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     name = read_config(folder).name
     if name not in RELEASED:
         card = card.replace(load_call(name), load_call(HUB + repo))
-    pictures = [picture for picture in PICTURE.findall(card) if (folder / picture).is_file()]
-    return {CARD: card.encode(), **{name: folder / name for name in (CONFIG, WEIGHTS, *pictures)}}
+    linked = [name for name in linked_files(card) if (folder / name).is_file()]
+    return {CARD: card.encode(), **{name: folder / name for name in (CONFIG, WEIGHTS, *linked)}}
 
 
 def _regressor_files(path: Path, repo: str) -> dict[str, Path | bytes]:

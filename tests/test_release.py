@@ -6,15 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training_runs import drawn_faces, plain
 
 import scemae
-from scemae.checkpoint import read_file
-from scemae.errors import OutputError, RunError
+from scemae.checkpoint import CARD, WEIGHTS, file_sha256, read_file
+from scemae.cli import main
+from scemae.errors import OptionError, OutputError, RunError
 from scemae.training import release
 from scemae.training.config import Label, Stage1Config
+from scemae.training.data import sample_pack
 from scemae.training.engine import train
-from scemae.training.release import git_commit, loss_curve
+from scemae.training.evaluation.runs import RunFolder as EvaluationFolder
+from scemae.training.evaluation.tables import Spread, Table
+from scemae.training.release import git_commit, loss_curve, publish_model
 from scemae.training.stage1 import DECODER, Stage1
 
 LABEL = Label(name="drawn-tiny", training_data="8 drawings", license="CC-BY-4.0", license_link="https://example.org/by")
@@ -63,6 +68,81 @@ def test_the_card_is_filled_from_the_run(run, config):
     pictures = re.findall(r"\]\(([\w.-]+\.png)\)", card)
     assert any("loss" in name for name in pictures)
     assert all((out / "model" / name).stat().st_size > 0 for name in pictures)
+
+
+def test_the_card_shows_the_sample_faces_and_not_the_training_data(run):
+    out, recipe = run
+    shown = np.asarray(Image.open(out / "model" / "1-stage-1-reconstructions.png"))
+    assert np.array_equal(shown, np.asarray(recipe.reconstructions(sample_pack())))
+    assert not np.array_equal(shown[:, : shown.shape[1] // 2], np.asarray(recipe.picture())[:, : shown.shape[1] // 2])
+
+
+def test_the_log_goes_with_the_model_thinned(run, monkeypatch, tmp_path):
+    out, recipe = run
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert (out / "model" / "1-stage-1-log.jsonl").read_text() == (out / "log.jsonl").read_text()
+    monkeypatch.setattr(release, "LOGGED", 2)
+    following = Stage1(replace(recipe.config, continue_from=f"local-dir:{out}/model", seed=1), recipe.pack, LABEL)
+    train(following, tmp_path / "next", plain())
+    thinned = (tmp_path / "next" / "model" / "2-stage-1-log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in thinned] == [2, 4]
+    earlier = tmp_path / "next" / "model" / "1-stage-1-log.jsonl"
+    assert earlier.read_text() == (out / "log.jsonl").read_text()
+
+
+# ---- published
+
+
+@pytest.fixture
+def evaluation(run, tmp_path):
+    """What scemae eval leaves, of the weights of `run`."""
+    settings = {"evaluation": "matching", "dtype": "float32", "sha256": file_sha256(run[0] / "model" / WEIGHTS)}
+    folder = EvaluationFolder.open(tmp_path / "evaluation", settings)
+    folder.write_scores({}, Table("matching", "Matching", ("features", "same"), (("drawn-tiny", Spread(1.25)),)))
+    return folder.path
+
+
+def test_a_published_model_has_the_choices_tables_and_notes(run, evaluation, capsys, tmp_path):
+    source, out, notes = run[0] / "model", tmp_path / "published", tmp_path / "notes.md"
+    notes.write_text("## Limits\n\nDrawings only.\n")
+    words = ("--prior-sigma", "40", "--license", "CC0-1.0", "--measured", evaluation, "--notes", notes)
+    command = ["train", "publish", "--model", f"local-dir:{source}", "--out", out, *words, "--json"]
+    assert main([str(word) for word in command]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (out / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+    before, after = (scemae.model_info(folder).config for folder in (source, out))
+    assert after == replace(before, prior_sigma=40.0, license="CC0-1.0")
+    scemae.load_model(out, device="cpu")  # checks the hashes of the card
+    for name, (sha256, size) in printed["files"].items():
+        assert (sha256, size) == (file_sha256(out / name), (out / name).stat().st_size)
+    card, old = (folder.joinpath(CARD).read_text() for folder in (out, source))
+    chapters = old[old.index("\n## How it was made") :]
+    assert card.endswith(f"| drawn-tiny | 1.25 |\n\n## Limits\n\nDrawings only.\n{chapters}")
+    assert {path.name for path in out.iterdir()} == {path.name for path in source.iterdir()} - {DECODER}
+    assert main([str(word) for word in command]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*map(str, command), "--overwrite", "--model", f"local-dir:{out}"]) == 0
+    assert (out / CARD).read_text() == card  # publishing what is published adds nothing
+
+
+def test_what_cannot_be_published(run, evaluation, tmp_path):
+    source, out = f"local-dir:{run[0]}/model", tmp_path / "published"
+    with pytest.raises(OptionError, match="has no projector"):
+        publish_model(source, out, {"matching_use": "projected"}, [], "")
+    with pytest.raises(RunError, match="no finished evaluation"):
+        publish_model(source, out, {}, [tmp_path], "")
+    settings = json.loads((evaluation / "settings.json").read_text())
+    (evaluation / "settings.json").write_text(json.dumps(settings | {"sha256": "0" * 64}))
+    with pytest.raises(RunError, match="of other weights, 0000"):
+        publish_model(source, out, {}, [evaluation], "")
+    assert not out.exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OutputError, match="mine exists already"):
+        publish_model(source, tmp_path / "mine", {}, [], "", overwrite=True)
+
+
+# ---- from a model, and of a checkout
 
 
 def test_a_run_goes_on_from_a_model_and_counts_its_images(run, config, tmp_path):

@@ -27,7 +27,7 @@ from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides, s
 from scemae.heads.cascade import ridge_solutions
 from scemae.model import SceMae
 from scemae.training.config import AlignConfig
-from scemae.training.data import INPUT, Pack, write_pack
+from scemae.training.data import INPUT, Pack, sample_pack, write_pack
 from scemae.training.engine import hardware
 from scemae.training.motions import Moves, random_motions
 from scemae.training.positional import Encode, TokenSource, positional_projection, token_encoder
@@ -36,7 +36,7 @@ from scemae.training.run_folder import model_written
 from scemae.training.speed import fastest_precision
 from scemae.zoo import load_model, model_folder
 
-SHOWN = 8  # faces in a picture
+COPIES = 4  # of each sample face in a picture
 SURE = 0.5  # confidence below which a training face counts as lost
 
 
@@ -181,9 +181,10 @@ def required_aligner(model: SceMae) -> FaceAligner:
     return model.aligner
 
 
-def before_and_after(aligner: FaceAligner, encode: Encode, pack: Pack, config: AlignConfig) -> Image.Image:
-    """Held-out faces, moved at full amplitude, and below them what all steps of the alignment make of these views."""
-    rows = pack.split(config.held_out, config.seed)[1][:SHOWN]
+def before_and_after(aligner: FaceAligner, encode: Encode, config: AlignConfig) -> Image.Image:
+    """Sample faces, moved at full amplitude, and below them what all steps of the alignment make of these views."""
+    pack = sample_pack()
+    rows = np.tile(np.arange(len(pack)), COPIES)
     motions = random_motions(np.random.default_rng(config.seed), len(rows), config, amplitude=1.0)
     pixels, starts = pack.pixels(rows), pack.central @ motions
     ends, _ = follow(aligner, encode, pixels, starts, range(len(aligner.config.steps)))
@@ -215,7 +216,7 @@ def train_align(
         }
         machine = hardware(model.device, 1, fastest_precision(model.device))
         rows |= circumstances((time.monotonic() - start) / 3600, machine)
-        pictures = {"before and after": before_and_after(aligner, encode, pack, config)}
+        pictures = {"before and after": before_and_after(aligner, encode, config)}
         described = dataclasses.replace(model.config, aligner=config.aligner, **(label or {}))
         tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("aligner.")}
         tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}

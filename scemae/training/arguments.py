@@ -12,13 +12,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def add_fields(parser: argparse.ArgumentParser, kind: type, presets: Mapping[str, Any]) -> None:
-    """An option `--field-name` for each field of a dataclass; its help names the value in each preset."""
+    """An option `--field-name` for each field of a dataclass; its help names the value in each preset.
+
+    Without presets the values are those of a model.
+    """
     group = parser.add_argument_group((inspect.getdoc(kind) or "").rstrip("."))
     wanted, comments = get_type_hints(kind), field_comments(kind)
     for field in dataclasses.fields(kind):
         values = {name: _shown(getattr(preset, field.name)) for name, preset in presets.items()}
         different = ", ".join(f"{name}: {value}" for name, value in values.items())
-        default = different if len(set(values.values())) > 1 else next(iter(values.values()))
+        same = len(set(values.values())) <= 1
+        default = next(iter(values.values()), "that of the model") if same else different
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             default=argparse.SUPPRESS,

@@ -18,6 +18,7 @@ from scemae.training.config import (
     STAGE1_PRESETS,
     STAGE2_PRESETS,
     AlignConfig,
+    Choices,
     Label,
     Options,
     RunConfig,
@@ -51,7 +52,14 @@ def train(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> N
     add_fields(alignment, AlignConfig, {"": AlignConfig()})
     for parser in (second, alignment):
         parser.add_argument("--model", required=True, help="whose backbone: name of a model, or local-dir:PATH")
-        add_fields(parser, Label, {"": Label(name="that of the model", training_data="that of the model")})
+        add_fields(parser, Label, {})
+    last = _add(stages, publish, common)
+    last.add_argument("--model", required=True, help="name of a model, or local-dir:PATH")
+    last.add_argument("--out", required=True, metavar="FOLDER", help="folder of the model to publish")
+    last.add_argument("--measured", action="append", default=[], metavar="OUT", help="a scemae eval; may be repeated")
+    last.add_argument("--notes", metavar="FILE", help="Markdown for the card")
+    last.add_argument("--overwrite", action="store_true", help="replace FOLDER if it is a model")
+    add_fields(last, Choices, {})
 
 
 def data(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -127,6 +135,17 @@ def align(options: argparse.Namespace) -> tuple[Any, str]:
         for error in errors
     ]
     return written(Path(options.out), {"stages": [asdict(error) for error in errors]}, lines)
+
+
+def publish(options: argparse.Namespace) -> tuple[Any, str]:
+    """The model of a run with the choices of who publishes it, and a card with what scemae eval measured."""
+    from scemae.training.release import publish_model
+
+    out, notes = Path(options.out), "" if options.notes is None else Path(options.notes).read_text(encoding="utf-8")
+    measured = [Path(folder) for folder in options.measured]
+    files = publish_model(options.model, out, given_fields(options, Choices), measured, notes, options.overwrite)
+    lines = [f"{name}: {size:,} bytes, SHA-256 {sha256}" for name, (sha256, size) in files.items()]
+    return {"out": str(out), "files": files}, "\n".join([*lines, f"model: local-dir:{out}"])
 
 
 def written(run: Path, result: dict[str, Any], lines: list[str]) -> tuple[Any, str]:

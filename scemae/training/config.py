@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from scemae.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode
+from scemae.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode, Use
 from scemae.errors import OptionError
 
 Density = Literal["knn", "mean", "paper_literal"]
@@ -141,6 +141,17 @@ class Label:
     training_data: str  # what it has seen, and from where
     license: str = "other"  # of the weights, as the Hub names licences
     license_link: str = ""  # where that licence can be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices(Label):
+    """What a person says of a model that is published, and what it does where a user says nothing."""
+
+    description: str  # for its card
+    matching_use: Use  # features that match_landmarks compares
+    regression_use: Use  # features that fit_regressor learns from
+    few_shot_use: Use  # the same, of at most five annotated faces
+    prior_sigma: float  # input px, of match_landmarks; 0 switches the prior off
 
 
 CELEBA_MEAN, CELEBA_STD = (0.5084, 0.4224, 0.3769), (0.2599, 0.2371, 0.2323)  # as in the paper's compared methods

@@ -30,6 +30,7 @@ from scemae.errors import (
 from scemae.geometry import Crop, sample_views
 from scemae.images import checked_box, cut_square, iter_photos
 from scemae.output import folder_written_whole
+from scemae.samples import sample_faces
 
 INPUT = 96  # px: the central part of each square is what the model sees
 PROTOCOL = 136  # px: a square of which the central 96 are the input (paper Sec. 4.1 after DVE)
@@ -92,6 +93,16 @@ class Pack:
             raise DataError(f"{folder} is no pack that can be read: {error}. Make one: {_COMMAND}.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is damaged ({error!r}). Make it again: {_COMMAND}.") from error
+
+
+def sample_pack() -> Pack:
+    """The two sample faces of the package, in memory."""
+    samples = sample_faces()
+    squares = [
+        cut_square(next(iter_photos(sample.path)).image, Crop.from_box(sample.box), PROTOCOL) for sample in samples
+    ]
+    names = tuple(sample.path.name for sample in samples)
+    return Pack(samples[0].path.parent, np.stack(squares), names, "sample faces", {})
 
 
 _COMMAND = "scemae data pack IMAGES OUT"

@@ -21,7 +21,7 @@ from scemae.errors import OptionError, RunError
 from scemae.geometry import sample_views
 from scemae.training.batches import Batches, normalise, random_crops, statistics
 from scemae.training.config import Label, Stage1Config
-from scemae.training.data import INPUT, Pack
+from scemae.training.data import INPUT, Pack, sample_pack
 from scemae.training.engine import History
 from scemae.training.masked_autoencoder import MaskedAutoencoder, initialise
 from scemae.training.release import Chapter, view_picture, write_model
@@ -63,13 +63,17 @@ class Stage1:
         views = sample_views(squares.permute(0, 3, 1, 2).float() / 255, crops, INPUT)
         return normalise(views, self.config), orders
 
-    @torch.no_grad()
     def picture(self) -> Image.Image:
+        """See `reconstructions`."""
+        return self.reconstructions(self.pack)
+
+    @torch.no_grad()
+    def reconstructions(self, pack: Pack) -> Image.Image:
         """The central views of the first faces, what is left of them after masking, and their reconstruction."""
-        count = min(SHOWN, len(self.pack))
-        crops = torch.from_numpy(self.pack.central[:2]).float().expand(count, 2, 3)
+        count = min(SHOWN, len(pack))
+        crops = torch.from_numpy(pack.central[:2]).float().expand(count, 2, 3)
         orders = np.random.default_rng(0).random((count, self.module.backbone.grid**2)).argsort(axis=1)
-        squares = torch.from_numpy(np.array(self.pack.squares[:count]))
+        squares = torch.from_numpy(np.array(pack.squares[:count]))
         device = self.module.mask_token.device
         views, orders_there = self.inputs((squares.to(device), crops.to(device), torch.from_numpy(orders).to(device)))
         rows = (views, *self.module.reconstruct(views, orders_there))
@@ -93,7 +97,8 @@ class Stage1:
             patch_size=config.patch_size,
         )
         backbone = {f"backbone.{name}": tensor for name, tensor in self.module.backbone.state_dict().items()}
-        chapter = Chapter.of_training("stage 1", config, history, {"reconstructions": self.picture()})
+        shown = {"reconstructions": self.reconstructions(sample_pack())}
+        chapter = Chapter.of_training("stage 1", config, history, shown)
         write_model(folder, model, backbone, chapter, self.source)
         decoder = {name: t for name, t in self.module.state_dict().items() if not name.startswith("backbone.")}
         write_file(folder / DECODER, decoder, {})

@@ -24,7 +24,7 @@ from scemae.projector import Projector
 from scemae.training.batches import Batches, normalise
 from scemae.training.carb import Selection, select
 from scemae.training.config import Stage2Config
-from scemae.training.data import Pack
+from scemae.training.data import Pack, sample_pack
 from scemae.training.engine import History, hardware
 from scemae.training.held_out import HeldOutFaces
 from scemae.training.lcr import lcr_loss, repellence
@@ -142,7 +142,7 @@ class Stage2:
 
     def export(self, folder: Path, history: History) -> None:
         """Write the source model with this projector as a model folder."""
-        chapter = Chapter.of_training("stage 2", self.config, history, {"similarity": self.picture()})
+        chapter = Chapter.of_training("stage 2", self.config, history, {})
         write_projected(folder, self.model, self.source, self.module.projector, chapter, self.measure(), self.label)
 
 
@@ -177,7 +177,7 @@ def train_positional(
                 (time.monotonic() - start) / 3600, hardware(model.device, 1, fastest_precision(model.device))
             ),
             config,
-            {"similarity": unseen.picture(projector)},
+            {},
         )
         measured = unseen.measure(projector)
         write_projected(folder, model, source, projector, chapter, measured, label)
@@ -193,7 +193,7 @@ def write_projected(
     measured: Mapping[str, float],
     label: Mapping[str, Any] | None,
 ) -> None:
-    """Write the model with another projector, what was measured in a row each of the card's chapter."""
+    """Write the model with another projector; what was measured, and similar places, join the card's chapter."""
     described = dataclasses.replace(
         model.config,
         projector_dim=projector.out_channels,
@@ -204,5 +204,9 @@ def write_projected(
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("projector.")}
     tensors |= {f"projector.{name}": tensor for name, tensor in projector.state_dict().items()}
     rows = {name.replace("_", " "): f"{value:.3f} input px (held-out faces)" for name, value in measured.items()}
-    chapter = dataclasses.replace(chapter, rows={**chapter.rows, **rows})
+    samples = sample_pack()
+    similarity = HeldOutFaces(model, samples, np.arange(len(samples))).picture(projector)
+    chapter = dataclasses.replace(
+        chapter, rows={**chapter.rows, **rows}, pictures={**chapter.pictures, "similarity": similarity}
+    )
     write_model(folder, described, tensors, chapter, model_folder(source))

@@ -17,7 +17,7 @@ from scemae.errors import RunError
 from scemae.output import written_whole
 from scemae.training.evaluation.tables import Spread, Table
 
-SETTINGS, PREDICTIONS, SCORES = "settings.json", "predictions.jsonl", "scores.json"
+SETTINGS, PREDICTIONS, SCORES, TABLES = "settings.json", "predictions.jsonl", "scores.json", "tables.md"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class RunFolder:
             json.dumps({"settings": self.settings, **scores}, indent=2, default=Spread.to_dict) + "\n",
         )
         if tables:
-            _write(self.path / "tables.md", "\n\n".join(table.markdown() for table in tables) + "\n")
+            _write(self.path / TABLES, "\n\n".join(table.markdown() for table in tables) + "\n")
         for table in tables:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(table.flat())
