@@ -17,9 +17,10 @@ from scemae.training import release
 from scemae.training.config import Label, Stage1Config
 from scemae.training.data import sample_pack
 from scemae.training.engine import train
+from scemae.training.evaluation.publish import publish_model
 from scemae.training.evaluation.runs import RunFolder as EvaluationFolder
 from scemae.training.evaluation.tables import Spread, Table
-from scemae.training.release import git_commit, loss_curve, publish_model
+from scemae.training.release import git_commit, loss_curve
 from scemae.training.stage1 import DECODER, Stage1
 
 LABEL = Label(name="drawn-tiny", training_data="8 drawings", license="CC-BY-4.0", license_link="https://example.org/by")

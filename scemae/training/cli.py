@@ -139,7 +139,7 @@ def align(options: argparse.Namespace) -> tuple[Any, str]:
 
 def publish(options: argparse.Namespace) -> tuple[Any, str]:
     """The model of a run with the choices of who publishes it, and a card with what scemae eval measured."""
-    from scemae.training.release import publish_model
+    from scemae.training.evaluation.publish import publish_model
 
     out, notes = Path(options.out), "" if options.notes is None else Path(options.notes).read_text(encoding="utf-8")
     measured = [Path(folder) for folder in options.measured]
