@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 from scemae.config import ModelConfig
@@ -99,9 +100,9 @@ def stated_sha256(card: str) -> dict[str, str]:
     return dict(FILE_ROW.findall(card))
 
 
-def linked_files(card: str) -> list[str]:
-    """The pictures and logs beside a card that it shows or links to."""
-    return LINKED.findall(card)
+def linked_files(card: str, folder: Path) -> list[str]:
+    """The pictures and logs that a card shows or links to, those of them that are in its folder."""
+    return [name for name in LINKED.findall(card) if (folder / name).is_file()]
 
 
 def _file_row(name: str, size: int, sha256: str) -> str:

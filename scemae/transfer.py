@@ -131,8 +131,7 @@ def _model_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
     name = read_config(folder).name
     if name not in RELEASED:
         card = card.replace(load_call(name), load_call(HUB + repo))
-    linked = [name for name in linked_files(card) if (folder / name).is_file()]
-    return {CARD: card.encode(), **{name: folder / name for name in (CONFIG, WEIGHTS, *linked)}}
+    return {CARD: card.encode(), **{name: folder / name for name in (CONFIG, WEIGHTS, *linked_files(card, folder))}}
 
 
 def _regressor_files(path: Path, repo: str) -> dict[str, Path | bytes]:

@@ -10,7 +10,7 @@ from PIL import Image
 from training_runs import drawn_faces, plain
 
 import scemae
-from scemae.checkpoint import CARD, WEIGHTS, file_sha256, read_file
+from scemae.checkpoint import CARD, CONFIG, WEIGHTS, file_sha256, read_file
 from scemae.cli import main
 from scemae.errors import OptionError, OutputError, RunError
 from scemae.training import release
@@ -123,6 +123,8 @@ def test_a_published_model_has_the_choices_tables_and_notes(run, evaluation, cap
     assert {path.name for path in out.iterdir()} == {path.name for path in source.iterdir()} - {DECODER}
     assert main([str(word) for word in command]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main([*map(str, command), "--notes", str(tmp_path / "none.md")]) == 2
+    assert "none.md cannot be read" in capsys.readouterr().err
     assert main([*map(str, command), "--overwrite", "--model", f"local-dir:{out}"]) == 0
     assert (out / CARD).read_text() == card  # publishing what is published adds nothing
 
@@ -144,6 +146,16 @@ def test_what_cannot_be_published(run, evaluation, tmp_path):
 
 
 # ---- from a model, and of a checkout
+
+
+def test_pictures_that_a_mirror_has_left_out_are_not_missed(run, tmp_path):
+    """`scemae download --to` copies the files of a model and its card, no pictures."""
+    out, source = tmp_path / "published", run[0] / "model"
+    for picture in source.glob("*.png"):
+        picture.unlink()
+    publish_model(f"local-dir:{source}", out, {}, [], "")
+    assert (out / CARD).read_text() == (source / CARD).read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["1-stage-1-log.jsonl", CARD, CONFIG, WEIGHTS]
 
 
 def test_a_run_goes_on_from_a_model_and_counts_its_images(run, config, tmp_path):

@@ -11,10 +11,8 @@ from training_runs import log_of
 
 import scemae
 from scemae.cli import main
-from scemae.geometry import Crop
-from scemae.images import cut_square, iter_photos
 from scemae.training.config import STAGE2_PRESETS, AlignConfig, Stage2Config
-from scemae.training.data import Pack, write_pack
+from scemae.training.data import Pack, sample_pack, write_pack
 
 QUICK = ("--held-out", "3", "--batch-size", "4")
 TOGETHER = ("--faces-together", "2")
@@ -94,10 +92,8 @@ def test_settings_that_cannot_be(capsys, pack, tmp_path, words, said):
     assert said in message
 
 
-def test_faces_are_aligned(capsys, tmp_path, samples):
-    photos = [next(iter_photos(sample.path)).image for sample in samples]
-    squares = [cut_square(p, Crop.from_box(s.box), 136) for p, s in zip(photos, samples, strict=True)]
-    faces = write_pack(tmp_path / "faces", zip("ab", squares, strict=True), 2, 136, "samples", 0.0)
+def test_faces_are_aligned(capsys, tmp_path):
+    faces = write_pack(tmp_path / "faces", zip("ab", sample_pack().squares, strict=True), 2, 136, "samples", 0.0)
     code, told = run(capsys, "data", "align", faces.folder, tmp_path / "upright")
     assert code == 0
     assert told == {"out": str(tmp_path / "upright"), "faces": 2, "size": 136, "skipped": {}}

@@ -21,8 +21,7 @@ def add_fields(parser: argparse.ArgumentParser, kind: type, presets: Mapping[str
     for field in dataclasses.fields(kind):
         values = {name: _shown(getattr(preset, field.name)) for name, preset in presets.items()}
         different = ", ".join(f"{name}: {value}" for name, value in values.items())
-        same = len(set(values.values())) <= 1
-        default = next(iter(values.values()), "that of the model") if same else different
+        default = different if len(set(values.values())) > 1 else next(iter(values.values()), "that of the model")
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             default=argparse.SUPPRESS,

@@ -141,8 +141,11 @@ def publish(options: argparse.Namespace) -> tuple[Any, str]:
     """The model of a run with the choices of who publishes it, and a card with what scemae eval measured."""
     from scemae.training.evaluation.publish import publish_model
 
-    out, notes = Path(options.out), "" if options.notes is None else Path(options.notes).read_text(encoding="utf-8")
-    measured = [Path(folder) for folder in options.measured]
+    out, measured = Path(options.out), [Path(folder) for folder in options.measured]
+    try:
+        notes = "" if options.notes is None else Path(options.notes).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--notes {options.notes} cannot be read: {error}; wanted Markdown in UTF-8.") from error
     files = publish_model(options.model, out, given_fields(options, Choices), measured, notes, options.overwrite)
     lines = [f"{name}: {size:,} bytes, SHA-256 {sha256}" for name, (sha256, size) in files.items()]
     return {"out": str(out), "files": files}, "\n".join([*lines, f"model: local-dir:{out}"])

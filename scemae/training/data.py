@@ -95,6 +95,9 @@ class Pack:
             raise DataError(f"{folder} is damaged ({error!r}). Make it again: {_COMMAND}.") from error
 
 
+_COMMAND = "scemae data pack IMAGES OUT"
+
+
 def sample_pack() -> Pack:
     """The two sample faces of the package, in memory."""
     samples = sample_faces()
@@ -103,9 +106,6 @@ def sample_pack() -> Pack:
     ]
     names = tuple(sample.path.name for sample in samples)
     return Pack(samples[0].path.parent, np.stack(squares), names, "sample faces", {})
-
-
-_COMMAND = "scemae data pack IMAGES OUT"
 
 
 def pack_faces(

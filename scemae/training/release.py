@@ -98,7 +98,7 @@ def earlier_chapters(source: Path, folder: Path) -> str:
         return ""
     card = (source / CARD).read_text(encoding="utf-8")
     chapters = card[card.find(f"\n{CHAPTER}") :] if CHAPTER in card else ""
-    for name in linked_files(chapters):
+    for name in linked_files(chapters, source):
         shutil.copyfile(source / name, folder / name)
     return chapters
 
