@@ -59,8 +59,9 @@ def fit_regressor(
         names: of the K landmarks.
         head: "cascade" (closed form), "heatmap" (the paper's, slow), or an instance with its own settings.
         mirror: learn from mirror images too. A list of pairs, by name or number, says which landmarks change places
-            (others stay their own mirror image); "auto" finds the pairs by reflecting the mean shape, and uses the
-            mirror images if held-out faces gain; "off" does not.
+            (others stay their own mirror image); "auto" finds the pairs by names such as left_eye and right_eye, and
+            what these leave open by reflecting the mean shape, and uses the mirror images if held-out faces gain;
+            "off" does not.
         use: which features; default: the model's choice for so many faces.
         expansion, align: as in `extract_features`; for FaceFeatures, what they were made with.
         normalizer: numbers of two landmarks whose distance errors are divided by (the eyes, say); default: the

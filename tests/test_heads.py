@@ -9,7 +9,7 @@ from scemae.errors import OptionError
 from scemae.geometry import sample_at
 from scemae.heads import HEADS, AnnotatedMaps, CascadeHead, HeatmapHead
 from scemae.heads.cascade import RidgeSystem, principal_components, read_around
-from scemae.heads.mirrors import mirror_pairs, named_pairs
+from scemae.heads.mirrors import exchanged, mirror_pairs, named_pairs, twins
 
 # In input px; the eyes, the nose, the corners of the mouth.
 FIVE = torch.tensor([(30, 38), (65, 38), (47.5, 55), (34, 72), (61, 72)], dtype=torch.float64)
@@ -366,9 +366,9 @@ def test_heads_go_by_their_names(name, head):
 
 
 def test_mirror_pairs_of_five_points():
-    assert mirror_pairs(FIVE.numpy(), 96) == [1, 0, 2, 4, 3]
-    assert mirror_pairs(FIVE.numpy() + np.array([8, 0]), 96) == [1, 0, 2, 4, 3]  # a face that looks aside
-    assert mirror_pairs(FIVE.numpy()[[3, 2, 0, 1, 4]], 96) == [4, 1, 3, 2, 0]
+    assert mirror_pairs(FIVE.numpy(), 96, {}) == [1, 0, 2, 4, 3]
+    assert mirror_pairs(FIVE.numpy() + np.array([8, 0]), 96, {}) == [1, 0, 2, 4, 3]  # a face that looks aside
+    assert mirror_pairs(FIVE.numpy()[[3, 2, 0, 1, 4]], 96, {}) == [4, 1, 3, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -381,12 +381,46 @@ def test_mirror_pairs_of_five_points():
     ],
 )
 def test_one_sided_shapes_have_no_mirror_pairs(shape):
-    assert mirror_pairs(np.array(shape, dtype=float), 96) is None
+    assert mirror_pairs(np.array(shape, dtype=float), 96, {}) is None
 
 
 # Passes, and says so, once the bug is gone.
 def test_the_corners_of_one_eye_are_no_mirror_pair():
-    assert mirror_pairs(np.array([(34.0, 38.0), (46.0, 38.0)]), 96) is None
+    assert mirror_pairs(np.array([(34.0, 38.0), (46.0, 38.0)]), 96, {}) is None
+
+
+PROFILE = np.array([(30.0, 38.0), (38.0, 38.0), (20.0, 52.0), (29.0, 68.0), (34.0, 68.0)])  # all on one side
+
+
+def test_names_tell_the_pairs_of_a_face_in_profile():
+    names = ["Left_Eye", "Right_Eye", "nose", "mouth-l", "mouth-r"]
+    assert exchanged("auto", PROFILE, None, 96) is None
+    assert exchanged("auto", PROFILE, ["a", "b", "upright", "d", "left"], 96) is None
+    assert exchanged("auto", PROFILE, names, 96) == [1, 0, 2, 4, 3]
+    assert exchanged("off", PROFILE, names, 96) is None
+
+
+def test_what_names_leave_open_is_found_by_reflection():
+    """Of the points without a side in their names none is taken for its own mirror image because of the others."""
+    names = ["lefteye", "righteye", "nose", "corner_1", "corner_2"]
+    assert exchanged("auto", FIVE.numpy(), names, 96) == [1, 0, 2, 4, 3]
+    assert exchanged("auto", PROFILE, names, 96) is None
+    on_the_axis = np.array([(30.0, 38.0), (65.0, 38.0), (47.0, 52.0), (48.0, 80.0)])
+    assert exchanged("auto", on_the_axis, ["leftEye", "rightEye", "nose", "chin"], 96) == [1, 0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["left_eye_right_corner", "right_eye_left_corner"], {0: 1, 1: 0}),
+        (["EyeL", "EyeR"], {}),  # no l or r on its own
+        (["eye.L", "eye.R", "nose"], {0: 1, 1: 0}),
+        (["left_eye", "nose", "left_mouth", "right_mouth"], {2: 3, 3: 2}),  # an eye without the other
+        (["nose", "lower_lip"], {}),
+    ],
+)
+def test_twins(names, pairs):
+    assert twins(names) == pairs
 
 
 def test_named_pairs():
