@@ -8,6 +8,9 @@ os.environ["HF_HOME"] = os.path.join(tempfile.gettempdir(), "scemae-tests-no-suc
 os.environ["HF_TOKEN"] = ""
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["SCEMAE_WEIGHTS_DIR"] = ""
+# Read once, when torch is imported. Processes that fight for the cores are slower than one.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
 
 import socket
 from dataclasses import replace

@@ -40,6 +40,7 @@ def format_of(path: Path) -> Format:
     return found
 
 
+@torch.no_grad()  # a quarter of the time
 def _write_onnx(subject: Subject, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that two inputs share the name of an axis, which is meant
@@ -83,6 +84,7 @@ def _load_onnx(path: Path) -> Run:
     return lambda arrays: session.run(None, dict(arrays))
 
 
+@torch.no_grad()
 def _write_torch(subject: Subject, path: Path) -> None:
     inputs = tuple(subject.inputs.values())
     program = torch.export.export(subject.graph.eval(), inputs, dynamic_shapes=_free_axes(subject), strict=False)
