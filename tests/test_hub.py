@@ -63,7 +63,7 @@ def refused(error, *words, source=NAME, **reach):
         scemae.load_model(source, **reach)
     assert time.monotonic() - started < PATIENCE
     for part in words:
-        assert part in str(caught.value)
+        assert part in str(caught.value), str(caught.value)
     assert "\n" not in str(caught.value)
     return caught.value
 
