@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[i
     return swap
 
 
-def mirror_pairs(shape: NDArray[np.float64], size: int, known: Mapping[int, int]) -> list[int] | None:
+def mirror_pairs(shape: NDArray[np.float64], size: int, known: dict[int, int]) -> list[int] | None:
     """For each landmark of a shape (K, 2), input px, the one whose place its mirror image takes; None if not found.
 
     Those that are `known` may lie anywhere, as they do on a face in profile. If one more is left, it is its own mirror
@@ -69,7 +69,7 @@ def mirror_pairs(shape: NDArray[np.float64], size: int, known: Mapping[int, int]
         nearest, farthest = distances.argmin(axis=1), distances.min(axis=1).max()
         if farthest <= best and (nearest[nearest] == np.arange(len(rest))).all():
             best, pairs = farthest, dict(zip(rest.tolist(), rest[nearest].tolist(), strict=True))
-    return None if pairs is None else [(pairs | dict(known))[k] for k in every]
+    return None if pairs is None else [(pairs | known)[k] for k in every]
 
 
 def _number(landmark: str | int, names: Sequence[str] | None, count: int) -> int:
