@@ -1,4 +1,4 @@
-"""Speeds of one run, to be compared with each other only (Linux): python examples/measure_speed.py [IMAGES]"""
+"""Speeds of one run, to be compared with each other only (Linux): python examples/measure_speed.py [IMAGES [DTYPES]]"""
 
 import ctypes
 import re
@@ -16,6 +16,7 @@ from scemae.cover import MARGIN, shifts
 from scemae.matching import similarity_maps
 
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 16
+dtypes = sys.argv[2].split(",") if len(sys.argv) > 2 else ["float32", "bfloat16"]
 views = torch.rand(count, 3, 96 + 2 * MARGIN, 96 + 2 * MARGIN) * 4 - 2
 
 
@@ -56,13 +57,14 @@ def naive(descriptors, feature_map):
 
 
 with torch.inference_mode():
-    for dtype in (torch.float32, torch.bfloat16):
-        model = scemae.load_model(dtype=str(dtype).removeprefix("torch."))
+    for dtype in dtypes:
+        model = scemae.load_model(dtype=dtype)
         for expansion in (1, 2, 4):
             ours, plain = (count / seconds(partial(run, model, expansion)) for run in (together, loop))
             print(f"{dtype}, expansion {expansion}: {ours:.1f} images/s; one window at a time: {plain:.1f}")
-        resnet = timm.create_model("resnet50", features_only=True, out_indices=(1, 2, 3, 4)).eval().to(dtype)
-        taken = seconds(partial(hypercolumn, resnet, views[..., MARGIN:-MARGIN, MARGIN:-MARGIN].to(dtype)))
+        resnet = timm.create_model("resnet50", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+        images = views[..., MARGIN:-MARGIN, MARGIN:-MARGIN].to(getattr(torch, dtype))
+        taken = seconds(partial(hypercolumn, resnet.to(images.dtype), images))
         print(f"{dtype}, ResNet-50 hypercolumn at 48 x 48: {count / taken:.1f} images/s")
     descriptors, feature_map = F.normalize(torch.randn(68, 256), dim=1), torch.randn(256, 48, 48)
     ours = partial(similarity_maps, descriptors, feature_map, model.grid(4), 96)

@@ -24,6 +24,7 @@ import scemae
 from scemae.card import model_card
 from scemae.checkpoint import CARD, WEIGHTS, file_sha256, save_model
 from scemae.config import BACKBONES, BackboneConfig
+from scemae.model import SceMae
 from scemae.samples import sample_faces
 
 
@@ -62,13 +63,17 @@ def model():
 
 @pytest.fixture(scope="session")
 def aligning_in(model, tmp_path_factory):
-    """Folder of the same model with fewer steps of alignment than nine: exports take as many passes of the encoder."""
+    """Folder of the same model with fewer steps of alignment than nine: exports take as many passes of the encoder.
 
-    def folder_of(*steps):
+    `architecture`: one of fewer blocks, to have only the first of the encoder's.
+    """
+
+    def folder_of(*steps, architecture=model.config.architecture):
         folder = tmp_path_factory.mktemp("model") / "short"
         aligner = replace(model.config.aligner, steps=steps, similarity_steps=min(2, len(steps)))
-        config = replace(model.config, aligner=aligner)
-        save_model(folder, model.state_dict(), config, "")
+        config = replace(model.config, aligner=aligner, architecture=architecture)
+        wanted = SceMae(config).state_dict()
+        save_model(folder, {name: tensor for name, tensor in model.state_dict().items() if name in wanted}, config, "")
         weights = folder / WEIGHTS
         (folder / CARD).write_text(model_card(config, file_sha256(weights), weights.stat().st_size))
         return folder

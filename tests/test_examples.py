@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("match_two_faces.py", ["m.png"], ["m.png"]),
         ("few_shot_detector.py", ["f.png", "f.safetensors"], ["f.png", "f.safetensors"]),
         ("similarity_map.py", ["nose_tip", "s.png"], ["s.png"]),
-        ("measure_speed.py", ["1"], []),
+        ("measure_speed.py", ["1", "float32"], []),
         ("frames_picture.py", ["frames.png"], ["frames.png"]),
     ],
 )
