@@ -67,7 +67,7 @@ class FaceAligner(nn.Module):
         canonical view has it: near 0 once the steps have converged. (The misfit of the affine itself says nothing:
         the stages were fitted to affine motions only, so what they predict is one, whatever the picture shows.)
         """
-        found = half_sides_to_pixels(points.double().cpu().numpy(), self.input_size)
+        found = half_sides_to_pixels(points.cpu().double().numpy(), self.input_size)
         residuals = np.sqrt(((found - self.canonical) ** 2).sum(-1).mean(-1)) * 2 / self.input_size
         fit = fit_similarity if step < self.config.similarity_steps else fit_affine
         return [(fit(self.canonical, face), float(residual)) for face, residual in zip(found, residuals, strict=True)]

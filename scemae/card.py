@@ -60,7 +60,7 @@ def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha
     """The README.md of a landmark regressor on the Hub. `header`: the JSON in its file; `held_out_error`: or nan."""
     kind = header["kind"]
     faces = "1 annotated face" if header["faces"] == 1 else f"{header['faces']} annotated faces"
-    normalizer = header["normalizer"]
+    normalizer = header["asked"]["normalizer"]
     of = "the diagonal" if normalizer is None else "the distance of landmarks {}, {}".format(*normalizer)
     error = "not known" if held_out_error != held_out_error else f"{100 * held_out_error:.2f} % of {of}"
     return f"""---

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
 import platform
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Huge pages, which PyTorch asks for if this stands at its first allocation: on a CPU under Linux features take a
     # sixth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of landmarks and files that a terminal cannot show
     try:
         options = _parser(words).parse_args(words)
         result, text = options.run(options)

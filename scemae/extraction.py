@@ -85,7 +85,7 @@ def extract_features(
     Args:
         model: what `load_model` gives.
         images: one image or any iterable of them, mixed as they come: path, bytes, file object, PIL image, array
-            (H, W, 3), tensor (3, H, W). EXIF rotation is applied.
+            (H, W, 3), tensor (3, H, W), RGB. EXIF rotation is applied.
         boxes: None, where the face fills the picture as in the datasets (the central 96/136 of the largest centred
             square is looked at); or one (x0, y0, x1, y1) per image, pixel edges of the upright image, around the
             face from brow to chin. One that is not square grows to a square.
@@ -183,7 +183,10 @@ def _pairs(images: Any, boxes: Any) -> Iterator[tuple[Photo, Any]]:
         boxes = [boxes] if np.ndim(next(iter(flat), ())) == 0 else boxes
     counts = _count(images), _count_boxes(boxes)
     if None not in counts and counts[0] != counts[1]:
-        raise BoxInputError(f"{counts[1]} boxes for {counts[0]} images; wanted one (x0, y0, x1, y1) per image.")
+        raise BoxInputError(
+            f"{counts[1]} boxes for {counts[0]} images; wanted one (x0, y0, x1, y1) per image. For several faces of "
+            "one photo give it once for each: [photo] * n."
+        )
     return _zipped(photos, iter(boxes))
 
 
@@ -283,6 +286,6 @@ def _maps(model: Extractor, faces: Sequence[Face], expansion: int, margin: str) 
     crops = [resampled(face.crop, model.view_size).padded(context) for face in faces]
     views = torch.stack([sample_view(face.patch, crop) for face, crop in zip(faces, crops, strict=True)])
     views = F.pad(model.normalise(views), (model.view_margin - context,) * 4, mode="reflect")
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: people train heads of their own on these maps
         maps: Tensor = model(views, expansion)
     return maps.cpu()

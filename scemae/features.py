@@ -125,7 +125,7 @@ class FaceFeatures:
         """The projector's map (B, C, h, w), computed now; raises OptionError for a model without projector."""
         if self.project is None:
             raise OptionError(f"Model {self.model.name!r} has no projector: use='backbone' is what it offers.")
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: people train heads of their own on these maps
             return self.project(self.backbone_map)
 
     def map(self, use: Use) -> Tensor:
@@ -144,8 +144,10 @@ class FaceFeatures:
         return np.stack([face.crop.to_image(xy) for face, xy in zip(self.faces, landmarks_input, strict=True)])
 
     def descriptors(self, landmarks: NDArray[np.float64], use: Use = "backbone") -> Tensor:
-        """Descriptors (B, K, C) at landmarks (B, K, 2) in image pixels, read bilinearly, not normalised."""
-        return sample_at(self.map(use), self.grid, torch.from_numpy(self.to_input(landmarks)))
+        """Descriptors (B, K, C) at landmarks (B, K, 2) in image pixels, read bilinearly, not normalised; nan at nan."""
+        places = torch.from_numpy(self.to_input(landmarks))
+        read = sample_at(self.map(use), self.grid, places)
+        return read.masked_fill(places.isnan().any(-1, keepdim=True), torch.nan)
 
     def draw(self, use: Use = "backbone") -> Image.Image:
         """The faces as the model saw them, above their maps: three principal components as red, green and blue."""

@@ -20,6 +20,7 @@ ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array | t
 MIN_BOX = 8  # image px: a face smaller than this is a smudge, and a box this small a mistake
 DENSITY = 2  # patch px per input px, so that a view may turn and zoom without losing detail
 REACH = 2  # patch side over crop side
+ROUNDING = 1e-3  # so far beyond 0..1 resizing and blending leave float pixels
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,12 @@ def _to_uint8(array: Array, source: str) -> Array:
     if not np.isfinite(array).all():
         raise ImageInputError(f"{source} has pixels that are nan or infinite.")
     low, high = float(array.min()), float(array.max())
-    if low < 0 or high > 1:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise ImageInputError(
             f"{source} has float pixels from {low:g} to {high:g}; wanted 0..1. Pixels of 0..255 go in as uint8, and "
             "normalised ones have to be brought back to 0..1 first."
         )
-    return (array * 255).round().astype(np.uint8)
+    return (array.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _upright_rgb(image: Image.Image, source: str) -> Image.Image:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scemae.config import Use, checked_use
-from scemae.errors import LandmarkInputError, OptionError
+from scemae.errors import ImageInputError, LandmarkInputError, OptionError
 from scemae.features import FaceFeatures, LandmarkMatches, Landmarks
 from scemae.geometry import CellGrid
 from scemae.landmarks import checked_landmarks
@@ -52,29 +52,39 @@ def match_landmarks(
 
     Raises:
         LandmarkInputError: wrong shape or count, outside the image or the view.
+        ImageInputError: something else than features, or targets without a face.
         IncompatibleFeaturesError: features of different models or settings.
     """
+    for name, given in (("reference", reference), ("targets", targets)):
+        if not isinstance(given, FaceFeatures):
+            raise ImageInputError(f"{name} is a {type(given).__name__}; wanted FaceFeatures, from extract_features.")
     targets.kind.require(reference.kind, "The targets' features", "the reference's")
     use = reference.config.matching_use if use is None else checked_use(use)
     sigma = _sigma(reference, prior)
     if combine not in ("mean", "best"):
         raise OptionError(f"combine is {combine!r}; it must be 'mean' or 'best'.")
+    if not len(targets):
+        raise ImageInputError("targets has no faces: there is nothing to find the landmarks on.")
     xy, names = checked_landmarks(landmarks, reference.faces, allow_missing=len(reference) > 1)
     places = reference.to_input(xy)
     _check_in_view(reference, places, xy)
     descriptors = F.normalize(reference.descriptors(xy, use), dim=-1, eps=FLAT**0.5)
     queries, origins = (descriptors, places) if combine == "best" else _means(descriptors, places)
-    found = [
-        _find(queries, origins, one.map(use)[0], one.grid, one.faces[0].crop.size, sigma, subpixel) for one in targets
-    ]
+    found, similarity = [], []
+    for one in targets:
+        maps = similarity_maps(queries, one.map(use)[0], one.grid, one.faces[0].crop.size)
+        place, score, chosen = _find(maps, origins, sigma, subpixel)
+        found.append((place, score))
+        if keep_similarity:  # most of the memory
+            similarity.append(chosen)
     shown = Landmarks(xy, np.ones(xy.shape[:2]), names, reference.faces)
     return LandmarkMatches(
-        xy=targets.to_image(np.stack([place for place, _, _ in found])),
-        scores=np.stack([score for _, score, _ in found]),
+        xy=targets.to_image(np.stack([place for place, _ in found])),
+        scores=np.stack([score for _, score in found]),
         names=names,
         faces=targets.faces,
         reference=shown,
-        similarity=np.stack([maps for _, _, maps in found]) if keep_similarity else None,
+        similarity=np.stack(similarity) if keep_similarity else None,
     )
 
 
@@ -143,11 +153,12 @@ def _means(descriptors: Tensor, places: Array) -> tuple[Tensor, Array]:
     return mean, np.nanmean(places, axis=0, keepdims=True)
 
 
-def _find(
-    queries: Tensor, origins: Array, feature_map: Tensor, grid: CellGrid, size: int, sigma: float, subpixel: bool
-) -> tuple[Array, Array, Array]:
-    """Best places (K, 2) in input px, their scores (K,) and the similarity (K, size, size) of the best references."""
-    similarity = similarity_maps(queries, feature_map, grid, size)
+def _find(similarity: Tensor, origins: Array, sigma: float, subpixel: bool) -> tuple[Array, Array, Array]:
+    """Best places (K, 2) in input px, their scores (K,) and the similarity (K, size, size) of the best references.
+
+    `similarity` (R, K, size, size): of every reference.
+    """
+    size = similarity.shape[-1]
     objective = similarity if sigma == 0 else similarity - _handicap(torch.from_numpy(origins), size, sigma)
     objective = objective.nan_to_num(-torch.inf)
     chosen = objective.flatten(2).amax(-1).argmax(0)
@@ -170,12 +181,13 @@ def _handicap(origins: Tensor, size: int, sigma: float) -> Tensor:
 
 def _parabola_offsets(objective: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(K, 2) offsets within half a pixel to the top of the parabola through each peak and its neighbours, per axis."""
-    padded = F.pad(objective[None], (1, 1, 1, 1), mode="replicate")[0].double()
+    padded = F.pad(objective, (1, 1, 1, 1), value=-torch.inf).double()
     k = torch.arange(len(rows))
     middle = padded[k, rows + 1, columns + 1]
     offsets = []
     for dy, dx in ((0, 1), (1, 0)):
         before, after = padded[k, rows + 1 - dy, columns + 1 - dx], padded[k, rows + 1 + dy, columns + 1 + dx]
         curvature = (before + after - 2 * middle).clamp(max=-FLAT)
-        offsets.append(((before - after) / (2 * curvature)).clamp(-0.5, 0.5))
+        inside = before.isfinite() & after.isfinite()  # at the border there is no parabola
+        offsets.append(((before - after) / (2 * curvature)).clamp(-0.5, 0.5).where(inside, 0.0))
     return torch.stack(offsets, dim=-1)

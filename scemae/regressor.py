@@ -16,23 +16,26 @@ from tqdm.auto import tqdm
 
 from scemae.checkpoint import REGRESSOR, read_file, write_file
 from scemae.config import ModelId, Use, checked_use
-from scemae.errors import IncompatibleWeightsError, LandmarkInputError, NotFittedError
+from scemae.errors import ImageInputError, IncompatibleWeightsError, LandmarkInputError, NotFittedError
 from scemae.estimator import Estimator
 from scemae.extraction import LONG_WORK, Boxes, Extractor, extract_features, features_through, silent
-from scemae.features import FaceFeatures, FeatureKind, Landmarks
+from scemae.features import Face, FaceFeatures, FeatureKind, Landmarks
 from scemae.geometry import random_affines
-from scemae.heads import HEADS, AnnotatedMaps, Head, Mirror, exchanged, new_head
+from scemae.heads import AnnotatedMaps, Head, Mirror, described, exchanged, head_as_described, new_head, numbered
 from scemae.hub import HUB, HubOptions, checked_options, fetch
 from scemae.images import ImageLike
-from scemae.landmarks import checked_landmarks
-from scemae.metrics import box_diagonal, distance_between, normalised_errors
+from scemae.landmarks import check_annotated, checked_landmarks
+from scemae.metrics import box_diagonal, distance_between, pixel_errors
 from scemae.zoo import load_model
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
+Normalizer = tuple[str, str] | tuple[int, int] | None
 FEW = 5  # up to so many annotated faces the model's few_shot_use is the default
 MOVES = {"rotation": 0.15, "log_scale": 0.075, "shear": 0.03, "shift": 0.065}  # half of what the aligner learned from
 LEAVE_ONE_OUT = 10  # up to so many faces each is held out on its own, then a fifth at a time
 FORMAT = "scemae landmark regressor 1"
+ASKED = ("names", "mirror", "use", "expansion", "align", "normalizer")  # arguments, saved as they were given
+NOWHERE = "landmarks {} and {} of the normalizer coincide or are not annotated together on any face."
 
 
 def fit_regressor(
@@ -47,7 +50,7 @@ def fit_regressor(
     use: Use | None = None,
     expansion: int | None = None,
     align: bool | None = None,
-    normalizer: tuple[int, int] | None = None,
+    normalizer: Normalizer = None,
 ) -> LandmarkRegressor:
     """Fit a landmark detector on annotated faces; seconds on a CPU with the default head.
 
@@ -64,8 +67,9 @@ def fit_regressor(
             "off" does not.
         use: which features; default: the model's choice for so many faces.
         expansion, align: as in `extract_features`; for FaceFeatures, what they were made with.
-        normalizer: numbers of two landmarks whose distance errors are divided by (the eyes, say); default: the
-            diagonal of the landmarks' box.
+        normalizer: two landmarks, by name or number, whose distance errors are divided by (the eyes, say); default:
+            the diagonal of the landmarks' box, of a single landmark the side of the square that the model saw. A face
+            on which it is not annotated is learned from, but has no error.
 
     Returns:
         A fitted LandmarkRegressor. `held_out_error_` is its error on faces held out whole (leave-one-out up to 10
@@ -75,8 +79,12 @@ def fit_regressor(
     Raises:
         ImageInputError: an image that cannot be used; says which.
         BoxInputError: a box that cannot be right, or not one per image.
-        LandmarkInputError: wrong shape or count, outside the image, or a landmark that no face shows.
+        LandmarkInputError: wrong shape or count, outside the image, a landmark that no face shows, a face without any
+            landmark.
         IncompatibleFeaturesError: FaceFeatures of another model.
+
+    Warns:
+        UserWarning: a landmark far from the face that the model saw.
     """
     regressor = LandmarkRegressor(
         model,
@@ -108,7 +116,7 @@ class LandmarkRegressor(Estimator):
         use: Use | None = None,
         expansion: int | None = None,
         align: bool | None = None,
-        normalizer: tuple[int, int] | None = None,
+        normalizer: Normalizer = None,
     ) -> None:
         self.model = model
         self.names = names
@@ -123,7 +131,8 @@ class LandmarkRegressor(Estimator):
         """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
         features = self._features(images, boxes, expansion=self.expansion, align=self.align)
         xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
-        _check_annotated(xy, names)
+        check_annotated(xy, names, features)
+        normalizers = self._normalizers(xy, names, features.faces)
         mean_shape = np.nanmean(features.to_input(xy), axis=0)
         swap = exchanged(self.mirror, mean_shape, names, self.model.config.input_size)
         default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
@@ -135,7 +144,7 @@ class LandmarkRegressor(Estimator):
         held_out, self.mirrored_ = self.head_.fit(data)
         self.names_, self.faces_ = names, len(features)
         self.kind_, self.landmarks_ = features.kind, xy.shape[1]
-        errors = normalised_errors(features.to_image(held_out.numpy()), xy, self._normalizers(xy))
+        errors = pixel_errors(features.to_image(held_out.numpy()), xy) / normalizers[:, None]
         self.held_out_errors_ = errors
         self.held_out_error_ = float(np.nanmean(errors)) if np.isfinite(errors).any() else float("nan")
         return self
@@ -153,12 +162,17 @@ class LandmarkRegressor(Estimator):
         return Landmarks(features.to_image(places.numpy()), confidence.numpy(), self.names_, features.faces)
 
     def score(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> float:
-        """Minus the mean error over the normalizer: higher is better, 0 is perfect."""
+        """Minus the mean error over the normalizer: higher is better, 0 is perfect. nan marks what is not annotated."""
         found = self.predict(images, boxes=boxes)
-        xy, _ = checked_landmarks(landmarks, found.faces, self.names_, allow_missing=True)
+        xy, names = checked_landmarks(landmarks, found.faces, self.names_, allow_missing=True)
         if xy.shape != found.xy.shape:
             raise LandmarkInputError(f"landmarks have {xy.shape[1]} points; the regressor finds {self.landmarks_}.")
-        return -float(np.nanmean(normalised_errors(found.xy, xy, self._normalizers(xy))))
+        if names != self.names_:
+            raise LandmarkInputError(
+                "landmarks have names, those of the regressor have none: pass an array in its order, or fit with names="
+            )
+        errors = pixel_errors(found.xy, xy) / self._normalizers(xy, names, found.faces)[:, None]
+        return -float(np.nanmean(errors))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write one safetensors file: the head's tensors, and as JSON in its header all the rest; never a pickle.
@@ -177,10 +191,10 @@ class LandmarkRegressor(Estimator):
             "use": self.use_,
             "mirrored": self.mirrored_,
             "faces": self.faces_,
-            "normalizer": self.normalizer,
-            "mirror": self.mirror,
+            "asked": {name: getattr(self, name) for name in ASKED} | {"head": described(self.head)},
         }
-        write_file(path, tensors, {FORMAT: json.dumps(header)}, overwrite)
+        text = json.dumps(header, default=lambda numbers: numbers.tolist())  # numpy's, of mirror= and normalizer=
+        write_file(path, tensors, {FORMAT: text}, overwrite)
 
     @classmethod
     def load(
@@ -188,7 +202,8 @@ class LandmarkRegressor(Estimator):
     ) -> LandmarkRegressor:
         """Read what `save` wrote, or "hf-hub:ORG/REPO[@REVISION]", what `scemae push` made of it.
 
-        `model`: the one that it was fitted on; None loads it by its name. `hub`: as in `load_model`.
+        `model`: the one that it was fitted on; None loads it by its name. `hub`: as in `load_model`. The arguments are
+        those that it was made with: another `fit` chooses anew what they leave open.
 
         Raises WeightsIntegrityError for a damaged file, IncompatibleWeightsError for another kind of file or where
         the model is not the one that the regressor was fitted on; from the Hub, all that `load_model` raises.
@@ -208,17 +223,8 @@ class LandmarkRegressor(Estimator):
                     f"{path} was fitted on {kind.model}; the model here is {model.id}. "
                     "Load that model and pass model=, or fit again."
                 )
-            head = HEADS[header["head"]](**header["settings"])
-            regressor = cls(
-                model,
-                names=header["names"],
-                head=head,
-                mirror=header["mirror"],
-                use=header["use"],
-                expansion=kind.expansion,
-                align=kind.aligned,
-                normalizer=header["normalizer"],
-            )
+            asked = header["asked"]
+            regressor = cls(model, **asked | {"head": head_as_described(asked["head"])})
             regressor._restore(kind, header, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, IncompatibleWeightsError):
@@ -236,6 +242,7 @@ class LandmarkRegressor(Estimator):
             if self.normalizer is None
             else "the distance of landmarks {}, {}".format(*self.normalizer)
         )
+        of = of if self.landmarks_ > 1 else "the side of the square that the model saw"
         known = not np.isnan(self.held_out_error_)
         error = f"held-out error {100 * self.held_out_error_:.1f} % of {of}" if known else "no held-out error"
         return (
@@ -246,6 +253,8 @@ class LandmarkRegressor(Estimator):
     def _features(self, images: Any, boxes: Boxes, **settings: Any) -> FaceFeatures:
         if isinstance(images, Sequence) and len(images) and all(isinstance(part, FaceFeatures) for part in images):
             images = FaceFeatures.concatenate(images)
+        if isinstance(images, FaceFeatures) and not len(images):
+            raise ImageInputError("images are features of no face.")
         if not isinstance(images, FaceFeatures):
             return extract_features(self.model, images, boxes=boxes, **settings)
         images.kind.require(replace(images.kind, model=self.model.id), "These features", "the regressor's")
@@ -285,8 +294,23 @@ class LandmarkRegressor(Estimator):
     def _standardised(self, maps: Tensor) -> Tensor:
         return (maps - self.mean_[:, None, None]) / self.std_[:, None, None]
 
-    def _normalizers(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        return box_diagonal(xy) if self.normalizer is None else distance_between(xy, *self.normalizer)
+    def _normalizers(
+        self, xy: NDArray[np.float64], names: Sequence[str] | None, faces: Sequence[Face]
+    ) -> NDArray[np.float64]:
+        """What errors are divided by, image px (n,), nan where that is not annotated; raises where it never is."""
+        if self.normalizer is not None:
+            first, second = (numbered(landmark, names, xy.shape[1], "normalizer") for landmark in self.normalizer)
+            lengths = distance_between(xy, first, second)
+        elif xy.shape[1] == 1:
+            lengths = np.array([face.crop.size * face.crop.scale for face in faces])
+        else:
+            lengths = box_diagonal(xy)
+        if not (lengths > 0).any():
+            raise LandmarkInputError(
+                "The error cannot be normalised: "
+                + ("no face shows two landmarks." if self.normalizer is None else NOWHERE.format(*self.normalizer))
+            )
+        return np.where(lengths > 0, lengths, np.nan)
 
     def _restore(self, kind: FeatureKind, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.mean_, self.std_ = tensors["mean"], tensors["std"]
@@ -296,7 +320,7 @@ class LandmarkRegressor(Estimator):
         self.names_ = None if header["names"] is None else tuple(header["names"])
         self.use_, self.mirrored_ = header["use"], header["mirrored"]
         self.kind_, self.landmarks_, self.faces_ = kind, header["landmarks"], header["faces"]
-        self.head_ = new_head(self.head, self.kind_.aligned)
+        self.head_ = head_as_described([header["head"], header["settings"]])
         self.head_.load_state({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
 
 
@@ -309,10 +333,3 @@ def _blocks(faces: int, max_folds: int) -> NDArray[np.int64]:
 def _copies(faces: int) -> int:
     """How many moved copies of each of n annotated faces: 4, more of one or two faces, fewer from a hundred on."""
     return min(max(4, 10 // faces), 400 // faces)
-
-
-def _check_annotated(xy: NDArray[np.float64], names: Sequence[str] | None) -> None:
-    never = np.isnan(xy[..., 0]).all(axis=0)
-    if never.any():
-        k = int(never.argmax())
-        raise LandmarkInputError(f"Landmark {names[k] if names else k} is not annotated on any of the {len(xy)} faces.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from os import PathLike
 from pathlib import Path
 
 from scemae.errors import TableError
@@ -11,8 +12,9 @@ ANNOTATION_COLUMNS = ("path", "name", "x", "y")
 BOX_COLUMNS = ("path", "x0", "y0", "x1", "y1")
 
 
-def read_annotations(path: Path) -> dict[Path, dict[str, tuple[float, float]]]:
+def read_annotations(path: str | PathLike[str]) -> dict[Path, dict[str, tuple[float, float]]]:
     """Landmarks by image path, in the order of the file: name -> (x, y). Paths are relative to the file's folder."""
+    path = Path(path)
     annotations: dict[Path, dict[str, tuple[float, float]]] = {}
     for number, row in _rows(path, ANNOTATION_COLUMNS):
         named = annotations.setdefault(path.parent / row["path"], {})
@@ -25,10 +27,15 @@ def read_annotations(path: Path) -> dict[Path, dict[str, tuple[float, float]]]:
     return annotations
 
 
-def read_boxes(path: Path) -> dict[Path, tuple[float, float, float, float]]:
-    """Boxes by image path. Paths are relative to the file's folder."""
-    boxes = {}
+def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, float, float]]:
+    """Boxes by image path, one of each. Paths are relative to the file's folder."""
+    path = Path(path)
+    boxes: dict[Path, tuple[float, float, float, float]] = {}
     for number, row in _rows(path, BOX_COLUMNS):
+        if path.parent / row["path"] in boxes:
+            raise TableError(
+                f"{path}, line {number}: {row['path']} has a box already; wanted one face of each picture."
+            )
         x0, y0, x1, y1 = _numbers(path, number, row, BOX_COLUMNS[1:])
         boxes[path.parent / row["path"]] = (x0, y0, x1, y1)
     return boxes

@@ -109,6 +109,7 @@ def load_model(
         **hub: how to reach the Hub: `endpoint`, `cache_dir`, `token`, `local_files_only` (scemae.hub.HubOptions).
 
     Raises:
+        OptionError: a device or dtype that there is not.
         ModelNotFoundError: no such name, folder or repository.
         RevisionNotFoundError: no such revision of it.
         WeightsUnavailableError: not on this machine, and not to be had.
@@ -124,7 +125,8 @@ def load_model(
         raise OptionError(f"dtype is {dtype!r}; it must be one of {DTYPES}.")
     folder, sha256 = locate(source, hub)
     config = read_config(folder)
-    model = SceMae(config)
+    with torch.random.fork_rng(devices=[]):  # its first weights, which are replaced, are no reason to change anybody's
+        model = SceMae(config)
     load_state(model, folder / WEIGHTS)
     model.id = ModelId(config.name, sha256.get(WEIGHTS) or file_sha256(folder / WEIGHTS))
     if dtype == "bfloat16":
@@ -136,6 +138,10 @@ def _device(device: str) -> str:
     import torch
 
     if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+            raise OptionError(f"device is {device!r}, which cannot be used here: {error}") from error
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from scemae.cli import main
+from scemae.errors import TableError
+from scemae.tables import read_boxes
 
 
 @pytest.fixture
@@ -125,6 +127,13 @@ def test_a_bad_line_is_named(capsys, tmp_path, row):
     code, _, err = run(capsys, "fit", tmp_path / "p.csv", "--out", tmp_path / "r")
     assert code == 2
     assert "line 2" in err or "line 3" in err
+
+
+def test_two_boxes_of_one_picture_are_refused(tmp_path):
+    table = tmp_path / "boxes.csv"
+    table.write_text("path,x0,y0,x1,y1\na.jpg,0,0,9,9\nb.jpg,0,0,9,9\na.jpg,20,0,29,9\n")
+    with pytest.raises(TableError, match=r"line 4: a\.jpg has a box already"):
+        read_boxes(str(table))
 
 
 def test_doctor(capsys):

@@ -175,6 +175,12 @@ def test_16_bits_are_rounded_to_the_nearest_of_8():
     assert np.array_equal(pixels_of(Image.fromarray(deep.astype(np.int32))), wanted)
 
 
+def test_what_rounding_leaves_beyond_0_and_1_is_cut_off():
+    pixels = np.tile(np.array([-1e-7, 0.5, 1 + 1e-7]), (4, 4, 1))
+    [photo] = iter_photos(pixels)
+    assert photo.image.getpixel((0, 0)) == (0, 128, 255)
+
+
 def test_bfloat16_is_as_good_as_it_can_be():
     found = pixels_of((CHANNELS_FIRST / 255).bfloat16())
     assert np.abs(found.astype(int) - PIXELS).max() <= 1

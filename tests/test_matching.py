@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 import scemae
 from scemae.cover import cell_grid
-from scemae.errors import IncompatibleFeaturesError, LandmarkInputError, OptionError
+from scemae.errors import ImageInputError, IncompatibleFeaturesError, LandmarkInputError, OptionError
 from scemae.matching import similarity_maps
 
 
@@ -62,6 +62,8 @@ def test_subpixel_finds_the_top_of_a_parabola():
     hill = -((x - 4.3) ** 2) - 2 * (y - 3.8) ** 2
     offsets = _parabola_offsets(hill[None], torch.tensor([4]), torch.tensor([4]))
     assert torch.allclose(offsets, torch.tensor([[0.3, -0.2]], dtype=torch.float64), atol=1e-5)
+    at_the_border = _parabola_offsets(hill[None, :, 4:], torch.tensor([4]), torch.tensor([0]))
+    assert torch.allclose(at_the_border, torch.tensor([[0.0, -0.2]], dtype=torch.float64), atol=1e-5)
 
 
 def test_matches_between_the_samples_land_near_the_clicks(faces, landmarks):
@@ -89,6 +91,32 @@ def test_two_references_of_which_each_lacks_a_landmark(faces, landmarks, combine
     assert np.abs(matches.xy[0, 2] - landmarks[1, 2]).max() < 1.5 * faces.faces[1].crop.scale
 
 
+@pytest.mark.parametrize("combine", ["mean", "best"])
+def test_a_reference_that_lacks_a_landmark_has_no_say_in_it(faces, landmarks, combine):
+    inside = landmarks[:, :7].copy()  # the chin lies below the aligned view
+    alone = scemae.match_landmarks(faces[0], inside[0], faces, prior=0)
+    inside[1] = np.nan
+    both = scemae.match_landmarks(faces, inside, faces, prior=0, combine=combine)
+    assert np.array_equal(both.xy, alone.xy)
+    assert np.allclose(both.scores, alone.scores, atol=1e-6)
+
+
+def test_what_was_found_goes_in_again(faces, landmarks):
+    found = scemae.match_landmarks(faces[0], landmarks[0], faces[1])
+    for again in (found, found.to_dict()[0]["landmarks"]):
+        back = scemae.match_landmarks(faces[1], again, faces[1], prior=0)
+        assert np.abs(back.xy - found.xy).max() < 2 * faces.faces[1].crop.scale
+
+
+def test_heads_of_ones_own_can_be_trained_on_the_maps(model, samples):
+    [part] = scemae.iter_features(model, samples[0].path, boxes=samples[0].box)
+    for use in ("backbone", "projected"):
+        features = part.map(use)
+        head = torch.nn.Conv2d(features.shape[1], 1, 1)
+        head(features).sum().backward()
+        assert head.weight.grad.abs().max() > 0
+
+
 def test_best_takes_the_reference_that_is_the_target(faces, landmarks):
     inside = landmarks[:, :7]  # the chin lies below the aligned view
     matches = scemae.match_landmarks(faces, inside, faces[1], combine="best", prior=0)
@@ -104,6 +132,10 @@ def test_a_strong_prior_keeps_the_place_and_not_the_score(faces, landmarks):
 
 
 def test_bad_input_is_refused(faces, landmarks, model, samples):
+    with pytest.raises(ImageInputError, match="targets is a list; wanted FaceFeatures"):
+        scemae.match_landmarks(faces[0], landmarks[0], [faces[1]])
+    with pytest.raises(ImageInputError, match="targets has no faces"):
+        scemae.match_landmarks(faces[0], landmarks[0], faces[:0])
     with pytest.raises(LandmarkInputError, match=r"landmarks are for 2 faces, but there are 1"):
         scemae.match_landmarks(faces[0], landmarks, faces[1])
     with pytest.raises(LandmarkInputError, match=r"shape \(8,\)"):

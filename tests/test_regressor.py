@@ -79,6 +79,63 @@ def test_missing_landmarks_are_left_out(model, faces, landmarks):
         scemae.fit_regressor(model, faces, partial)
 
 
+def test_a_face_that_cannot_be_normalised_is_learned_from_and_has_no_error(model, faces, landmarks):
+    partial = landmarks.copy()
+    partial[1, 0, 1] = np.nan  # half an eye
+    fitted = scemae.fit_regressor(model, faces, partial, normalizer=(0, 1), mirror="off")
+    assert np.isfinite(fitted.predict(faces).xy).all()
+    assert np.isnan(fitted.held_out_errors_[1]).all()
+    known = fitted.held_out_errors_[0, 1:]  # nobody else shows landmark 0
+    assert fitted.held_out_error_ == pytest.approx(np.mean(known))
+    assert np.isfinite(fitted.score(faces, partial))
+    partial[0, 1] = np.nan
+    with pytest.raises(LandmarkInputError, match="landmarks 0 and 1 of the normalizer"):
+        scemae.fit_regressor(model, faces, partial, normalizer=(0, 1))
+    partial[0], partial[1] = landmarks[0], np.nan
+    with pytest.raises(LandmarkInputError, match=r"astronaut\.jpg has no annotated landmark"):
+        scemae.fit_regressor(model, faces, partial)
+
+
+def test_a_single_landmark_is_measured_by_the_square(tmp_path, model, faces, landmarks):
+    fitted = scemae.fit_regressor(model, faces, landmarks[:, 2:3])
+    off = fitted.predict(faces).xy[:, 0] - landmarks[:, 2]
+    sides = [face.crop.size * face.crop.scale for face in faces.faces]
+    error = np.mean(np.linalg.norm(off, axis=1) / sides)
+    assert fitted.score(faces, landmarks[:, 2:3]) == pytest.approx(-error)
+    assert 0 < fitted.held_out_error_ < 0.2
+    assert "of the side of the square" in repr(fitted)
+
+
+def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
+    hidden = landmarks.copy()
+    hidden[0, 2] = 0  # what some annotations have for a landmark that is hidden
+    with pytest.warns(UserWarning, match=r"1 of 16 landmarks lie far from the face .*: 2 at \(0, 0\)"):
+        scemae.fit_regressor(model, faces, hidden, mirror="off")
+
+
+def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmarks):
+    numbered = [dict(enumerate(xy)) for xy in landmarks]
+    fitted = scemae.fit_regressor(model, faces, numbered, mirror=np.array([(0, 1)]), normalizer=tuple(np.array([0, 1])))
+    assert fitted.names_ == tuple("01234567")
+    fitted.save(tmp_path / "r.safetensors")
+    assert scemae.LandmarkRegressor.load(tmp_path / "r.safetensors", model).mirror == [[0, 1]]
+    eyes = list(samples[0].landmarks)[:2]
+    named = scemae.fit_regressor(model, faces, [s.landmarks for s in samples], normalizer=tuple(eyes), mirror="off")
+    assert f"distance of landmarks {eyes[0]}, {eyes[1]}" in repr(named)
+    for normalizer in (("left_eye", "third_eye"), (0, 99)):
+        with pytest.raises(OptionError, match="normalizer names"):
+            scemae.fit_regressor(model, faces, [s.landmarks for s in samples], normalizer=normalizer)
+
+
+def test_a_loaded_regressor_is_fitted_anew_as_if_it_had_not_been_saved(tmp_path, model, faces, landmarks):
+    one = scemae.fit_regressor(model, faces[0], landmarks[:1])
+    one.save(tmp_path / "one.safetensors")
+    loaded = scemae.LandmarkRegressor.load(tmp_path / "one.safetensors", model)
+    assert loaded.get_params() == one.get_params()
+    assert (loaded.use, loaded.head) == (None, "cascade")
+    assert loaded.fit(faces, landmarks).head_.ridge == one.fit(faces, landmarks).head_.ridge
+
+
 def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
     named = [s.landmarks for s in samples]
     pairs = [("left_eye", "right_eye"), ("left_mouth", "right_mouth")]
@@ -242,6 +299,9 @@ def test_bad_input_is_refused(tmp_path, model, faces, landmarks, regressor):
         scemae.fit_regressor(model, faces, landmarks, head="mlp")
     with pytest.raises(LandmarkInputError, match="8 names for 5 landmarks"):
         regressor.score(faces, landmarks[:, :5].tolist())
+    nameless = scemae.LandmarkRegressor(model, head=CascadeHead(ridge=1.0), mirror="off").fit(faces, landmarks)
+    with pytest.raises(LandmarkInputError, match="landmarks have names, those of the regressor have none"):
+        nameless.score(faces, [{str(k): xy for k, xy in enumerate(face)} for face in landmarks])
     with pytest.raises(OutputError, match="no folder"):
         regressor.save(tmp_path / "nowhere" / "r.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -101,6 +101,19 @@ def test_unknown_names(folder):
         scemae.load_model(dtype="float8")
 
 
+def test_a_device_that_is_not_there():
+    with pytest.raises(OptionError, match="device is 'gpu', which cannot be used here"):
+        scemae.load_model(device="gpu")
+
+
+def test_loading_leaves_the_random_numbers_alone():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    scemae.load_model()
+    assert torch.equal(torch.rand(3), wanted)
+
+
 def test_a_released_file_with_one_byte_changed_never_loads(folder, monkeypatch):
     monkeypatch.setattr(zoo, "shipped", lambda name: folder)
     weights = folder / "model.safetensors"

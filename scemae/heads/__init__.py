@@ -1,18 +1,31 @@
 """The heads of a landmark regressor: arrays in, arrays out, all in input pixels; they know no images and no models."""
 
 import copy
+from typing import Any
 
 from scemae.errors import OptionError
 from scemae.heads.annotated import AnnotatedMaps
 from scemae.heads.cascade import CascadeHead
 from scemae.heads.heatmap import HeatmapHead
-from scemae.heads.mirrors import Mirror, exchanged
+from scemae.heads.mirrors import Mirror, exchanged, numbered
 
 Head = CascadeHead | HeatmapHead
 HEADS: dict[str, type[Head]] = {head.name: head for head in (CascadeHead, HeatmapHead)}
 FIXED_CROP_SIGMAS = (12.0, 9.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0)  # without alignment faces lie further from the mean shape
 
-__all__ = ["HEADS", "AnnotatedMaps", "CascadeHead", "Head", "HeatmapHead", "Mirror", "exchanged", "new_head"]
+__all__ = [
+    "HEADS",
+    "AnnotatedMaps",
+    "CascadeHead",
+    "Head",
+    "HeatmapHead",
+    "Mirror",
+    "described",
+    "exchanged",
+    "head_as_described",
+    "new_head",
+    "numbered",
+]
 
 
 def new_head(head: str | Head, aligned: bool) -> Head:
@@ -22,3 +35,13 @@ def new_head(head: str | Head, aligned: bool) -> Head:
     if head not in HEADS:
         raise OptionError(f"head is {head!r}; it must be one of {', '.join(HEADS)}, or an instance.")
     return CascadeHead(sigmas=FIXED_CROP_SIGMAS) if head == "cascade" and not aligned else HEADS[head]()
+
+
+def described(head: str | Head) -> Any:
+    """A head as JSON can hold it: its name, or [name, settings]."""
+    return head if isinstance(head, str) else [head.name, head.settings()]
+
+
+def head_as_described(description: Any) -> Any:
+    """What `described` described."""
+    return description if isinstance(description, str) else HEADS[description[0]](**description[1])

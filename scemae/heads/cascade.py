@@ -34,7 +34,7 @@ def read_around(maps: Tensor, grid: CellGrid, places: Tensor) -> Tensor:
     offsets = torch.tensor(list(itertools.product(OFFSETS, OFFSETS)), dtype=places.dtype)
     points = (places[:, :, None] + offsets).flatten(1, 2)
     read = sample_at(maps, grid, points).unflatten(1, (-1, len(offsets))).flatten(2)
-    return torch.cat([read, torch.ones(*read.shape[:2], 1)], dim=2)
+    return torch.cat([read, read.new_ones(*read.shape[:2], 1)], dim=2)
 
 
 class RidgeSystem:

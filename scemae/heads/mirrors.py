@@ -42,7 +42,7 @@ def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[i
     """For each of `count` landmarks the one whose place it takes, from pairs by name or number; others keep theirs."""
     swap = list(range(count))
     for pair in pairs:
-        first, second = (_number(landmark, names, count) for landmark in pair)
+        first, second = (numbered(landmark, names, count, "mirror") for landmark in pair)
         swap[first], swap[second] = second, first
     return swap
 
@@ -72,12 +72,12 @@ def mirror_pairs(shape: NDArray[np.float64], size: int, known: dict[int, int]) -
     return None if pairs is None else [(pairs | known)[k] for k in every]
 
 
-def _number(landmark: str | int, names: Sequence[str] | None, count: int) -> int:
-    """The number of a landmark that a mirror pair names."""
+def numbered(landmark: str | int, names: Sequence[str] | None, count: int, option: str) -> int:
+    """The number of the landmark, of `count`, that an option names, or numbers."""
     if isinstance(landmark, str):
         if names is None or landmark not in names:
-            raise OptionError(f"mirror names {landmark!r}, which is no landmark; there are {names or 'no names'}.")
+            raise OptionError(f"{option} names {landmark!r}, which is no landmark; there are {names or 'no names'}.")
         return list(names).index(landmark)
     if not 0 <= landmark < count:
-        raise OptionError(f"mirror names landmark {landmark}; there are {count}, from 0.")
-    return landmark
+        raise OptionError(f"{option} names landmark {landmark}; there are {count}, from 0.")
+    return int(landmark)
