@@ -53,6 +53,11 @@ class FaceAligner(nn.Module):
         self.stages = nn.ModuleList(AlignerStage(tokens, width, config) for _ in range(config.stages))
         self.canonical = half_sides_to_pixels(np.asarray(config.points) / config.scale, input_size)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its numbers are."""
+        return next(self.buffers()).device
+
     def forward(self, patch_tokens: Tensor, stage: int) -> Tensor:
         """Points (B, P, 2), half-sides of the view, that stage number `stage` predicts from tokens (B, N, D)."""
         points: Tensor = self.stages[stage](patch_tokens)

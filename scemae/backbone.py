@@ -75,16 +75,17 @@ class Backbone(nn.Module):
         projection = self.vit.patch_embed.proj
         return F.linear(patches, projection.weight.flatten(1), projection.bias)
 
-    def encode(self, patch_tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Blocks `start` to `stop` (exclusive; None: all, then the final norm).
+    def encode(self, patch_tokens: Tensor) -> Tensor:
+        """The whole encoder: patch tokens with their positions (B, N, D) -> (B, 1 + N, D), CLS first."""
+        return self.blocks(self.sequence(patch_tokens))
 
-        From block 0 the CLS token is put in front: (B, N, D) -> (B, 1 + N, D). From a later block the tokens come
-        with it and keep their shape.
-        """
-        tokens = patch_tokens
-        if start == 0:
-            cls_token = (self.cls_token + self.positions[:, :1]).expand(tokens.shape[0], -1, -1)
-            tokens = torch.cat([cls_token, tokens], dim=1)
+    def sequence(self, patch_tokens: Tensor) -> Tensor:
+        """Patch tokens (B, N, D) with the CLS token in front, (B, 1 + N, D)."""
+        cls_token = (self.cls_token + self.positions[:, :1]).expand(patch_tokens.shape[0], -1, -1)
+        return torch.cat([cls_token, patch_tokens], dim=1)
+
+    def blocks(self, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Tokens (B, 1 + M, D) through the blocks `start` to `stop` (exclusive; None: all, then the final norm)."""
         for block in self.vit.blocks[start:stop]:
             tokens = block(tokens)
         if stop is None:
@@ -101,9 +102,10 @@ class Backbone(nn.Module):
         layer: Any = self.vit.blocks[block]
         attention = layer.attn
         batch, count, width = tokens.shape
-        qkv = attention.qkv(layer.norm1(tokens)).view(batch, count, 3, attention.num_heads, -1)
+        qkv = attention.qkv(layer.norm1(tokens)).view(batch, count, 3, attention.num_heads, -1).float()
         query, keys = qkv[:, 0, 0], qkv[:, :, 1]  # (B, heads, d), (B, 1 + N, heads, d)
-        logits: Tensor = torch.einsum("bhd,bnhd->bhn", query, keys).float()
+        with torch.autocast(tokens.device.type, enabled=False):  # what is chosen hangs on small differences
+            logits: Tensor = torch.einsum("bhd,bnhd->bhn", query, keys)
         if mean_heads:
             similarity: Tensor = (logits * attention.head_dim**-0.5).softmax(-1).mean(1)[:, 1:]
         else:

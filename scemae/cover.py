@@ -24,7 +24,10 @@ def shifts(expansion: int, patch_size: int = 8) -> list[int]:
         raise OptionError(f"expansion is {expansion!r}; it must be one of {EXPANSIONS}.")
     stride = patch_size // expansion
     first = -((patch_size - stride) // 2)
-    return [first + stride * index for index in range(expansion)]
+    found = [first + stride * index for index in range(expansion)]
+    if patch_size % expansion or max(-found[0], found[-1]) > MARGIN:
+        raise OptionError(f"expansion is {expansion}, which patches of {patch_size} px do not allow; 1 always is.")
+    return found
 
 
 def cell_grid(expansion: int, patch_size: int = 8) -> CellGrid:

@@ -121,7 +121,7 @@ def backbone():
 
 def test_cls_similarity_is_the_attention_of_the_block(backbone):
     """Against the attention weights that timm's own block computes, read off by values that are one-hot."""
-    tokens = backbone.encode(backbone.embed(torch.randn(2, 3, 96, 96)), stop=2)
+    tokens = backbone.blocks(backbone.sequence(backbone.embed(torch.randn(2, 3, 96, 96))), 0, 2)
     attention = backbone.vit.blocks[2].attn
     normed = backbone.vit.blocks[2].norm1(tokens)
     qkv = attention.qkv(normed).view(2, 145, 3, 3, 8).permute(2, 0, 3, 1, 4)
@@ -135,5 +135,5 @@ def test_cls_similarity_is_the_attention_of_the_block(backbone):
 
 def test_encoding_in_steps_is_encoding_at_once(backbone):
     embedded = backbone.embed(torch.randn(2, 3, 96, 96))
-    stepped = backbone.encode(backbone.encode(backbone.encode(embedded, stop=2), start=2, stop=3), start=3)
+    stepped = backbone.blocks(backbone.blocks(backbone.blocks(backbone.sequence(embedded), 0, 2), 2, 3), 3)
     torch.testing.assert_close(stepped, backbone.encode(embedded))

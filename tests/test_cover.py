@@ -28,6 +28,13 @@ def test_other_expansions_are_refused(expansion):
             call(expansion)
 
 
+@pytest.mark.parametrize(("patch_size", "expansion"), [(6, 4), (4, 8), (12, 4), (16, 4), (32, 2)])
+def test_patches_that_an_expansion_does_not_divide_are_refused(patch_size, expansion):
+    with pytest.raises(OptionError, match=f"patches of {patch_size} px do not allow"):
+        cell_grid(expansion, patch_size)
+    assert shifts(1, patch_size) == [0]
+
+
 def encode(windows):
     """A map that knows its batch row, its pixels and its place in the window."""
     maps = F.avg_pool2d(windows, 8)

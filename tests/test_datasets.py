@@ -12,9 +12,11 @@ from PIL import Image
 from scipy.io import savemat
 
 import scemae
+from scemae.cli import main
 from scemae.errors import DataError, OptionError
 from scemae.geometry import Crop, sample_view
 from scemae.images import cut_patch
+from scemae.training.data import Pack
 from scemae.training.datasets import LAYOUTS, add_data_check, check, problems, read_dataset
 from scemae.training.datasets.three_hundred_w import read_points, window_box
 
@@ -180,6 +182,23 @@ def test_celeba_leaves_mafl_out(folder, small):
     assert "MAFL" in read_dataset("celeba", root, "train", partial=True).notes[1]
     assert len(read_dataset("celeba", root, "train", exclude="none")) == 8
     assert len(read_dataset("celeba", root, "test", exclude="mafl")) == 1
+
+
+def test_a_split_is_packed_in_the_frame_it_is_tested_in(folder, small, tmp_path):
+    root = folder("celeba")
+    rows = np.tile(np.arange(218, dtype=np.uint8)[:, None, None], (1, 178, 3))
+    for path in root.rglob("*.jpg"):
+        Image.fromarray(rows).save(path, quality=100)
+    assert (
+        main(["data", "pack", str(root), str(tmp_path / "pack"), "--split", "celeba/train", "--exclude", "none"]) == 0
+    )
+    pack = Pack.open(tmp_path / "pack")
+    assert len(pack) == 8
+    face = read_dataset("celeba", root, "train", exclude="none").samples[0]
+    middle = (face.box[1] + face.box[3]) / 2 - 0.5
+    assert pack.squares[0, 67:69, 68, 0].mean() == pytest.approx(middle, abs=1)
+    assert pack.squares[0, :, 68, 0].min() == pytest.approx(30, abs=1.5)  # rows 30 to 207 of the picture
+    assert pack.squares[0, :, 68, 0].max() == pytest.approx(207, abs=1.5)
 
 
 def test_celeba_as_torchvision_has_it(tmp_path, small):

@@ -1,5 +1,6 @@
 """Landmark matching: floors, known values, hand-planted errors, resumption; and ablations, which match many times."""
 
+import copy
 import json
 
 import numpy as np
@@ -213,6 +214,11 @@ def test_other_settings_do_not_go_on(model, dataset, tmp_path):
     with pytest.raises(RunError, match="holds no evaluation"):
         RunFolder.open(tmp_path / "mine", {}, overwrite=True)
     assert (tmp_path / "mine" / "letter.txt").exists()
+    aligned, aligned_otherwise = copy.copy(subject.extractor), copy.copy(model)
+    aligned.placing = aligned_otherwise
+    aligned_otherwise.id = model.id._replace(sha256="0" * 64)
+    first, second = (settings_of(Subject.of(extractor), dataset) for extractor in (subject.extractor, aligned))
+    assert {name for name in first if first[name] != second[name]} == {"aligned_by"}
     with pytest.raises(OptionError, match="nothing to match"):
         settings_of(subject, dataset[:1])
 

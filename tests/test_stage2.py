@@ -15,7 +15,7 @@ from scemae.errors import OptionError, RunError
 from scemae.projector import Projector
 from scemae.training.config import STAGE2_PRESETS, Options, Stage2Config
 from scemae.training.data import write_pack
-from scemae.training.engine import train
+from scemae.training.engine import History, train
 from scemae.training.held_out import PLACES, HeldOutFaces
 from scemae.training.motions import Moves
 from scemae.training.stage2 import CorrespondenceEnhancer, Stage2, train_positional
@@ -54,10 +54,12 @@ class Counting(Backbone):
     def embed(self, images):
         return torch.arange(144.0).expand(len(images), -1)[..., None].expand(-1, -1, 24).clone()
 
-    def encode(self, patch_tokens, start=0, stop=None):
-        self.seen.append((patch_tokens.shape[1], start, stop))
-        cls_token = torch.full((len(patch_tokens), 1, 24), -1.0)
-        return torch.cat([cls_token, patch_tokens], dim=1) if start == 0 else patch_tokens
+    def sequence(self, patch_tokens):
+        return torch.cat([torch.full((len(patch_tokens), 1, 24), -1.0), patch_tokens], dim=1)
+
+    def blocks(self, tokens, start=0, stop=None):
+        self.seen.append((tokens.shape[1], start, stop))
+        return tokens
 
     def cls_similarity(self, tokens, block, mean_heads=True):
         self.block = block
@@ -73,7 +75,7 @@ def test_every_cell_has_the_feature_of_the_token_that_stands_for_it(sequence, la
     assert selection.attentive.tolist() == [list(range(130, 144))] * 2
     assert features.shape == (2, 144, 24)
     assert torch.equal(features[..., 0], selection.kept.gather(1, selection.substitute).float())
-    assert backbone.seen == [(144, 0, 2), (145, 2, 3), (last, 3, None)]
+    assert backbone.seen == [(145, 0, 2), (145, 2, 3), (last, 3, None)]
     assert backbone.block == 2
 
 
@@ -129,6 +131,13 @@ def test_what_cannot_be_is_said(small, pack):
         dataclasses.replace(CONFIG, keys="others")
     with pytest.raises(OptionError, match="needs an amplitude above 0"):
         dataclasses.replace(CONFIG, objective="lda")
+    for settings, word in (({"temperature": 0.0}, "temperature"), ({"attentive_ratio": 1.5}, "attentive_ratio")):
+        with pytest.raises(OptionError, match=f"{word} is .* it must be above 0"):
+            dataclasses.replace(CONFIG, **settings)
+    with pytest.raises(OptionError, match="cluster_block is 0; it must be at least 1"):
+        dataclasses.replace(CONFIG, cluster_block=0)
+    with pytest.raises(OptionError, match="cluster_block is 5; the model has 4 blocks"):
+        Stage2(dataclasses.replace(CONFIG, cluster_block=5), pack, small)
     recipe = Stage2(dataclasses.replace(CONFIG, faces_together=8), pack, small)
     with pytest.raises(RunError, match="has 2 faces at a time"):
         recipe.inputs(recipe.load(0, slice(0, 2)))
@@ -173,6 +182,36 @@ def test_a_run_writes_a_model_with_a_projector(small, pack, tmp_path):
     assert "## How it was made: stage 2" in card
     assert "warped projected error" in card
     assert (folder / "1-stage-2-similarity.png").is_file()
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_tokens_are_chosen_after_any_block(small, pack, block):
+    """With all tokens kept the sequence is whole, so the features are the encoder's own, wherever they were chosen."""
+    recipe = Stage2(dataclasses.replace(CONFIG, cluster_block=block, attentive_ratio=1.0, num_clusters=0), pack, small)
+    images, _ = recipe.inputs(recipe.load(0, slice(0, 2)))
+    _, features = recipe.module.approximated(images)
+    torch.testing.assert_close(features, recipe.module.backbone(images).flatten(2).transpose(1, 2))
+
+
+def test_the_model_is_exported_where_its_backbone_is(small, pack, tmp_path, monkeypatch):
+    """The engine moves the recipe's module, not the rest of the model, to the GPU; here "meta" is one."""
+    recipe = Stage2(CONFIG, pack, small)
+    recipe.module.to("meta")
+    monkeypatch.setattr(recipe, "measure", dict)
+    written = []
+    monkeypatch.setattr("scemae.training.stage2.write_projected", lambda _folder, model, *_: written.append(model))
+    recipe.export(tmp_path, History([], 0, 0.0, ""))
+    assert {tensor.device.type for tensor in [written[0].mean, *written[0].state_dict().values()]} == {"meta"}
+
+
+def test_a_run_goes_on_with_its_own_model_only(small, pack, tmp_path):
+    train(Stage2(CONFIG, pack, small), tmp_path / "run", Options(precision="float32", compile=False))
+    model = scemae.load_model(small)
+    other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    save_model(tmp_path / "other", other, model.config, "# small\n")
+    recipe = Stage2(CONFIG, pack, f"local-dir:{tmp_path / 'other'}")
+    with pytest.raises(RunError, match="started from another model; give the same --model"):
+        train(recipe, tmp_path / "run", Options(precision="float32", compile=False, resume=True))
 
 
 def test_the_closed_form_writes_a_model_with_a_projector(small, pack, tmp_path):

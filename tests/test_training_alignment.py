@@ -1,5 +1,6 @@
 """The aligner's training on pictures whose colours are places: what it must find is known exactly."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -88,6 +89,19 @@ def test_steps_lead_back_to_the_unmoved_view(fitted, ramps):
     assert before > 5
     assert after < 0.5
     assert (confidences > 0.9).all()
+
+
+def test_tokens_go_to_where_the_aligner_is(fitted, ramps, monkeypatch):
+    aligner = copy.deepcopy(fitted[0]).to("meta")  # in the place of a GPU; the tokens come from the CPU
+    seen = []
+
+    def affines(points, _step):
+        seen.append(points.device.type)
+        return [(np.eye(3)[:2], 0.0)]
+
+    monkeypatch.setattr(aligner, "affines", affines)
+    follow(aligner, encode, ramps.pixels(np.arange(1)), ramps.central[None], [0])
+    assert seen == ["meta"]
 
 
 def test_a_pack_is_aligned(fitted, reader, ramps, tmp_path):

@@ -36,6 +36,8 @@ class ToyModule(nn.Module):
 class Toy:
     """Learns to double and flip rows of random numbers. `at`: step -> what is done, once, amid it."""
 
+    origin = ""
+
     def __init__(self, config=TOY, *, dropout=0.0, report_every=1000, data_seed=0, at=None):
         torch.manual_seed(config.seed)
         self.config, self.module, self.report_every = config, ToyModule(dropout), report_every

@@ -143,7 +143,8 @@ def follow(
     confidences = np.zeros(len(squares))
     for step in steps:
         views = sample_views(squares, torch.from_numpy(to_square[:, :2]), INPUT)
-        motions = aligner.affines(aligner(encode(views), aligner.config.steps[step]), step)
+        tokens = encode(views).to(aligner.device)
+        motions = aligner.affines(aligner(tokens, aligner.config.steps[step]), step)
         matrices = np.tile(np.eye(3), (len(squares), 1, 1))
         matrices[:, :2] = [affine for affine, _ in motions]
         to_square = to_square @ matrices

@@ -25,6 +25,7 @@ from scemae.training.config import (
     Stage1Config,
     Stage2Config,
 )
+from scemae.training.datasets import read_dataset
 from scemae.training.datasets.checking import add_data_check
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ def data(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> No
     packing.add_argument("out", help="folder to write")
     packing.add_argument(
         "--boxes", metavar="CSV", help="face boxes: path,x0,y0,x1,y1; path as in the tar, if it is one"
+    )
+    packing.add_argument(
+        "--split",
+        metavar="DATASET/SPLIT",
+        help="these faces in their frame: celeba/train, IMAGES its folder",
+    )
+    packing.add_argument(
+        "--exclude", choices=("mafl", "none"), default="mafl", help="what is left out of CelebA [MAFL's images]"
     )
     packing.add_argument(
         "--size", type=int, default=136, help="px of the stored squares, whose central 96 are the input"
@@ -175,12 +184,17 @@ def pack(options: argparse.Namespace) -> tuple[Any, str]:
     """Decode every image once, so that training does not wait for it."""
     from scemae.training.data import pack_faces
 
-    source = Path(options.images)
+    source, boxes = Path(options.images), None
+    if options.split is not None:
+        boxes = _split_boxes(options.split, source, options.exclude)
+    elif options.boxes is not None:
+        boxes = _boxes(Path(options.boxes), source)
     packed = pack_faces(
         source,
         Path(options.out),
         size=options.size,
-        boxes=None if options.boxes is None else _boxes(Path(options.boxes), source),
+        boxes=boxes,
+        only_boxed=options.split is not None,
         skip_at_most=options.skip_at_most,
         overwrite=options.overwrite,
     )
@@ -259,6 +273,15 @@ def _boxes(table: Path, source: Path) -> dict[Path, Any]:
     if source.is_dir():
         return {path.resolve(): box for path, box in boxes.items()}
     return {path.relative_to(table.parent): box for path, box in boxes.items()}
+
+
+def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:
+    """The boxes of a data set's split, as `pack_faces` wants them."""
+    name, _, part = split.partition("/")
+    dataset = read_dataset(name, folder, part, exclude=exclude)
+    if any(sample.resized for sample in dataset.samples):
+        raise OptionError(f"--split {split}: the protocol stretches these pictures first, which no pack does.")
+    return {sample.path.resolve(): sample.box for sample in dataset.samples}
 
 
 def _add(

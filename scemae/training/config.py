@@ -231,6 +231,9 @@ class Stage2Config(RunConfig, MotionConfig):
                 f"batch_size {self.batch_size} is no multiple of faces_together {self.faces_together}"
                 + (f" times accumulate {self.accumulate}." if self.accumulate > 1 else ".")
             )
+        self._check("temperature", "above 0", self.temperature > 0)
+        self._check("attentive_ratio", "above 0 and at most 1", 0 < self.attentive_ratio <= 1)
+        self._check("cluster_block", "at least 1", self.cluster_block >= 1)
         if self.keys == "others" and self.faces_together < 2:
             raise OptionError('keys "others" needs faces_together of at least 2: there is no other face.')
         if self.objective == "lda" and self.amplitude <= 0:

@@ -6,7 +6,7 @@ import json
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -114,6 +114,7 @@ def pack_faces(
     *,
     size: int = PROTOCOL,
     boxes: Mapping[Path, Any] | None = None,
+    only_boxed: bool = False,
     skip_at_most: float = 0.01,
     overwrite: bool = False,
 ) -> Pack:
@@ -126,6 +127,7 @@ def pack_faces(
             centred square; 136 is the protocol's framing, 112 suits FairFace's, where the whole picture is the square.
         boxes: (x0, y0, x1, y1), the 96 px, of each image: by resolved path for a folder, by the name in the archive,
             as a Path, for a tar. Without: the largest centred square, the `size`.
+        only_boxed: a folder's images without a box are none of the pack's; else they count as unusable.
         skip_at_most: the part of the images that may be unreadable or without a good box (one may always be); they are
             left out and named in the pack.
         overwrite: make a pack anew; nothing but a pack is ever replaced.
@@ -136,7 +138,7 @@ def pack_faces(
     """
     if size < INPUT:
         raise OptionError(f"size is {size}; it must be at least {INPUT}.")
-    entries = _entries(source)
+    entries = _entries(source, boxes if only_boxed else None)
     count = next(entries)
     squares = ((name, _square(name, image, size, boxes)) for name, image in entries)
     return write_pack(out, squares, count, size, str(source.resolve()), skip_at_most, overwrite)
@@ -211,10 +213,11 @@ def _square(
         return error
 
 
-def _entries(source: Path) -> Iterator[Any]:
-    """How many images there are, then each as (name, path or bytes)."""
+def _entries(source: Path, only: Container[Path] | None) -> Iterator[Any]:
+    """How many images there are, then each as (name, path or bytes); of a folder `only` those, None: all."""
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if _is_image(path.name) and path.is_file())
+        paths = [path for path in paths if only is None or path.resolve() in only]
         return _counted(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder.")

@@ -40,6 +40,7 @@ class Recipe(Protocol):
 
     config: RunConfig
     module: nn.Module
+    origin: str  # SHA-256 of the model that the run needs beside its checkpoint; "": none
 
     @property
     def report_every(self) -> int:
@@ -248,6 +249,7 @@ class _Run:
                 "seconds": self._worked(),
                 "losses": self.losses,
                 "images": self._next_image(),
+                "origin": self.recipe.origin,
                 "module": self.recipe.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
@@ -263,6 +265,8 @@ class _Run:
         self.step, self.seconds, self.losses = saved["step"], saved["seconds"], saved["losses"]
         if self._next_image() != saved["images"]:
             raise RunError(f"The images are not those that {self.folder.path} was started with; give the same --data.")
+        if saved["origin"] != self.recipe.origin:
+            raise RunError(f"{self.folder.path} was started from another model; give the same --model.")
         self.recipe.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
 

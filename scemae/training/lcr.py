@@ -17,7 +17,8 @@ def log_correspondence(descriptors: Tensor, temperature: float, keys: Tensor | N
     count for which i; None: all.
     """
     unit = F.normalize(descriptors.float(), dim=-1)
-    logits = unit @ unit.mT / temperature
+    with torch.autocast(unit.device.type, enabled=False):  # at a low temperature bf16 would round the logits to tenths
+        logits = unit @ unit.mT / temperature
     if keys is not None:
         logits = logits.masked_fill(~keys, -torch.inf)
     return logits.log_softmax(dim=-1)

@@ -21,7 +21,7 @@ CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pic
 MADE = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
 # step: updates of the weights so far; seconds: of work; losses: of the steps that no line of the log tells of yet;
 # images: what the first image of the next step looks like.
-FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "module", "optimizer"}
+FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "origin", "module", "optimizer"}
 
 
 class RunFolder:

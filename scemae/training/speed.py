@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def fastest_precision(device: torch.device) -> Literal["float32", "bf16"]:
     """bf16 on a GPU that has it, and on a CPU whose products are faster in it (measured, some 20 ms)."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bf16" if _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "float32"
 
 

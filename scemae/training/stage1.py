@@ -35,6 +35,8 @@ REPORTS = 20  # pictures in a run
 class Stage1:
     """The recipe that the engine trains: random crops, random masks, reconstruction."""
 
+    origin = ""
+
     def __init__(self, config: Stage1Config, pack: Pack, label: Label) -> None:
         self.config, self.pack, self.label = config, pack, label
         self.batches = Batches(len(pack), config.batch_size, config.seed)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from scemae.backbone import Backbone, chosen_tokens
-from scemae.errors import RunError
+from scemae.errors import OptionError, RunError
 from scemae.model import SceMae
 from scemae.projector import Projector
 from scemae.training.batches import Batches, normalise
@@ -71,16 +71,16 @@ class CorrespondenceEnhancer(nn.Module):
     def approximated(self, images: Tensor) -> tuple[Selection, Tensor]:
         """Which tokens are kept, and the last layer's features (B, N, D) with those in the place of the others."""
         config, backbone = self.config, self.backbone
-        before = backbone.encode(backbone.embed(images), stop=config.cluster_block - 1)
+        before = backbone.blocks(backbone.sequence(backbone.embed(images)), 0, config.cluster_block - 1)
         similarity = backbone.cls_similarity(before, config.cluster_block - 1, config.cls_mean_heads)
-        tokens = backbone.encode(before, start=config.cluster_block - 1, stop=config.cluster_block)
+        tokens = backbone.blocks(before, config.cluster_block - 1, config.cluster_block)
         patch_tokens = tokens[:, 1:].float()
         selection = select(patch_tokens, similarity, config.attentive_ratio, config.num_clusters, config.density)
         if config.sequence == "full":
-            kept = chosen_tokens(backbone.encode(tokens, start=config.cluster_block)[:, 1:], selection.kept)
+            kept = chosen_tokens(backbone.blocks(tokens, config.cluster_block)[:, 1:], selection.kept)
         else:
             sequence = torch.cat([tokens[:, :1], chosen_tokens(tokens[:, 1:], selection.kept)], dim=1)
-            kept = backbone.encode(sequence, start=config.cluster_block)[:, 1:]
+            kept = backbone.blocks(sequence, config.cluster_block)[:, 1:]
         return selection, chosen_tokens(kept, selection.substitute)
 
 
@@ -95,9 +95,15 @@ class Stage2:
     def __init__(self, config: Stage2Config, pack: Pack, source: str, label: Mapping[str, Any] | None = None) -> None:
         self.model, self.source, self.pack, self.label = load_model(source, device="cpu"), source, pack, label
         described = self.model.config
-        self.config = dataclasses.replace(
-            config, architecture=described.architecture, mean=described.mean, std=described.std
-        )
+        theirs = {
+            name: getattr(described, name) for name in ("architecture", "mean", "std", "input_size", "patch_size")
+        }
+        self.config = dataclasses.replace(config, **theirs)
+        if config.cluster_block > described.backbone.depth:
+            raise OptionError(
+                f"cluster_block is {config.cluster_block}; the model has {described.backbone.depth} blocks."
+            )
+        self.origin = self.model.id.sha256
         self.faces, held_out = pack.split(config.held_out, config.seed)
         self.batches = Batches(len(self.faces), config.batch_size, config.seed)
         torch.manual_seed(config.seed)
@@ -143,7 +149,8 @@ class Stage2:
     def export(self, folder: Path, history: History) -> None:
         """Write the source model with this projector as a model folder."""
         chapter = Chapter.of_training("stage 2", self.config, history, {})
-        write_projected(folder, self.model, self.source, self.module.projector, chapter, self.measure(), self.label)
+        model = self.model.to(self.module.projector.weight.device)  # the engine moved its backbone only
+        write_projected(folder, model, self.source, self.module.projector, chapter, self.measure(), self.label)
 
 
 def train_positional(

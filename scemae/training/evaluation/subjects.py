@@ -78,12 +78,14 @@ class Subject:
     def settings(self) -> dict[str, Any]:
         """What has to be the same for two results to be of the same thing."""
         model = self.extractor.id
+        aligned_by = self.extractor.placing.id if isinstance(self.extractor, Described) and self.align else None
         return {
             "scemae": scemae.__version__,
             "model": model.name,
             "sha256": model.sha256,
             "dtype": str(self.extractor.dtype).removeprefix("torch."),
             "use": self.use,
+            **({} if aligned_by is None else {"aligned_by": aligned_by.sha256}),
             **self._how(),
         }
 
