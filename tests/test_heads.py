@@ -179,6 +179,13 @@ def test_the_cascade_is_the_same_each_time(fitted, everyone):
     assert torch.equal(again.weights, head.weights)
 
 
+def test_regressions_made_again_are_those_kept_in_memory(fitted, everyone, monkeypatch):
+    monkeypatch.setattr("scemae.heads.cascade.KEPT", 2)
+    again = CascadeHead(**fitted[0].settings())
+    assert torch.equal(again.fit(everyone[0])[0], fitted[1])
+    assert torch.equal(again.weights, fitted[0].weights)
+
+
 def test_state_brings_a_cascade_back(fitted, everyone):
     head, _, _ = fitted
     other = CascadeHead(**head.settings())

@@ -17,6 +17,7 @@ from scemae.heads.annotated import AnnotatedMaps
 
 OFFSETS = (-5.0, 0.0, 5.0)  # input px: each landmark is judged from 3 x 3 descriptors around it
 COMPONENTS = 128  # of the maps' channels; more cost much time and gain 1 % with a hundred faces, nothing with twenty
+KEPT = 8  # landmarks whose regressions stay in memory while the ridge is chosen
 RIDGES = (0.25, 1.0, 4.0, 16.0)
 ALONE = 4.0  # the ridge where no face can be held out
 PUSHES = 3 * torch.tensor([(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)], dtype=torch.float64)
@@ -66,6 +67,34 @@ class RidgeSystem:
                 gram += self.sums[part][0]
                 moment += self.sums[part][1]
         return ridge_solutions(gram, moment, ridges, self.features)
+
+
+class Systems:
+    """For each landmark its regressions, one for each stage, from jittered copies of the true shapes.
+
+    Those of the first `KEPT` landmarks are made once and stay in memory, the others are made again when they are asked
+    for: with many faces one landmark's take 0.4 GB.
+    """
+
+    def __init__(self, data: AnnotatedMaps, shapes: Sequence[Tensor]) -> None:
+        self.data, self.shapes = data, shapes
+        self.kept: dict[int, list[RidgeSystem]] = {}
+
+    def of(self, k: int) -> list[RidgeSystem]:
+        """Those of landmark k."""
+        if k in self.kept:
+            return self.kept[k]
+        made = [self._made(shapes, k) for shapes in self.shapes]
+        if k < KEPT:
+            self.kept[k] = made
+        return made
+
+    def _made(self, shapes: Tensor, k: int) -> RidgeSystem:
+        data = self.data
+        known = torch.isfinite(data.landmarks[:, k, 0])
+        places = shapes[known][:, :, k]
+        x = read_around(data.maps[known], data.grid, places)
+        return RidgeSystem(x, (data.landmarks[known][:, k : k + 1] - places).float(), data.parts[known.numpy()])
 
 
 def _normal_equations(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +160,8 @@ class CascadeHead:
         """
         self.components = principal_components(data.maps[torch.from_numpy(data.originals)], COMPONENTS)
         data = replace(data, maps=self._reduced(data.maps))
-        systems = self._systems(data)
+        generator = torch.Generator().manual_seed(self.seed)
+        systems = Systems(data, [_jittered(data.landmarks, sigma, self.samples, generator) for sigma in self.sigmas])
         blocks = sorted(set(data.blocks.tolist()))
         mirrored = bool(data.mirrored.any())
         originals = data.landmarks[torch.from_numpy(data.originals)]
@@ -139,13 +169,13 @@ class CascadeHead:
         ridge = ALONE if self.ridge is None else self.ridge
         if validate and len(blocks) > 1:
             ridges = RIDGES if self.ridge is None else (self.ridge,)
-            trials = self._held_out(systems, data, ridges, mirrored)
+            trials = _held_out(systems, ridges, mirrored)
             ridge, _ = min(trials, key=lambda trial: _mean_error(trials[trial], originals))
             if mirrored:
-                trials |= self._held_out(systems, data, (ridge,), False)
+                trials |= _held_out(systems, (ridge,), False)
             (ridge, mirrored), held_out = min(trials.items(), key=lambda trial: _mean_error(trial[1], originals))
         self.ridge = ridge
-        [(self.mean_shape, self.weights)] = self._solve(systems, data, blocks, (ridge,), mirrored)
+        [[(self.mean_shape, self.weights)]] = _solved(systems, [blocks], (ridge,), mirrored)
         return held_out, mirrored
 
     def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
@@ -162,51 +192,41 @@ class CascadeHead:
     def _reduced(self, maps: Tensor) -> Tensor:
         return torch.einsum("dc,nchw->ndhw", self.components, maps)
 
-    def _systems(self, data: AnnotatedMaps) -> list[list[RidgeSystem]]:
-        """For each stage and each landmark its regression, from jittered copies of the true shapes."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return [
-            [self._system(data, shapes, k) for k in range(shapes.shape[2])]
-            for shapes in (_jittered(data.landmarks, sigma, self.samples, generator) for sigma in self.sigmas)
-        ]
 
-    def _system(self, data: AnnotatedMaps, shapes: Tensor, k: int) -> RidgeSystem:
-        known = torch.isfinite(data.landmarks[:, k, 0])
-        places = shapes[known][:, :, k]
-        x = read_around(data.maps[known], data.grid, places)
-        return RidgeSystem(x, (data.landmarks[known][:, k : k + 1] - places).float(), data.parts[known.numpy()])
+def _solved(
+    systems: Systems, groups: Sequence[Sequence[int]], ridges: Sequence[float], mirrored: bool
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """For each group of blocks and each ridge the mean shape (K, 2) and the weights (stages, K, F, 2) from its faces.
 
-    def _solve(
-        self,
-        systems: list[list[RidgeSystem]],
-        data: AnnotatedMaps,
-        blocks: Sequence[int],
-        ridges: Sequence[float],
-        mirrored: bool,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each ridge the mean shape and the weights from `blocks`, with their mirror images or without."""
-        parts = [2 * block + side for block in blocks for side in range(1 + mirrored)]
-        unmoved = torch.from_numpy(np.isin(data.parts, parts) & ~data.moved)
-        mean_shape = torch.nanmean(data.landmarks[unmoved], dim=0)
-        solved = [[system.solve(parts, ridges) for system in stage] for stage in systems]
-        return [
-            (mean_shape, torch.stack([torch.stack([weights[i] for weights in stage]) for stage in solved]))
-            for i in range(len(ridges))
-        ]
+    From those and their mirror images, or from those alone.
+    """
+    data = systems.data
+    parts = [[2 * block + side for block in group for side in range(1 + mirrored)] for group in groups]
+    unmoved = [torch.from_numpy(np.isin(data.parts, chosen) & ~data.moved) for chosen in parts]
+    landmarks = []
+    for k in range(data.landmarks.shape[1]):
+        stages = [torch.stack([torch.stack(one.solve(chosen, ridges)) for chosen in parts]) for one in systems.of(k)]
+        landmarks.append(torch.stack(stages))  # stages, groups, ridges, F, 2
+    weights = torch.stack(landmarks, dim=1).permute(2, 3, 0, 1, 4, 5)
+    return [
+        [(torch.nanmean(data.landmarks[faces], dim=0), of_ridge.contiguous()) for of_ridge in of_group]
+        for faces, of_group in zip(unmoved, weights, strict=True)
+    ]
 
-    def _held_out(
-        self, systems: list[list[RidgeSystem]], data: AnnotatedMaps, ridges: Sequence[float], mirrored: bool
-    ) -> dict[tuple[float, bool], Tensor]:
-        """By (ridge, mirrored): predictions (n, K, 2) of the original faces by cascades that never saw their block."""
-        originals = torch.from_numpy(data.originals)
-        blocks, maps = data.blocks[data.originals], data.maps[originals]
-        found = {(ridge, mirrored): torch.empty_like(data.landmarks[originals]) for ridge in ridges}
-        for block in np.unique(blocks):
-            inside = torch.from_numpy(blocks == block)
-            others = [int(other) for other in np.unique(blocks) if other != block]
-            for ridge, fitted in zip(ridges, self._solve(systems, data, others, ridges, mirrored), strict=True):
-                found[ridge, mirrored][inside] = descend(maps[inside], data.grid, *fitted)
-        return found
+
+def _held_out(systems: Systems, ridges: Sequence[float], mirrored: bool) -> dict[tuple[float, bool], Tensor]:
+    """By (ridge, mirrored): predictions (n, K, 2) of the original faces by cascades that never saw their block."""
+    data = systems.data
+    originals = torch.from_numpy(data.originals)
+    of_face, maps = data.blocks[data.originals], data.maps[originals]
+    blocks = np.unique(of_face).tolist()
+    found = {(ridge, mirrored): torch.empty_like(data.landmarks[originals]) for ridge in ridges}
+    others = [[other for other in blocks if other != block] for block in blocks]
+    for block, fitted in zip(blocks, _solved(systems, others, ridges, mirrored), strict=True):
+        inside = torch.from_numpy(of_face == block)
+        for ridge, (mean_shape, weights) in zip(ridges, fitted, strict=True):
+            found[ridge, mirrored][inside] = descend(maps[inside], data.grid, mean_shape, weights)
+    return found
 
 
 def descend(maps: Tensor, grid: CellGrid, mean_shape: Tensor, weights: Tensor) -> Tensor:
