@@ -51,6 +51,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Torch takes seconds to import: each name brings its module when it is first asked for (PEP 562).
+    if name in ("errors", "samples", "tables"):
+        return importlib.import_module(f"scemae.{name}")
     if name not in _ROOMS:
         raise AttributeError(f"module 'scemae' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"scemae.{_ROOMS[name]}"), name)

@@ -61,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(result, indent=2) if options.json else text, flush=True)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        print(f"scemae: what was found cannot be printed: {error}.", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -21,6 +21,7 @@ from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.features import Face, FaceFeatures, resampled
 from scemae.geometry import Array, CellGrid, Crop, compose, sample_view
 from scemae.images import ImageLike, Photo, checked_box, cut_patch, is_single, iter_photos
+from scemae.projector import Projector
 
 Margin = Literal["context", "reflect"]
 Boxes = ArrayLike | Iterable[ArrayLike | None] | None
@@ -51,7 +52,7 @@ class Extractor(Protocol):
     def aligner(self) -> FaceAligner | None: ...
 
     @property
-    def projector(self) -> Any: ...
+    def projector(self) -> Projector | None: ...
 
     def normalise(self, views: Tensor) -> Tensor:
         """Views of pixels 0..1, on the CPU, to what the other methods take."""
@@ -64,9 +65,6 @@ class Extractor(Protocol):
 
     def grid(self, expansion: int) -> CellGrid:
         """Where the cells of these maps lie, in pixels of the input."""
-
-    def project(self, backbone_map: Tensor) -> Tensor:
-        """Maps (B, D, h, w) to projected maps (B, C, h, w)."""
 
 
 def extract_features(
@@ -107,18 +105,11 @@ def extract_features(
         OptionError: an expansion or margin that is none, or a model without aligner.
     """
     _refuse_nothing(images)
-    counted = _count(images)
+    counted = count(images)
     steps = iter_features(
         model, images, boxes=boxes, align=align, expansion=expansion, margin=margin, batch_size=batch_size
     )
-    parts = []
-    with tqdm(total=counted, unit="face", delay=LONG_WORK, disable=silent(progress)) as bar:
-        for part in steps:
-            parts.append(part)
-            bar.update(len(part))
-    if not parts:
-        raise ImageInputError("images is empty: there is nothing to extract features from.")
-    return FaceFeatures.concatenate(parts)
+    return FaceFeatures.concatenate(list(watched(steps, counted, progress)))
 
 
 def iter_features(
@@ -144,6 +135,18 @@ def iter_features(
     return _batches(model, _pairs(images, boxes), aligner, expansion, margin, batch_size)
 
 
+def watched(batches: Iterator[FaceFeatures], total: int | None, progress: bool | None = None) -> Iterator[FaceFeatures]:
+    """The batches, with a bar as in `extract_features`; raises ImageInputError where there is none."""
+    nothing = True
+    with tqdm(total=total, unit="face", delay=LONG_WORK, disable=silent(progress)) as bar:
+        for part in batches:
+            nothing = False
+            bar.update(len(part))
+            yield part
+    if nothing:
+        raise ImageInputError("images is empty: there is nothing to extract features from.")
+
+
 def features_through(
     model: Extractor, features: FaceFeatures, crops: Sequence[Crop], batch_size: int = 16
 ) -> FaceFeatures:
@@ -164,7 +167,8 @@ def silent(progress: bool | None = None) -> bool:
     return not (sys.stderr.isatty() if progress is None else progress)
 
 
-def _count(images: Any) -> int | None:
+def count(images: Any) -> int | None:
+    """How many images there are, if that can be told without reading them."""
     return 1 if is_single(images) else len(images) if hasattr(images, "__len__") else None
 
 
@@ -181,7 +185,7 @@ def _pairs(images: Any, boxes: Any) -> Iterator[tuple[Photo, Any]]:
     if is_single(images):
         flat = boxes if isinstance(boxes, Iterable) else [boxes]
         boxes = [boxes] if np.ndim(next(iter(flat), ())) == 0 else boxes
-    counts = _count(images), _count_boxes(boxes)
+    counts = count(images), _count_boxes(boxes)
     if None not in counts and counts[0] != counts[1]:
         raise BoxInputError(
             f"{counts[1]} boxes for {counts[0]} images; wanted one (x0, y0, x1, y1) per image. For several faces of "
@@ -220,7 +224,7 @@ def _batches(
         if aligner is not None:
             faces = _aligned(model, aligner, photos, faces)
         maps = _maps(model, faces, expansion, margin)
-        project = None if model.projector is None else model.project
+        project = None if model.projector is None else model.projector.project  # its own: a face is no model to pickle
         yield FaceFeatures(
             maps,
             model.grid(expansion),

@@ -81,8 +81,7 @@ class SceMae(nn.Module):
         """Backbone map (B, D, h, w) to projected map (B, C, h, w); raises OptionError if there is no projector."""
         if self.projector is None:
             raise OptionError(f"Model {self.config.name!r} has no projector: use='backbone' is what it offers.")
-        projected: Tensor = self.projector(backbone_map.to(self.device))
-        return projected.to(backbone_map.device)
+        return self.projector.project(backbone_map)
 
     def _encode(self, views: Tensor) -> Tensor:
         maps: Tensor = self.backbone(views.to(self.dtype))

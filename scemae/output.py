@@ -48,14 +48,16 @@ def written_whole(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` to fill; it takes the place of `path` when all went well, and vanishes when not."""
-    partial = path.with_name(path.name + ".partial")
+    partial, replaced = (path.with_name(path.name + ending) for ending in (".partial", ".replaced"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        if path.exists():
-            shutil.rmtree(path)
+        if path.exists():  # the old one goes when the new one is there: a kill in between loses neither
+            shutil.rmtree(replaced, ignore_errors=True)
+            path.rename(replaced)
         partial.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OutputError:
         raise
     except OSError as error:

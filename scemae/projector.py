@@ -19,6 +19,11 @@ class Projector(nn.Conv2d):
         super().__init__(width, dim, kernel_size=1)
         self.mode = mode
 
+    def project(self, backbone_map: Tensor) -> Tensor:
+        """The projected map where the backbone map is, wherever the projector is."""
+        projected: Tensor = self(backbone_map.to(self.weight.device))
+        return projected.to(backbone_map.device)
+
     def forward(self, backbone_map: Tensor) -> Tensor:
         """The projected map."""
         projected: Tensor = super().forward(backbone_map)

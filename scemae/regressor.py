@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Self, Unpack
 
@@ -18,7 +18,7 @@ from scemae.checkpoint import REGRESSOR, read_file, write_file
 from scemae.config import ModelId, Use, checked_use
 from scemae.errors import ImageInputError, IncompatibleWeightsError, LandmarkInputError, NotFittedError
 from scemae.estimator import Estimator
-from scemae.extraction import LONG_WORK, Boxes, Extractor, extract_features, features_through, silent
+from scemae.extraction import LONG_WORK, Boxes, Extractor, count, features_through, iter_features, silent, watched
 from scemae.features import Face, FaceFeatures, FeatureKind, Landmarks
 from scemae.geometry import random_affines
 from scemae.heads import AnnotatedMaps, Head, Mirror, described, exchanged, head_as_described, new_head, numbered
@@ -30,6 +30,7 @@ from scemae.zoo import load_model
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
 Normalizer = tuple[str, str] | tuple[int, int] | None
+BATCH = 64  # faces that are predicted on together, where their features are there
 FEW = 5  # up to so many annotated faces the model's few_shot_use is the default
 MOVES = {"rotation": 0.15, "log_scale": 0.075, "shear": 0.03, "shift": 0.065}  # half of what the aligner learned from
 LEAVE_ONE_OUT = 10  # up to so many faces each is held out on its own, then a fifth at a time
@@ -129,7 +130,9 @@ class LandmarkRegressor(Estimator):
 
     def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> Self:
         """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
-        features = self._features(images, boxes, expansion=self.expansion, align=self.align)
+        features = FaceFeatures.concatenate(
+            list(self._parts(images, boxes, expansion=self.expansion, align=self.align))
+        )
         xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
         check_annotated(xy, names, features)
         normalizers = self._normalizers(xy, names, features.faces)
@@ -156,10 +159,13 @@ class LandmarkRegressor(Estimator):
         """
         self.check_fitted()
         kind = self.kind_
-        features = self._features(images, boxes, expansion=kind.expansion, align=kind.aligned, margin=kind.margin)
-        features.kind.require(kind, "These features", "the regressor's")
-        places, confidence = self.head_.predict(self._standardised(features.map(self.use_)), features.grid)
-        return Landmarks(features.to_image(places.numpy()), confidence.numpy(), self.names_, features.faces)
+        found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
+        for part in self._parts(images, boxes, expansion=kind.expansion, align=kind.aligned, margin=kind.margin):
+            part.kind.require(kind, "These features", "the regressor's")
+            places, confidence = self.head_.predict(self._standardised(part.map(self.use_)), part.grid)
+            found.append((part.to_image(places.numpy()), confidence.numpy(), part.faces))
+        xy, scores, faces = zip(*found, strict=True)
+        return Landmarks(np.concatenate(xy), np.concatenate(scores), self.names_, sum(faces, ()))
 
     def score(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> float:
         """Minus the mean error over the normalizer: higher is better, 0 is perfect. nan marks what is not annotated."""
@@ -250,15 +256,20 @@ class LandmarkRegressor(Estimator):
             f"{self.head_.name} on {self.use_} features of {self.model.config.name}, {error})"
         )
 
-    def _features(self, images: Any, boxes: Boxes, **settings: Any) -> FaceFeatures:
-        if isinstance(images, Sequence) and len(images) and all(isinstance(part, FaceFeatures) for part in images):
-            images = FaceFeatures.concatenate(images)
-        if isinstance(images, FaceFeatures) and not len(images):
+    def _parts(self, images: Any, boxes: Boxes, **settings: Any) -> Iterator[FaceFeatures]:
+        """Features of the images, or those that they are, a batch at a time: they take much memory."""
+        if isinstance(images, FaceFeatures):
+            images = [images]
+        if not (isinstance(images, Sequence) and images and all(isinstance(part, FaceFeatures) for part in images)):
+            batches = iter_features(self.model, images, boxes=boxes, **settings)
+            yield from watched(batches, count(images))
+            return
+        for part in images:
+            part.kind.require(replace(part.kind, model=self.model.id), "These features", "the regressor's")
+        features = FaceFeatures.concatenate(images)
+        if not len(features):
             raise ImageInputError("images are features of no face.")
-        if not isinstance(images, FaceFeatures):
-            return extract_features(self.model, images, boxes=boxes, **settings)
-        images.kind.require(replace(images.kind, model=self.model.id), "These features", "the regressor's")
-        return images
+        yield from (features[start : start + BATCH] for start in range(0, len(features), BATCH))
 
     def check_fitted(self) -> None:
         """Raise NotFittedError unless `fit` or `load` made this regressor."""

@@ -186,6 +186,12 @@ def test_regressions_made_again_are_those_kept_in_memory(fitted, everyone, monke
     assert torch.equal(again.weights, fitted[0].weights)
 
 
+@pytest.mark.parametrize("settings", [{"sigmas": ()}, {"samples": 0}, {"ridge": 0.0}])
+def test_a_cascade_that_cannot_be_is_refused(settings):
+    with pytest.raises(OptionError, match="wanted a stage at least"):
+        CascadeHead(**settings)
+
+
 def test_state_brings_a_cascade_back(fitted, everyone):
     head, _, _ = fitted
     other = CascadeHead(**head.settings())

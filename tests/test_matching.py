@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,13 @@ def test_what_was_found_goes_in_again(faces, landmarks):
     for again in (found, found.to_dict()[0]["landmarks"]):
         back = scemae.match_landmarks(faces[1], again, faces[1], prior=0)
         assert np.abs(back.xy - found.xy).max() < 2 * faces.faces[1].crop.scale
+
+
+def test_a_face_can_be_kept_without_the_model(faces):
+    kept = pickle.dumps(faces[0])
+    held = faces.backbone_map[0].nbytes + faces.faces[0].patch.pixels.nbytes
+    assert len(kept) < faces.backbone_map.nbytes + held + 200_000  # the model has 21 million
+    assert torch.equal(pickle.loads(kept).projected_map, faces[0].projected_map)
 
 
 def test_heads_of_ones_own_can_be_trained_on_the_maps(model, samples):

@@ -42,6 +42,14 @@ def test_images_and_features_give_the_same(regressor, faces, samples):
     assert np.allclose(found.xy, regressor.predict(faces).xy, atol=1e-6)
 
 
+def test_batches_change_nothing(regressor, faces, monkeypatch):
+    whole = regressor.predict(faces)
+    monkeypatch.setattr("scemae.regressor.BATCH", 1)
+    parts = regressor.predict([faces[0], faces[1]])
+    assert np.allclose(parts.xy, whole.xy, atol=1e-3)
+    assert parts.faces == whole.faces
+
+
 def test_one_face_is_enough_and_claims_no_error(model, faces, samples, landmarks):
     one = scemae.fit_regressor(model, faces[0], samples[0].landmarks)
     assert np.isnan(one.held_out_error_)
@@ -299,6 +307,8 @@ def test_bad_input_is_refused(tmp_path, model, faces, landmarks, regressor):
         scemae.fit_regressor(model, faces, landmarks, head="mlp")
     with pytest.raises(LandmarkInputError, match="8 names for 5 landmarks"):
         regressor.score(faces, landmarks[:, :5].tolist())
+    with pytest.raises(OptionError, match="mirror is False; it must be 'auto', 'off' or a list"):
+        scemae.fit_regressor(model, faces, landmarks, mirror=False)
     nameless = scemae.LandmarkRegressor(model, head=CascadeHead(ridge=1.0), mirror="off").fit(faces, landmarks)
     with pytest.raises(LandmarkInputError, match="landmarks have names, those of the regressor have none"):
         nameless.score(faces, [{str(k): xy for k, xy in enumerate(face)} for face in landmarks])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -54,14 +55,15 @@ def subject_of(source: SceMae | LandmarkRegressor, expansion: int | None) -> Sub
 
 def _of_model(model: SceMae, expansion: int) -> Subject:
     grid, size = model.grid(expansion), model.config.input_size + 2 * MARGIN
+    graph = MapsGraph(model, expansion)
     about = _about("maps", model.id, model) | {"expansion": expansion, "grid": vars(grid), "margin": MARGIN}
 
     def distance(run: Run, faces: int) -> float:
         views = trial_faces(faces, model.config.input_size, MARGIN) / np.float32(255)
-        return max(_map_distance(model, expansion, batch, run({"views": batch})) for batch in _batches(views))
+        return max(_map_distance(graph.model, expansion, batch, run({"views": batch})) for batch in _batches(views))
 
     return Subject(
-        MapsGraph(model, expansion),
+        graph,
         {"views": torch.zeros(2, 3, size, size)},
         {"views": {0: "batch"}},
         ("backbone_map",) if model.projector is None else ("backbone_map", "projected_map"),
@@ -77,11 +79,12 @@ def _of_regressor(regressor: LandmarkRegressor) -> Subject:
     side, margin = graph.box_side, graph.box_side // 2
     box = np.array([margin, margin, margin + side, margin + side], dtype=np.float32)
     about = _about("landmarks", regressor.kind_.model, graph.model)
+    on_cpu = copy.copy(regressor).set_params(model=graph.model)  # a GPU may round products to ten bits (TF32)
     about |= {"landmarks": regressor.names_, "box_side": side}
 
     def distance(run: Run, faces: int) -> float:
         batches = _batches(trial_faces(faces, side, margin))
-        return max(_landmark_distance(regressor, batch, np.tile(box, (len(batch), 1)), run) for batch in batches)
+        return max(_landmark_distance(on_cpu, batch, np.tile(box, (len(batch), 1)), run) for batch in batches)
 
     return Subject(
         graph,

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scemae.errors import OptionError
 from scemae.geometry import CellGrid, sample_at
 from scemae.heads.annotated import AnnotatedMaps
 
@@ -135,6 +136,11 @@ class CascadeHead:
         samples: int = 7,
         seed: int = 0,
     ) -> None:
+        if not sigmas or samples < 1 or (ridge is not None and ridge <= 0):
+            raise OptionError(
+                f"sigmas {sigmas}, ridge {ridge}, samples {samples}: wanted a stage at least, a ridge above 0 or None, "
+                "and a sample at least."
+            )
         self.sigmas = tuple(sigmas)
         self.ridge = ridge
         self.samples = samples

@@ -21,7 +21,7 @@ OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 def exchanged(mirror: Mirror, shape: NDArray[np.float64], names: Sequence[str] | None, size: int) -> list[int] | None:
     """For each landmark of a shape (K, 2), input px, the one whose place its mirror image takes; None: no mirroring."""
-    if not isinstance(mirror, str):
+    if isinstance(mirror, (Sequence, np.ndarray)) and not isinstance(mirror, str):
         return named_pairs(mirror, names, len(shape))
     if mirror not in ("auto", "off"):
         raise OptionError(f"mirror is {mirror!r}; it must be 'auto', 'off' or a list of pairs.")

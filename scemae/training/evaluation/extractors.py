@@ -112,10 +112,6 @@ class Described:
         scale = self.config.input_size / self.encoder.view_size
         return CellGrid((origin + 0.5) * scale - 0.5, step * scale)
 
-    def project(self, backbone_map: Tensor) -> Tensor:
-        """There is no projector."""
-        raise OptionError(f"{self.encoder.name} has no projector: use='backbone' is what it offers.")
-
     def _check(self, views: Tensor, maps: Any) -> None:
         name = self.encoder.name
         if not isinstance(maps, Tensor):
