@@ -61,7 +61,8 @@ def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha
     kind = header["kind"]
     faces = "1 annotated face" if header["faces"] == 1 else f"{header['faces']} annotated faces"
     normalizer = header["asked"]["normalizer"]
-    of = "the diagonal" if normalizer is None else "the distance of landmarks {}, {}".format(*normalizer)
+    whole = "the diagonal" if header["landmarks"] > 1 else "the side of the face's square"
+    of = whole if normalizer is None else "the distance of landmarks {}, {}".format(*normalizer)
     error = "not known" if held_out_error != held_out_error else f"{100 * held_out_error:.2f} % of {of}"
     return f"""---
 library_name: scemae

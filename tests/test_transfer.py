@@ -164,11 +164,13 @@ def test_the_card_of_a_regressor(detector, saved):
     assert 'LandmarkRegressor.load("hf-hub:me/lips")' in card
     assert "point 7" in card
     header = {"kind": {"model": ["m", "0"], "expansion": 2}, "head": "cascade", "use": "both", "faces": 1}
-    header |= {"names": None, "landmarks": 3, "normalizer": [0, 1]}
+    header |= {"names": None, "landmarks": 3, "asked": {"normalizer": [0, 1]}}
     card = regressor_card(header, float("nan"), "me/x", "0" * 64, 1)
     assert "fitted on 1 annotated face." in card
     assert "| error on held-out faces | not known |" in card
     assert "of the distance of landmarks 0, 1" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
+    header |= {"landmarks": 1, "asked": {"normalizer": None}}
+    assert "of the side of the face's square" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
 
 
 # ---- download and verify
