@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,7 @@ def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha
     """The README.md of a landmark regressor on the Hub. `header`: the JSON in its file; `held_out_error`: or nan."""
     kind = header["kind"]
     faces = "1 annotated face" if header["faces"] == 1 else f"{header['faces']} annotated faces"
-    normalizer = header["asked"]["normalizer"]
-    whole = "the diagonal" if header["landmarks"] > 1 else "the side of the face's square"
-    of = whole if normalizer is None else "the distance of landmarks {}, {}".format(*normalizer)
+    of = error_unit(header["asked"]["normalizer"], header["landmarks"])
     error = "not known" if held_out_error != held_out_error else f"{100 * held_out_error:.2f} % of {of}"
     return f"""---
 library_name: scemae
@@ -89,6 +88,13 @@ regressor = LandmarkRegressor.load("hf-hub:{repo}")
 ```
 
 {PURPOSE}"""
+
+
+def error_unit(normalizer: Sequence[str] | Sequence[int] | None, landmarks: int) -> str:
+    """What a regressor of so many landmarks gives its errors as a part of."""
+    if normalizer is not None:
+        return "the distance of landmarks {}, {}".format(*normalizer)
+    return "the landmarks' diagonal" if landmarks > 1 else "the side of the square that the model saw"
 
 
 def load_call(source: str) -> str:

@@ -14,29 +14,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from scemae.card import error_unit
 from scemae.checkpoint import REGRESSOR, read_file, write_file
 from scemae.config import ModelId, Use, checked_use
 from scemae.errors import ImageInputError, IncompatibleWeightsError, LandmarkInputError, NotFittedError
 from scemae.estimator import Estimator
-from scemae.extraction import LONG_WORK, Boxes, Extractor, count, features_through, iter_features, silent, watched
+from scemae.extraction import (
+    LONG_WORK,
+    Boxes,
+    Extractor,
+    count,
+    extract_features,
+    features_through,
+    iter_features,
+    silent,
+    watched,
+)
 from scemae.features import Face, FaceFeatures, FeatureKind, Landmarks
 from scemae.geometry import random_affines
-from scemae.heads import AnnotatedMaps, Head, Mirror, described, exchanged, head_as_described, new_head, numbered
+from scemae.heads import AnnotatedMaps, Head, Mirror, described, exchanged, head_as_described, new_head
 from scemae.hub import HUB, HubOptions, checked_options, fetch
 from scemae.images import ImageLike
 from scemae.landmarks import check_annotated, checked_landmarks
-from scemae.metrics import box_diagonal, distance_between, pixel_errors
+from scemae.metrics import pixel_errors
+from scemae.normalizer import Normalizer, normalizer_lengths
 from scemae.zoo import load_model
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
-Normalizer = tuple[str, str] | tuple[int, int] | None
 BATCH = 64  # faces that are predicted on together, where their features are there
 FEW = 5  # up to so many annotated faces the model's few_shot_use is the default
 MOVES = {"rotation": 0.15, "log_scale": 0.075, "shear": 0.03, "shift": 0.065}  # half of what the aligner learned from
 LEAVE_ONE_OUT = 10  # up to so many faces each is held out on its own, then a fifth at a time
 FORMAT = "scemae landmark regressor 1"
 ASKED = ("names", "mirror", "use", "expansion", "align", "normalizer")  # arguments, saved as they were given
-NOWHERE = "landmarks {} and {} of the normalizer coincide or are not annotated together on any face."
 
 
 def fit_regressor(
@@ -130,12 +140,13 @@ class LandmarkRegressor(Estimator):
 
     def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> Self:
         """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
-        features = FaceFeatures.concatenate(
-            list(self._parts(images, boxes, expansion=self.expansion, align=self.align))
-        )
+        features = self._given(images)
+        if features is None:
+            pictures: Any = images
+            features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
         xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
         check_annotated(xy, names, features)
-        normalizers = self._normalizers(xy, names, features.faces)
+        normalizers = normalizer_lengths(self.normalizer, xy, names, features.faces)
         mean_shape = np.nanmean(features.to_input(xy), axis=0)
         swap = exchanged(self.mirror, mean_shape, names, self.model.config.input_size)
         default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
@@ -160,7 +171,7 @@ class LandmarkRegressor(Estimator):
         self.check_fitted()
         kind = self.kind_
         found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
-        for part in self._parts(images, boxes, expansion=kind.expansion, align=kind.aligned, margin=kind.margin):
+        for part in self._parts(images, boxes):
             part.kind.require(kind, "These features", "the regressor's")
             places, confidence = self.head_.predict(self._standardised(part.map(self.use_)), part.grid)
             found.append((part.to_image(places.numpy()), confidence.numpy(), part.faces))
@@ -177,8 +188,8 @@ class LandmarkRegressor(Estimator):
             raise LandmarkInputError(
                 "landmarks have names, those of the regressor have none: pass an array in its order, or fit with names="
             )
-        errors = pixel_errors(found.xy, xy) / self._normalizers(xy, names, found.faces)[:, None]
-        return -float(np.nanmean(errors))
+        normalizers = normalizer_lengths(self.normalizer, xy, names, found.faces)
+        return -float(np.nanmean(pixel_errors(found.xy, xy) / normalizers[:, None]))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write one safetensors file: the head's tensors, and as JSON in its header all the rest; never a pickle.
@@ -243,33 +254,33 @@ class LandmarkRegressor(Estimator):
             return f"LandmarkRegressor({self.model.config.name}, not fitted)"
         faces = "1 face" if self.faces_ == 1 else f"{self.faces_} faces"
         faces += " and mirror images" if self.mirrored_ else ""
-        of = (
-            "the landmarks' diagonal"
-            if self.normalizer is None
-            else "the distance of landmarks {}, {}".format(*self.normalizer)
-        )
-        of = of if self.landmarks_ > 1 else "the side of the square that the model saw"
         known = not np.isnan(self.held_out_error_)
+        of = error_unit(self.normalizer, self.landmarks_)
         error = f"held-out error {100 * self.held_out_error_:.1f} % of {of}" if known else "no held-out error"
         return (
             f"LandmarkRegressor({self.landmarks_} landmarks from {faces}, "
             f"{self.head_.name} on {self.use_} features of {self.model.config.name}, {error})"
         )
 
-    def _parts(self, images: Any, boxes: Boxes, **settings: Any) -> Iterator[FaceFeatures]:
-        """Features of the images, or those that they are, a batch at a time: they take much memory."""
-        if isinstance(images, FaceFeatures):
-            images = [images]
-        if not (isinstance(images, Sequence) and images and all(isinstance(part, FaceFeatures) for part in images)):
-            batches = iter_features(self.model, images, boxes=boxes, **settings)
-            yield from watched(batches, count(images))
-            return
-        for part in images:
+    def _given(self, images: Any) -> FaceFeatures | None:
+        """The features that `images` are; None where they are images."""
+        parts = [images] if isinstance(images, FaceFeatures) else images
+        if not (isinstance(parts, Sequence) and parts and all(isinstance(part, FaceFeatures) for part in parts)):
+            return None
+        for part in parts:
             part.kind.require(replace(part.kind, model=self.model.id), "These features", "the regressor's")
-        features = FaceFeatures.concatenate(images)
+        features = FaceFeatures.concatenate(parts)
         if not len(features):
             raise ImageInputError("images are features of no face.")
-        yield from (features[start : start + BATCH] for start in range(0, len(features), BATCH))
+        return features
+
+    def _parts(self, images: Any, boxes: Boxes) -> Iterator[FaceFeatures]:
+        """Features of the images, made as those it learned from, or those that they are; some faces at a time."""
+        features, kind = self._given(images), self.kind_
+        if features is not None:
+            return (features[start : start + BATCH] for start in range(0, len(features), BATCH))
+        settings: dict[str, Any] = {"expansion": kind.expansion, "align": kind.aligned, "margin": kind.margin}
+        return watched(iter_features(self.model, images, boxes=boxes, **settings), count(images))
 
     def check_fitted(self) -> None:
         """Raise NotFittedError unless `fit` or `load` made this regressor."""
@@ -304,24 +315,6 @@ class LandmarkRegressor(Estimator):
 
     def _standardised(self, maps: Tensor) -> Tensor:
         return (maps - self.mean_[:, None, None]) / self.std_[:, None, None]
-
-    def _normalizers(
-        self, xy: NDArray[np.float64], names: Sequence[str] | None, faces: Sequence[Face]
-    ) -> NDArray[np.float64]:
-        """What errors are divided by, image px (n,), nan where that is not annotated; raises where it never is."""
-        if self.normalizer is not None:
-            first, second = (numbered(landmark, names, xy.shape[1], "normalizer") for landmark in self.normalizer)
-            lengths = distance_between(xy, first, second)
-        elif xy.shape[1] == 1:
-            lengths = np.array([face.crop.size * face.crop.scale for face in faces])
-        else:
-            lengths = box_diagonal(xy)
-        if not (lengths > 0).any():
-            raise LandmarkInputError(
-                "The error cannot be normalised: "
-                + ("no face shows two landmarks." if self.normalizer is None else NOWHERE.format(*self.normalizer))
-            )
-        return np.where(lengths > 0, lengths, np.nan)
 
     def _restore(self, kind: FeatureKind, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.mean_, self.std_ = tensors["mean"], tensors["std"]

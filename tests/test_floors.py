@@ -12,7 +12,7 @@ FLOORS = {
     0: "geometry config metrics draw output",
     1: "backbone projector alignment cover images features checkpoint card samples tables estimator",
     2: "model heads landmarks hub",
-    3: "extraction zoo matching",
+    3: "extraction zoo matching normalizer",
     4: "regressor",
     5: "export transfer",
     6: "__init__ cli cli_export cli_hub __main__",

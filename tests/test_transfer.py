@@ -160,7 +160,7 @@ def test_a_card_states_the_hashes_of_its_files(own):
 
 def test_the_card_of_a_regressor(detector, saved):
     card = transfer.to_push(saved, "me/lips")[CARD].decode()
-    assert f"{100 * detector.held_out_error_:.2f} % of the diagonal" in card
+    assert f"{100 * detector.held_out_error_:.2f} % of the landmarks' diagonal" in card
     assert 'LandmarkRegressor.load("hf-hub:me/lips")' in card
     assert "point 7" in card
     header = {"kind": {"model": ["m", "0"], "expansion": 2}, "head": "cascade", "use": "both", "faces": 1}
@@ -170,7 +170,7 @@ def test_the_card_of_a_regressor(detector, saved):
     assert "| error on held-out faces | not known |" in card
     assert "of the distance of landmarks 0, 1" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
     header |= {"landmarks": 1, "asked": {"normalizer": None}}
-    assert "of the side of the face's square" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
+    assert "of the side of the square that the model saw" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
 
 
 # ---- download and verify
