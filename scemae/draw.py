@@ -15,6 +15,7 @@ Colour = tuple[int, int, int]
 
 PANEL = 384  # px, side of one face
 GAP = 12
+ACROSS = 8  # faces in a row of a grid
 CAPTION = 26
 BACKGROUND: Colour = (22, 24, 29)
 INK: Colour = (222, 226, 232)
@@ -153,6 +154,12 @@ def row(panels: Sequence[Image.Image], captions: Sequence[str] | None = None) ->
             write(writer, (left + panel.width / 2, height + CAPTION / 2), text, 14, anchor="mm")
         left += panel.width + GAP
     return sheet
+
+
+def grid(panels: Sequence[Image.Image], captions: Sequence[str] | None = None) -> Image.Image:
+    """Pictures of one size in rows of `ACROSS`, each with a caption below if there are any."""
+    rows = [slice(start, start + ACROSS) for start in range(0, len(panels), ACROSS)]
+    return stack_rows([row(panels[part], captions[part] if captions else None) for part in rows])
 
 
 def _fitted(writer: ImageDraw.ImageDraw, text: str, width: int) -> str:

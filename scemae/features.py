@@ -152,9 +152,9 @@ class FaceFeatures:
     def draw(self, use: Use = "backbone") -> Image.Image:
         """The faces as the model saw them, above their maps: three principal components as red, green and blue."""
         maps = self.map(use).permute(0, 2, 3, 1).float().cpu().numpy()
-        views = [face.view() for face in self.faces]
-        captions = [_alignment_caption(face.alignment) for face in self.faces]
-        return draw.stack_rows([draw.row(views, captions), draw.row(draw.principal_colours(maps, views[0].size))])
+        views = [draw.row([face.view()], [_alignment_caption(face.alignment)]) for face in self.faces]
+        colours = draw.principal_colours(maps, (views[0].width, views[0].width))
+        return draw.grid([draw.stack_rows(pair) for pair in zip(views, colours, strict=True)])
 
 
 def _alignment_caption(alignment: Alignment | None) -> str:
@@ -204,12 +204,12 @@ class Landmarks:
         ]
 
     def draw(self) -> Image.Image:
-        """The faces side by side with their landmarks; a fainter dot is a lower score."""
+        """The faces, eight in a row, with their landmarks; a fainter dot is a lower score."""
         framed = [_framed(face, xy) for face, xy in zip(self.faces, self.xy, strict=True)]
         panels = [
             draw.points(picture, places, scores) for (picture, places), scores in zip(framed, self.scores, strict=True)
         ]
-        return draw.row([draw.row(panels, [face.source for face in self.faces]), *self._legend()])
+        return draw.row([draw.grid(panels, [face.source for face in self.faces]), *self._legend()])
 
     def _legend(self, values: NDArray[np.float64] | None = None) -> list[Image.Image]:
         """A legend to put beside a face, if the landmarks have names."""
@@ -269,7 +269,7 @@ class LandmarkMatches(Landmarks):
         for face, xy, similarity in zip(self.faces, self.xy[:, [k]], self.similarity[:, k], strict=True):
             panels.append(draw.points(draw.heat(face.view(draw.PANEL), similarity), _on_view(face, xy)))
         scores = [f"{face.source}: {score:.2f}" for face, score in zip(self.faces, self.scores[:, k], strict=True)]
-        return draw.row(panels, [f"{reference.source}: {self.labels()[k]}", *scores])
+        return draw.grid(panels, [f"{reference.source}: {self.labels()[k]}", *scores])
 
 
 def _on_view(face: Face, xy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -173,6 +173,8 @@ def test_pictures(faces, landmarks, samples):
     assert matches.draw().width > 2 * 384
     assert matches.draw_similarity("chin").height >= 384
     assert faces.draw("projected").size == faces.draw().size
+    across = faces[[0] * 8].draw().width
+    assert (faces[[0] * 9].draw().width, faces[[0] * 3].draw().width < across) == (across, True)
     with pytest.raises(OptionError, match="no landmark 'ear'"):
         matches.draw_similarity("ear")
     with pytest.raises(OptionError, match="keep_similarity"):

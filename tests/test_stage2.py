@@ -150,7 +150,7 @@ def test_only_the_projector_learns_and_a_seeded_step_has_its_loss(small, pack):
     loss.backward()
     assert all(parameter.grad is None for parameter in recipe.module.backbone.parameters())
     assert recipe.module.projector.weight.grad.abs().sum() > 0
-    assert float(loss.detach()) == pytest.approx(67.0528, rel=1e-3)
+    assert float(loss.detach()) == pytest.approx(57.1829, rel=1e-3)
     assert all(torch.equal(before[name], tensor) for name, tensor in recipe.module.backbone.state_dict().items())
 
 

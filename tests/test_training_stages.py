@@ -82,6 +82,8 @@ def test_the_objective_chooses_the_preset(capsys, pack, tmp_path):
     [
         (("train", "stage2", "--keys", "others"), "there is no other face"),
         (("train", "stage2", "--objective", "lda", "--amplitude", "0"), "needs an amplitude above 0"),
+        (("train", "stage2", "--objective", "lda", "--steps", "9", "--resume"), "resume, steps: objective"),
+        (("train", "stage2", "--views", "9"), 'views: objective "lcr" makes no use of it'),
         (("train", "align", "--steps", "0,2"), "must use each of the 3 stages"),
         (("train", "align", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
     ],

@@ -24,6 +24,7 @@ from scemae.training.config import (
     RunConfig,
     Stage1Config,
     Stage2Config,
+    unused_settings,
 )
 from scemae.training.datasets import read_dataset
 from scemae.training.datasets.checking import add_data_check
@@ -124,6 +125,9 @@ def stage2(options: argparse.Namespace) -> tuple[Any, str]:
     given = given_fields(options, Stage2Config)
     preset = options.preset or ("lda" if given.get("objective") == "lda" else "paper")
     config = replace(STAGE2_PRESETS[preset], **given)
+    idle = sorted((given | given_fields(options, Options)).keys() & unused_settings(config.objective))
+    if idle:
+        raise OptionError(f'{", ".join(idle)}: objective "{config.objective}" makes no use of it; leave it out.')
     faces, named = training_faces(options), given_fields(options, Label)
     if config.objective == "lcr":
         return trained(Stage2(config, faces, options.model, named), options)

@@ -15,6 +15,8 @@ Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
 Locality = Literal["log", "root"]
 Precision = Literal["float32", "bf16"]
+Objective = Literal["lcr", "lda"]
+POSITIONAL = ("cells", "shrinkage", "views")  # settings of the objective lda alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +196,7 @@ class MotionConfig(Settings):
 class Stage2Config(RunConfig, MotionConfig):
     """Selective correspondence enhancement (Sec. 3.2-3.3). The defaults are the preset "paper" at DeiT-T's size."""
 
-    objective: Literal["lcr", "lda"] = (
-        "lcr"  # Eq. 7, or the positional discriminant, which has no steps (not in the paper)
-    )
+    objective: Objective = "lcr"  # Eq. 7, or the positional discriminant, which has no steps (not in the paper)
     batch_size: int = 256
     steps: int = 1560  # 10 epochs of 39,954 faces
     betas: tuple[float, float] = (0.9, 0.999)
@@ -210,7 +210,7 @@ class Stage2Config(RunConfig, MotionConfig):
     sequence: Literal["reduced", "full"] = "reduced"  # what the later blocks see: the kept tokens, or all
     projector_dim: int = 64  # D (Table 1)
     projector_mode: ProjectorMode = "linear"
-    temperature: float = 1 / 7  # tau (Eq. 4)
+    temperature: float = 1 / 8  # tau (Eq. 4): that of the compared method CL at D = 64; at 128 and 256 it has 1/7
     attentive_repellence: float = 5.0  # lambda between two attentive tokens (Eq. 6)
     mixed_repellence: float = 5.0  # lambda between an attentive token and a center
     center_repellence: float = 2.0  # lambda between two centers
@@ -242,8 +242,19 @@ class Stage2Config(RunConfig, MotionConfig):
             )
 
 
+def unused_settings(objective: Objective) -> set[str]:
+    """The fields of Stage2Config and Options that say nothing to an objective."""
+    if objective == "lcr":
+        return set(POSITIONAL)
+    every = {field.name for kind in (Stage2Config, Options) for field in dataclasses.fields(kind)}
+    motions = {field.name for field in dataclasses.fields(MotionConfig)}
+    used = {"objective", "projector_dim", "amplitude", "batch_size", "seed", "held_out", "overwrite"}
+    return every - motions - used - set(POSITIONAL)
+
+
 STAGE2_PRESETS = {
-    # Table 1, DeiT-T. DeiT-S: projector_dim 128 or 256; DeiT-B: projector_dim 256, attentive_ratio 0.25.
+    # Table 1, DeiT-T. DeiT-S: projector_dim 128 or 256; DeiT-B: projector_dim 256, attentive_ratio 0.25; with
+    # both, temperature 1/7.
     "paper": Stage2Config(),
     # Ours: moved faces, all their tokens, compared with those of other faces (docs/training.md says why).
     "moved": Stage2Config(
