@@ -168,9 +168,17 @@ def doctor(options: argparse.Namespace) -> tuple[Any, str]:
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "models": [row.name for row in scemae.list_models()],
-        "default model": str(scemae.load_model().id),
+        "default model": _default_model(),
     }
     return report, "\n".join(f"{name}: {value}" for name, value in report.items())
+
+
+def _default_model() -> str:
+    """What it is, or what is wrong with it: a report is wanted most where something does not work."""
+    try:
+        return str(scemae.load_model().id)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _version(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from scemae.alignment import FaceAligner
+from scemae.arithmetic import own_arithmetic
 from scemae.config import ModelConfig, ModelId
 from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.features import Face, FaceFeatures, resampled
@@ -183,8 +185,8 @@ def _pairs(images: Any, boxes: Any) -> Iterator[tuple[Photo, Any]]:
     if boxes is None:
         return ((photo, None) for photo in photos)
     if is_single(images):
-        flat = boxes if isinstance(boxes, Iterable) else [boxes]
-        boxes = [boxes] if np.ndim(next(iter(flat), ())) == 0 else boxes
+        given: list[Any] = list(boxes) if isinstance(boxes, Iterable) else [boxes]
+        boxes = [given] if given and given[0] is not None and np.ndim(given[0]) == 0 else given
     counts = count(images), _count_boxes(boxes)
     if None not in counts and counts[0] != counts[1]:
         raise BoxInputError(
@@ -217,6 +219,8 @@ def _batches(
     margin: Margin,
     batch_size: int,
 ) -> Iterator[FaceFeatures]:
+    # A copy on the CPU: features are values, and travel to machines without a GPU.
+    project = None if model.projector is None else deepcopy(model.projector).cpu().project
     while batch := list(islice(pairs, batch_size)):
         photos = [photo for photo, _ in batch]
         at_input_scale = aligner is None and model.view_size == model.config.input_size
@@ -224,7 +228,6 @@ def _batches(
         if aligner is not None:
             faces = _aligned(model, aligner, photos, faces)
         maps = _maps(model, faces, expansion, margin)
-        project = None if model.projector is None else model.projector.project  # its own: a face is no model to pickle
         yield FaceFeatures(
             maps,
             model.grid(expansion),
@@ -243,6 +246,7 @@ def _first_look(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -
     return Face(photo.source, photo.image.size, crop, cut_patch(photo.image, crop, at_input_scale))
 
 
+@own_arithmetic()
 def _aligned(model: Extractor, aligner: FaceAligner, photos: list[Photo], faces: list[Face]) -> list[Face]:
     """The faces with the crops that the aligner's steps lead to.
 
@@ -284,6 +288,7 @@ def _moved(face: Face, crop: Crop, photo: Photo, margin: int) -> Face:
     return replace(face, crop=crop, patch=patch)
 
 
+@own_arithmetic()
 def _maps(model: Extractor, faces: Sequence[Face], expansion: int, margin: str) -> Tensor:
     """Backbone maps (B, D, h, w) of the faces' crops, on the CPU."""
     context = model.view_margin if margin == "context" else 0

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from scemae import draw
-from scemae.config import ModelConfig, ModelId, Use
+from scemae.arithmetic import own_arithmetic
+from scemae.config import ModelConfig, ModelId, Use, checked_use
 from scemae.errors import IncompatibleFeaturesError, OptionError
 from scemae.geometry import Alignment, CellGrid, Crop, Patch, sample_at, sample_view
 
@@ -125,12 +126,12 @@ class FaceFeatures:
         """The projector's map (B, C, h, w), computed now; raises OptionError for a model without projector."""
         if self.project is None:
             raise OptionError(f"Model {self.model.name!r} has no projector: use='backbone' is what it offers.")
-        with torch.no_grad():  # not inference mode: people train heads of their own on these maps
+        with torch.no_grad(), own_arithmetic():  # not inference mode: people train heads of their own on these maps
             return self.project(self.backbone_map)
 
     def map(self, use: Use) -> Tensor:
         """The map (B, C, h, w) that `use` names: "backbone", "projected", or "both" side by side (in that order)."""
-        if use == "backbone":
+        if checked_use(use) == "backbone":
             return self.backbone_map
         projected = self.projected_map
         return projected if use == "projected" else torch.cat([self.backbone_map, projected], dim=1)
@@ -260,16 +261,18 @@ class LandmarkMatches(Landmarks):
         """The similarity heat map of one landmark over each target's view, the match marked."""
         if self.similarity is None:
             raise OptionError("These matches kept no similarity maps; call match_landmarks(..., keep_similarity=True).")
-        if landmark not in self.labels() and not isinstance(landmark, int):
-            raise OptionError(f"There is no landmark {landmark!r}; there are {', '.join(self.labels())}.")
-        k = landmark if isinstance(landmark, int) else self.labels().index(landmark)
+        labels = self.labels()
+        known = dict(zip(labels, range(len(labels)), strict=True)) | {k: k for k in range(len(labels))}
+        if landmark not in known:
+            raise OptionError(f"There is no landmark {landmark!r}; there are {', '.join(labels)}.")
+        k = known[landmark]
         reference = self.reference.faces[0]
         place = _on_view(reference, self.reference.xy[0, [k]])
         panels = [draw.points(reference.view(draw.PANEL), place)]
         for face, xy, similarity in zip(self.faces, self.xy[:, [k]], self.similarity[:, k], strict=True):
             panels.append(draw.points(draw.heat(face.view(draw.PANEL), similarity), _on_view(face, xy)))
         scores = [f"{face.source}: {score:.2f}" for face, score in zip(self.faces, self.scores[:, k], strict=True)]
-        return draw.grid(panels, [f"{reference.source}: {self.labels()[k]}", *scores])
+        return draw.grid(panels, [f"{reference.source}: {labels[k]}", *scores])
 
 
 def _on_view(face: Face, xy: NDArray[np.float64]) -> NDArray[np.float64]:

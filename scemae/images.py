@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from scemae.errors import BoxInputError, ImageInputError
 from scemae.geometry import Array, Box, Crop, Patch, central_box
@@ -20,6 +20,15 @@ ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array | t
 MIN_BOX = 8  # image px: a face smaller than this is a smudge, and a box this small a mistake
 DENSITY = 2  # patch px per input px, so that a view may turn and zoom without losing detail
 REACH = 2  # patch side over crop side
+UPRIGHT = {  # what undoes each orientation of EXIF
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 ROUNDING = 1e-3  # so far beyond 0..1 resizing and blending leave float pixels
 
 
@@ -101,7 +110,9 @@ def _open(item: Any, source: str) -> Image.Image:
             f"{source} is not an image that Pillow can read. For .heic files of phones install pillow-heif and call "
             "pillow_heif.register_heif_opener() first."
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers have no base of their errors in common
         raise ImageInputError(f"{source} cannot be read, it may be truncated: {error}.") from error
     return image
 
@@ -147,11 +158,12 @@ def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
     if 0 in image.size:
         raise ImageInputError(f"{source} is {image.width} x {image.height} pixels: there is nothing in it.")
     try:
-        image = ImageOps.exif_transpose(image)
-    except SyntaxError:
-        pass  # its EXIF is no EXIF: as good as none
+        image.load()
     except OSError as error:  # a PIL image that the caller opened and that is truncated loads only here
         raise ImageInputError(f"{source} cannot be read, it may be truncated: {error}.") from error
+    method = UPRIGHT.get(_orientation(image))
+    if method is not None:
+        image = image.transpose(method)
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         image = _from_array(_deep_grey(image), source)
     if image.has_transparency_data:
@@ -159,6 +171,14 @@ def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says, or XMP. ImageOps.exif_transpose would write all of EXIF anew, and fails where a tag is wrong."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # its EXIF is no EXIF: as good as none
+        return None
 
 
 def _deep_grey(image: Image.Image) -> Array:

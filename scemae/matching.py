@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scemae.arithmetic import own_arithmetic
 from scemae.config import Use, checked_use
 from scemae.errors import ImageInputError, LandmarkInputError, OptionError
 from scemae.features import FaceFeatures, LandmarkMatches, Landmarks
@@ -21,6 +22,7 @@ REACH = 8  # input px, one patch: so far beyond the view a landmark still gets t
 FLAT = 1e-12  # squared norm below which a descriptor has no direction
 
 
+@own_arithmetic()
 def match_landmarks(
     reference: FaceFeatures,
     landmarks: Any,
@@ -43,7 +45,8 @@ def match_landmarks(
         prior: aligned faces have their parts at about the same place: the similarity of a place competes with
             a handicap of d^2 / (2 prior^2), d its distance in input pixels from the reference's place. 0 is off, as
             in the paper; default: the model's choice if aligned. It never is part of the score.
-        combine: several references: "mean" averages their unit descriptors, "best" takes each target's best one.
+        combine: several references: "mean" averages their unit descriptors, "best" takes for each
+            landmark on each target the best one.
         subpixel: refine the place by a parabola through its neighbours (the protocol's is a whole input pixel).
         keep_similarity: keep the cosine maps, for `draw_similarity`.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from scemae.errors import OutputError
@@ -29,20 +30,22 @@ def new_path(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it becomes `path` when all went well, and vanishes when not."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}.") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        temporary.touch(exist_ok=False)  # with the rights that the process gives to its files
         yield temporary
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_own(folder: Path, own: Sequence[str]) -> None:
+    """Raise OutputError if anything lies in a folder, which is to be replaced, but files of these patterns."""
+    others = [entry.name for entry in folder.iterdir() if not any(fnmatch(entry.name, name) for name in own)]
+    if others:
+        raise OutputError(f"{folder} is not replaced: {min(others)} in it is none of ours. Choose another path.")
 
 
 @contextmanager

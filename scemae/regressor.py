@@ -12,30 +12,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from scemae.arithmetic import own_arithmetic
 from scemae.card import error_unit
 from scemae.checkpoint import REGRESSOR, read_file, write_file
 from scemae.config import ModelId, Use, checked_use
-from scemae.errors import ImageInputError, IncompatibleWeightsError, LandmarkInputError, NotFittedError
+from scemae.errors import (
+    ImageInputError,
+    IncompatibleWeightsError,
+    LandmarkInputError,
+    ModelNotFoundError,
+    NotFittedError,
+)
 from scemae.estimator import Estimator
 from scemae.extraction import (
-    LONG_WORK,
     Boxes,
     Extractor,
     count,
     extract_features,
-    features_through,
     iter_features,
-    silent,
     watched,
 )
 from scemae.features import Face, FaceFeatures, FeatureKind, Landmarks
-from scemae.geometry import random_affines
-from scemae.heads import AnnotatedMaps, Head, Mirror, described, exchanged, head_as_described, new_head
+from scemae.heads import Head, Mirror, described, exchanged, head_as_described, new_head
 from scemae.hub import HUB, HubOptions, checked_options, fetch
 from scemae.images import ImageLike
 from scemae.landmarks import check_annotated, checked_landmarks
+from scemae.looks import annotated_looks
 from scemae.metrics import pixel_errors
 from scemae.normalizer import Normalizer, normalizer_lengths
 from scemae.zoo import load_model
@@ -43,8 +46,6 @@ from scemae.zoo import load_model
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
 BATCH = 64  # faces that are predicted on together, where their features are there
 FEW = 5  # up to so many annotated faces the model's few_shot_use is the default
-MOVES = {"rotation": 0.15, "log_scale": 0.075, "shear": 0.03, "shift": 0.065}  # half of what the aligner learned from
-LEAVE_ONE_OUT = 10  # up to so many faces each is held out on its own, then a fifth at a time
 FORMAT = "scemae landmark regressor 1"
 ASKED = ("names", "mirror", "use", "expansion", "align", "normalizer")  # arguments, saved as they were given
 
@@ -74,8 +75,8 @@ def fit_regressor(
         head: "cascade" (closed form), "heatmap" (the paper's, slow), or an instance with its own settings.
         mirror: learn from mirror images too. A list of pairs, by name or number, says which landmarks change places
             (others stay their own mirror image); "auto" finds the pairs by names such as left_eye and right_eye, and
-            what these leave open by reflecting the mean shape, and uses the mirror images if held-out faces gain;
-            "off" does not.
+            what these leave open by reflecting the mean shape; "off": no mirror images. The cascade uses them if
+            held-out faces gain, "heatmap" always.
         use: which features; default: the model's choice for so many faces.
         expansion, align: as in `extract_features`; for FaceFeatures, what they were made with.
         normalizer: two landmarks, by name or number, whose distance errors are divided by (the eyes, say); default:
@@ -84,8 +85,8 @@ def fit_regressor(
 
     Returns:
         A fitted LandmarkRegressor. `held_out_error_` is its error on faces held out whole (leave-one-out up to 10
-        faces, then five folds), as a part of the normalizer; the ridge and the use of mirror images were chosen by
-        it, which makes it a little optimistic. nan for one face.
+        faces, then five folds; three with "heatmap"), as a part of the normalizer; with the cascade it chose the ridge
+        and the use of mirror images, which makes it a little optimistic. nan for one face.
 
     Raises:
         ImageInputError: an image that cannot be used; says which.
@@ -144,6 +145,11 @@ class LandmarkRegressor(Estimator):
         if features is None:
             pictures: Any = images
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
+        self._learn(features, landmarks)
+        return self
+
+    @own_arithmetic()
+    def _learn(self, features: FaceFeatures, landmarks: Any) -> None:
         xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
         check_annotated(xy, names, features)
         normalizers = normalizer_lengths(self.normalizer, xy, names, features.faces)
@@ -154,14 +160,13 @@ class LandmarkRegressor(Estimator):
         maps = features.map(self.use_)
         self.mean_, self.std_ = maps.mean((0, 2, 3)), maps.std((0, 2, 3)).clamp(min=1e-6)
         self.head_ = new_head(self.head, features.aligned)
-        data = self._annotated(features, xy, swap)
+        data = annotated_looks(self.model, features, xy, swap, self.head_, self._read)
         held_out, self.mirrored_ = self.head_.fit(data)
         self.names_, self.faces_ = names, len(features)
         self.kind_, self.landmarks_ = features.kind, xy.shape[1]
         errors = pixel_errors(features.to_image(held_out.numpy()), xy) / normalizers[:, None]
         self.held_out_errors_ = errors
         self.held_out_error_ = float(np.nanmean(errors)) if np.isfinite(errors).any() else float("nan")
-        return self
 
     def predict(self, images: Images, *, boxes: Boxes = None) -> Landmarks:
         """Landmarks on images or FaceFeatures: `xy` (B, K, 2) in each image's own px, `scores` (B, K) confidence 0..1.
@@ -173,7 +178,8 @@ class LandmarkRegressor(Estimator):
         found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
         for part in self._parts(images, boxes):
             part.kind.require(kind, "These features", "the regressor's")
-            places, confidence = self.head_.predict(self._standardised(part.map(self.use_)), part.grid)
+            with own_arithmetic():
+                places, confidence = self.head_.predict(self._read(part), part.grid)
             found.append((part.to_image(places.numpy()), confidence.numpy(), part.faces))
         xy, scores, faces = zip(*found, strict=True)
         return Landmarks(np.concatenate(xy), np.concatenate(scores), self.names_, sum(faces, ()))
@@ -234,7 +240,7 @@ class LandmarkRegressor(Estimator):
         try:
             header = json.loads(metadata[FORMAT])
             kind = FeatureKind(**header["kind"] | {"model": ModelId(*header["kind"]["model"])})
-            model = load_model(kind.model.name, **hub) if model is None else model
+            model = _fitted_on(kind.model, hub) if model is None else model
             if model.id.sha256 != kind.model.sha256:
                 raise IncompatibleWeightsError(
                     f"{path} was fitted on {kind.model}; the model here is {model.id}. "
@@ -287,34 +293,9 @@ class LandmarkRegressor(Estimator):
         if not hasattr(self, "head_"):
             raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
 
-    def _annotated(self, features: FaceFeatures, xy: NDArray[np.float64], swap: list[int] | None) -> AnnotatedMaps:
-        """The faces, their mirror images if it is known which landmarks change places, and moved copies of both."""
-        faces, sides = len(features), (False,) if swap is None else (False, True)
-        copies = _copies(faces) // len(sides) if self.head_.moved_copies else 0
-        numbers = np.random.default_rng(0)
-        looks = [(mirrored, moved) for moved in [False] + copies * [True] for mirrored in sides]
-        maps, landmarks = [], []
-        for mirrored, moved in tqdm(looks, unit="look", delay=LONG_WORK, disable=silent()):
-            seen = features
-            if mirrored or moved:
-                crops = [face.crop.mirrored() if mirrored else face.crop for face in features.faces]
-                if moved:
-                    motions = random_affines(numbers, faces, crops[0].size, **MOVES)[:, :2]
-                    crops = [crop.refined(motion) for crop, motion in zip(crops, motions, strict=True)]
-                seen = features_through(self.model, features, crops)
-            maps.append(self._standardised(seen.map(self.use_)))
-            shapes = torch.from_numpy(seen.to_input(xy))
-            landmarks.append(shapes[:, swap] if mirrored else shapes)
-        return AnnotatedMaps(
-            torch.cat(maps),
-            features.grid,
-            torch.cat(landmarks),
-            np.tile(_blocks(faces, self.head_.max_folds), len(looks)),
-            *(np.repeat(marks, faces) for marks in zip(*looks, strict=True)),
-        )
-
-    def _standardised(self, maps: Tensor) -> Tensor:
-        return (maps - self.mean_[:, None, None]) / self.std_[:, None, None]
+    def _read(self, features: FaceFeatures) -> Tensor:
+        """Maps of the chosen features, standardised."""
+        return (features.map(self.use_) - self.mean_[:, None, None]) / self.std_[:, None, None]
 
     def _restore(self, kind: FeatureKind, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.mean_, self.std_ = tensors["mean"], tensors["std"]
@@ -328,12 +309,10 @@ class LandmarkRegressor(Estimator):
         self.head_.load_state({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
 
 
-def _blocks(faces: int, max_folds: int) -> NDArray[np.int64]:
-    """Which faces are held out together, (n,): each on its own up to `LEAVE_ONE_OUT`, then five folds."""
-    folds = min(faces if faces <= LEAVE_ONE_OUT else 5, max_folds)
-    return np.random.default_rng(0).permutation(faces) % folds
-
-
-def _copies(faces: int) -> int:
-    """How many moved copies of each of n annotated faces: 4, more of one or two faces, fewer from a hundred on."""
-    return min(max(4, 10 // faces), 400 // faces)
+def _fitted_on(model: ModelId, hub: HubOptions) -> Extractor:
+    try:
+        return load_model(model.name, **hub)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"The regressor was fitted on a model of your own, {model}: load it and pass model= (--model)."
+        ) from error

@@ -11,7 +11,13 @@ from typing import Unpack
 
 from scemae.card import linked_files, load_call, regressor_card
 from scemae.checkpoint import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config, read_file
-from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, WeightsUnavailableError
+from scemae.errors import (
+    IncompatibleWeightsError,
+    ModelNotFoundError,
+    OptionError,
+    OutputError,
+    WeightsUnavailableError,
+)
 from scemae.hub import HUB, HubOptions, Pushed, fetch, push_files, vouched
 from scemae.output import new_path, written_whole
 from scemae.zoo import LOCAL, RELEASED, Located, checked, load_model, locate, shipped
@@ -29,7 +35,10 @@ def download(
     if to is None:
         return found
     target = Path(to) / source.removeprefix(HUB).partition("@")[0].rpartition("/")[2]
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be made: {error}.") from error
     for name in found.sha256:
         _copy(found.folder / name, target / name, overwrite)
     _copy((shipped(source) if source in RELEASED else found.folder) / CARD, target / CARD, overwrite)
@@ -81,13 +90,13 @@ def push(
     Args:
         path: of the folder or file.
         repo: "ORG/REPO"; it is made if it is not there.
-        private: make it a private one.
+        private: make it a private one, or see that it is.
         tag: a name for the new commit.
         endpoint, token: as in `load_model`.
 
     Raises:
         GatedWeightsError: no right to write there.
-        OptionError: the tag exists already.
+        OptionError: the tag exists already, or the repository is public and `private` was asked for.
         OutputError: all else.
     """
     return push_files(repo, to_push(path, repo), private=private, tag=tag, endpoint=endpoint, token=token)

@@ -119,15 +119,16 @@ def load_model(
     """
     import torch
 
+    from scemae.arithmetic import own_arithmetic
     from scemae.model import SceMae
 
     if dtype not in DTYPES:
         raise OptionError(f"dtype is {dtype!r}; it must be one of {DTYPES}.")
     folder, sha256 = locate(source, hub)
     config = read_config(folder)
-    with torch.random.fork_rng(devices=[]):  # its first weights, which are replaced, are no reason to change anybody's
-        model = SceMae(config)
-    load_state(model, folder / WEIGHTS)
+    with torch.random.fork_rng(devices=[]), own_arithmetic():  # its first weights, which are replaced, change nothing
+        model = SceMae(config).float()  # whatever the default dtype is
+        load_state(model, folder / WEIGHTS)
     model.id = ModelId(config.name, sha256.get(WEIGHTS) or file_sha256(folder / WEIGHTS))
     if dtype == "bfloat16":
         model.backbone.to(torch.bfloat16)

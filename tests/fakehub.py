@@ -176,6 +176,11 @@ class Handler(BaseHTTPRequestHandler):
         etag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         return self.send(content, X_Repo_Commit=found[1], ETag=f'"{etag}"')
 
+    def info(self, id: str) -> None:
+        found = self.repo(id)
+        if found:
+            self.send({"id": id, "sha": found[1], "private": found[0].private, "siblings": []})
+
     def refs(self, id: str) -> None:
         found = self.repo(id)
         if found:
@@ -225,6 +230,7 @@ def _refs(names: dict[str, str]) -> list[dict[str, str]]:
 
 ROUTES = [
     (("HEAD", "GET"), rf"/{ID}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.file),
+    (("GET",), rf"/api/models/{ID}", Handler.info),
     (("GET",), rf"/api/models/{ID}/refs", Handler.refs),
     (("GET",), "/api/whoami-v2", Handler.whoami),
     (("POST",), "/api/repos/create", Handler.create),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scemae.cli import main
-from scemae.errors import TableError
+from scemae.errors import TableError, WeightsIntegrityError
 from scemae.tables import read_boxes
 
 
@@ -139,4 +139,15 @@ def test_two_boxes_of_one_picture_are_refused(tmp_path):
 def test_doctor(capsys):
     report = json.loads(run(capsys, "doctor", "--json")[1])
     assert report["models"] == ["scemae-tiny"]
+    assert report["default model"].startswith("scemae-tiny")
     assert report["torch"]
+
+
+def test_doctor_tells_what_is_wrong_with_the_model(capsys, monkeypatch):
+    def broken():
+        raise WeightsIntegrityError("its SHA-256 is another")
+
+    monkeypatch.setattr("scemae.load_model", broken)
+    code, text, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "default model: WeightsIntegrityError: its SHA-256 is another" in text

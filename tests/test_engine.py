@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -186,6 +187,15 @@ def test_sigterm_stops_as_ctrl_c_does_and_a_second_ctrl_c_is_obeyed_at_once(tmp_
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+    with interruptible() as received:  # a scheduler and a launcher each send one
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM] * 2
+
+
+def test_a_run_off_the_main_thread_takes_no_signals(tmp_path):
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(train, Toy(), tmp_path / "run", plain(max_hours=0)).result().step == 1
 
 
 def test_max_hours_ends_a_run_that_can_be_gone_on_with(tmp_path):

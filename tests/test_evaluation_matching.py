@@ -8,7 +8,7 @@ import pytest
 import torch
 from made_up_faces import coloured_faces
 
-from scemae.errors import OptionError, RunError
+from scemae.errors import OptionError, OutputError, RunError
 from scemae.training.evaluation import matching
 from scemae.training.evaluation.ablation import (
     Row,
@@ -209,6 +209,9 @@ def test_other_settings_do_not_go_on(model, dataset, tmp_path):
     with pytest.raises(RunError, match=r"pairs: 12 -> 3.*--overwrite"):
         RunFolder.open(tmp_path / "run", settings_of(subject, dataset, pairs=3))
     RunFolder.open(tmp_path / "run", settings_of(subject, dataset, pairs=3), overwrite=True)
+    (tmp_path / "run" / "letter.txt").write_text("dear")
+    with pytest.raises(OutputError, match=r"run is not replaced: letter\.txt"):
+        RunFolder.open(tmp_path / "run", {}, overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="holds no evaluation"):

@@ -1,3 +1,4 @@
+import copy
 import io
 
 import numpy as np
@@ -112,6 +113,22 @@ def test_a_view_that_leaves_its_patch_has_it_cut_anew(model, samples):
     assert face.patch.serves(face.crop.padded(MARGIN))
 
 
+@pytest.mark.parametrize("box", [None, (0, 0, 512, 512)])
+def test_a_list_of_one_box_is_the_box_of_one_image(model, samples, box):
+    wanted = scemae.extract_features(model, samples[1].path, boxes=box, align=False, expansion=1)
+    for given in ([box], iter([box])):
+        found = scemae.extract_features(model, samples[1].path, boxes=given, align=False, expansion=1)
+        assert torch.equal(found.backbone_map, wanted.backbone_map)
+
+
+def test_features_do_not_follow_their_model_to_another_device(model, samples):
+    moving = copy.deepcopy(model)
+    features = scemae.extract_features(moving, samples[1].path, boxes=samples[1].box, align=False, expansion=1)
+    wanted = features.projected_map
+    moving.to("meta")
+    assert torch.equal(features.projected_map, wanted)
+
+
 def test_eight_threads_give_the_bytes_of_one(model, samples):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -134,6 +151,7 @@ def test_bad_input_is_refused(model, samples, faces):
         (lambda: scemae.extract_features(model, iter([path]), boxes=iter([box] * 2)), BoxInputError, "more boxes"),
         (lambda: scemae.extract_features(model, path, boxes=[1, 2, 3]), BoxInputError, "wanted four numbers"),
         (lambda: scemae.extract_features(model, path, expansion=3), OptionError, "expansion is 3"),
+        (lambda: faces.map("projector"), OptionError, "use is 'projector'"),
         (lambda: scemae.extract_features(model, path, margin="zero"), OptionError, "margin is 'zero'"),
         (lambda: scemae.extract_features(model, path, batch_size=0), OptionError, "batch_size is 0"),
     ):

@@ -1,4 +1,4 @@
-"""Who may import whom: a module imports from lower floors only, and heads and hub are rooms (docs/architecture.md)."""
+"""Who may import whom: a module imports from lower floors only, and heads and hub are rooms (CONTRIBUTING.md)."""
 
 import ast
 from pathlib import Path
@@ -9,13 +9,14 @@ import scemae
 
 FLOORS = {
     -1: "errors",  # the ground: any module may raise them
-    0: "geometry config metrics draw output",
+    0: "arithmetic geometry config metrics draw output",
     1: "backbone projector alignment cover images features checkpoint card samples tables estimator",
     2: "model heads landmarks hub",
     3: "extraction zoo matching normalizer",
-    4: "regressor",
-    5: "export transfer",
-    6: "__init__ cli cli_export cli_hub __main__",
+    4: "looks",
+    5: "regressor",
+    6: "export transfer",
+    7: "__init__ cli cli_export cli_hub __main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 # The exceptions: the commands stand on the face, and some have a room of their own.

@@ -1,5 +1,6 @@
 import io
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -425,6 +426,23 @@ def test_a_patch_of_a_large_photo_is_anti_aliased():
 
 def test_broken_exif_is_as_good_as_none():
     assert np.array_equal(pixels_of(file_bytes(PICTURE, exif=b"Exif\0\0no orientation here")), PIXELS)
+
+
+def test_another_tag_of_exif_that_is_wrong_does_not_keep_a_photo_from_being_turned():
+    """XResolution as text: Pillow cannot write such EXIF, as `ImageOps.exif_transpose` would."""
+    entries = struct.pack(">HHHIHHHHI4s", 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 3, b"72\0\0")
+    exif = b"Exif\0\0MM\0*" + struct.pack(">I", 8) + entries + bytes(4)
+    assert np.array_equal(pixels_of(file_bytes(PICTURE, exif=exif)), np.rot90(PIXELS, -1))
+
+
+def test_an_error_of_a_reader_names_the_file(monkeypatch, tmp_path):
+    def load(self):
+        raise RuntimeError("decoder says no")
+
+    path = tmp_path / "face.png"
+    path.write_bytes(file_bytes(PICTURE))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    refused(path, "face.png", "decoder says no")
 
 
 @pytest.mark.parametrize("box", [("a", "b", "c", "d"), [(1, 2), (3,)], {"x0": 1}, "10,20,60,90"])

@@ -175,7 +175,10 @@ def test_pictures(faces, landmarks, samples):
     assert faces.draw("projected").size == faces.draw().size
     across = faces[[0] * 8].draw().width
     assert (faces[[0] * 9].draw().width, faces[[0] * 3].draw().width < across) == (across, True)
-    with pytest.raises(OptionError, match="no landmark 'ear'"):
-        matches.draw_similarity("ear")
+    by_number = [matches.draw_similarity(k).tobytes() for k in (0, np.int64(0))]
+    assert by_number == [matches.draw_similarity("left_eye").tobytes()] * 2
+    for landmark in ("ear", 8, -1):
+        with pytest.raises(OptionError, match=f"no landmark {landmark!r}; there are left_eye"):
+            matches.draw_similarity(landmark)
     with pytest.raises(OptionError, match="keep_similarity"):
         scemae.match_landmarks(faces[0], landmarks[0], faces).draw_similarity(0)

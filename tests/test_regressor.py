@@ -20,7 +20,7 @@ from scemae.errors import (
 )
 from scemae.geometry import CellGrid, sample_at
 from scemae.heads import CascadeHead, HeatmapHead
-from scemae.regressor import _copies
+from scemae.looks import _copies, annotated_looks
 
 
 @pytest.fixture(scope="session")
@@ -185,7 +185,7 @@ def test_the_copies_of_a_face_show_each_landmark_where_they_say(model, swap):
     regressor = scemae.LandmarkRegressor(pixels)
     regressor.use_, regressor.head_ = "backbone", CascadeHead()
     regressor.mean_, regressor.std_ = torch.zeros(3), torch.ones(3)
-    data = regressor._annotated(features, landmarks, swap)
+    data = annotated_looks(pixels, features, landmarks, swap, regressor.head_, regressor._read)
     sides = 1 if swap is None else 2
     assert (len(data.maps), data.originals.sum(), data.mirrored.sum()) == (10 + sides, 1, 0 if swap is None else 6)
     read = 255 * sample_at(data.maps, data.grid, data.landmarks)[..., :2]
@@ -286,6 +286,9 @@ def test_another_model_is_refused(tmp_path, model, regressor, faces):
     path.write_bytes(text)
     with pytest.raises(IncompatibleWeightsError, match="was fitted on scemae-tiny"):
         scemae.LandmarkRegressor.load(path, model)
+    path.write_bytes(text.replace(b"scemae-tiny", b"my_own_tiny"))
+    with pytest.raises(ModelNotFoundError, match=r"on a model of your own, my_own_tiny .*pass model="):
+        scemae.LandmarkRegressor.load(path)
     other = replace(faces, model=model.id._replace(sha256="0" * 64))
     with pytest.raises(IncompatibleFeaturesError, match="Extract both"):
         regressor.predict(other)

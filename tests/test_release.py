@@ -143,6 +143,10 @@ def test_what_cannot_be_published(run, evaluation, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(OutputError, match="mine exists already"):
         publish_model(source, tmp_path / "mine", {}, [], "", overwrite=True)
+    (tmp_path / "mine" / "config.json").touch()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(OutputError, match=r"mine is not replaced: letter\.txt"):
+        publish_model(source, tmp_path / "mine", {}, [], "", overwrite=True)
 
 
 # ---- from a model, and of a checkout

@@ -270,10 +270,11 @@ def test_several_processes_do_not_pack(capsys, images, tmp_path, monkeypatch):
 def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.delitem(sys.modules, "scemae.training.cli")
-    for words in (("train", "stage1"), ("data", "pack")):
+    for words in (("train", "stage1", "--data", "faces", "--out", "run"), ("data", "pack", "faces", "pack")):
         code, _, err = run(capsys, *words)
         assert code == 2
         assert 'pip install "scemae[train]"' in err
+    assert "no_faces" in run(capsys, "data", "check", "celeba", "no_faces")[2]
 
 
 def test_other_commands_do_not_load_the_training():

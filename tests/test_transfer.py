@@ -117,6 +117,14 @@ def test_push_without_the_right_to(hub, saved):
     assert hub.repos == {}
 
 
+def test_a_public_repository_is_none_for_private_files(hub, access, saved):
+    transfer.push(saved, "me/lips", **access)
+    commits = dict(hub.repos["me/lips"].commits)
+    with pytest.raises(OptionError, match="me/lips is public, and nothing was uploaded"):
+        transfer.push(saved, "me/lips", **access, private=True)
+    assert hub.repos["me/lips"].commits == commits
+
+
 def test_push_where_nobody_answers(hub, access, saved):
     hub.close()
     with pytest.raises(OutputError, match=r"me/lips on http.* could not be written"):
@@ -196,6 +204,9 @@ def test_download_of_a_bundled_model_and_of_a_regressor(access, reach, saved, tm
     folder, sha256 = transfer.download("scemae-tiny", tmp_path / "usb")
     assert (folder, set(sha256)) == (tmp_path / "usb" / "scemae-tiny", {WEIGHTS, CONFIG})
     assert (folder / CARD).read_bytes() == (TINY / CARD).read_bytes()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be made"):
+        transfer.download("scemae-tiny", tmp_path / "file")
     transfer.push(saved, "me/lips", **access)
     folder, sha256 = transfer.download("hf-hub:me/lips@main", tmp_path / "usb", **reach)
     assert (folder, set(sha256)) == (tmp_path / "usb" / "lips", {REGRESSOR})

@@ -118,7 +118,7 @@ class HeatmapHead:
         maps, targets = data.maps[faces], _to_unit(data.landmarks[faces]).float()
         known = torch.isfinite(targets)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed GPUs too
             self.net = self._new_net(maps.shape[1], targets.shape[1])
             optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.rate, weight_decay=self.weight_decay)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)

@@ -28,8 +28,8 @@ def push_files(
 ) -> Pushed:
     """Upload files (name -> path or content) to a repository, which is made if it is not there; `tag` the commit.
 
-    Raises GatedWeightsError where the token may not write there, OptionError where the tag exists already, OutputError
-    for all else that goes wrong.
+    Raises GatedWeightsError where the token may not write there, OptionError where the tag exists already or a
+    repository that shall be `private` is a public one, OutputError for all else that goes wrong.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -38,6 +38,8 @@ def push_files(
     try:
         within(patience(), api.whoami)
         url = api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise OptionError(f"{repo} is public, and nothing was uploaded; choose another, or leave out --private.")
         if tag in [known.name for known in api.list_repo_refs(repo).tags]:
             raise OptionError(f"{repo} has a tag {tag!r} already, and nothing was uploaded; choose another --tag.")
         commit = api.create_commit(repo, operations, commit_message="Upload by scemae").oid

@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], tuple[Any, str]]
 
-for package in ("accelerate", "filelock", "pyarrow"):
-    if find_spec(package) is None:
-        raise MissingExtraError(f'This command needs {package}; say: pip install "scemae[train]"')
-
 
 def train(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """The stages of training."""
@@ -127,7 +123,9 @@ def stage2(options: argparse.Namespace) -> tuple[Any, str]:
     config = replace(STAGE2_PRESETS[preset], **given)
     idle = sorted((given | given_fields(options, Options)).keys() & unused_settings(config.objective))
     if idle:
-        raise OptionError(f'{", ".join(idle)}: objective "{config.objective}" makes no use of it; leave it out.')
+        raise OptionError(
+            f'{", ".join(idle)}: objective "{config.objective}" makes no use of it, or has it from the model.'
+        )
     faces, named = training_faces(options), given_fields(options, Label)
     if config.objective == "lcr":
         return trained(Stage2(config, faces, options.model, named), options)
@@ -291,6 +289,12 @@ def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:
 def _add(
     commands: Any, run: Command, common: argparse.ArgumentParser, name: str | None = None
 ) -> argparse.ArgumentParser:
+    def checked(options: argparse.Namespace) -> tuple[Any, str]:
+        for package in ("accelerate", "filelock", "pyarrow"):
+            if find_spec(package) is None:
+                raise MissingExtraError(f'This command needs {package}; say: pip install "scemae[train]"')
+        return run(options)
+
     parser = commands.add_parser(name or run.__name__, help=run.__doc__, description=run.__doc__, parents=[common])
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=checked)
     return parser  # type: ignore[no-any-return]

@@ -243,9 +243,10 @@ class Stage2Config(RunConfig, MotionConfig):
 
 
 def unused_settings(objective: Objective) -> set[str]:
-    """The fields of Stage2Config and Options that say nothing to an objective."""
+    """The fields of Stage2Config and Options that an objective makes no use of, or has from its model."""
+    the_models = {"architecture", "mean", "std", "input_size", "patch_size"}
     if objective == "lcr":
-        return set(POSITIONAL)
+        return the_models | set(POSITIONAL)
     every = {field.name for kind in (Stage2Config, Options) for field in dataclasses.fields(kind)}
     motions = {field.name for field in dataclasses.fields(MotionConfig)}
     used = {"objective", "projector_dim", "amplitude", "batch_size", "seed", "held_out", "overwrite"}

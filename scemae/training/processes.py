@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,13 +60,20 @@ def check_same(value: Any, message: str) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, collected instead of obeyed at once; a second one is obeyed."""
+    """SIGINT and SIGTERM, collected instead of obeyed at once; a second SIGINT is obeyed.
+
+    A second SIGTERM is not: a scheduler and a launcher each send one. Off the main thread nothing is collected.
+    """
     received: list[int] = []
     before: dict[int, Any] = {}
+    if threading.current_thread() is not threading.main_thread():  # Python takes signals there only
+        yield received
+        return
 
     def note(number: int, _frame: Any) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     try:
         for asked in (signal.SIGINT, signal.SIGTERM):

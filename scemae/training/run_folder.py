@@ -144,7 +144,7 @@ def _write(path: Path, state: Any) -> None:
     try:
         with written_whole(path) as temporary:
             torch.save(state, temporary)
-            with temporary.open("rb") as file:
+            with temporary.open("r+b") as file:  # Windows flushes only what is open for writing
                 os.fsync(file.fileno())  # a machine that loses power now shall have the old bytes or the new ones
     except RuntimeError as error:  # torch's own words for a full disk
         raise OutputError(f"{path} cannot be written, is the disk full? What was there is kept. {error}.") from error

@@ -88,10 +88,12 @@ def ablation(options: argparse.Namespace) -> Outcome:
     """Landmark matching, one row for each variant (Table 4 and the questions it leaves open)."""
     dataset = _dataset(options, 1)
     variants = [rows_of.read_variant(text) for text in options.row or []]
-    rows = rows_of.model_rows(load_model(options.model, dtype=options.dtype))
+    model = load_model(options.model, dtype=options.dtype)
+    rows = rows_of.model_rows(model)
     rows += [rows_of.variant_row(label, load_model(name, dtype=options.dtype)) for label, name in variants]
     choices = {"pairs": options.pairs, "seeds": options.seeds, "source": options.source, "rounded": not options.exact}
-    settings = {"evaluation": "ablation", "data": data_settings(dataset), **choices}
+    measured = {"evaluation": "ablation", "sha256": model.id.sha256, "dtype": options.dtype}
+    settings = {**measured, "data": data_settings(dataset), **choices}
     run = RunFolder.open(options.out, settings, options.overwrite)
     scores = rows_of.measure_rows(rows, dataset, run, **choices)
     return _outcome(run, {"rows": scores}, rows_of.ablation_table(dataset, scores))

@@ -15,7 +15,7 @@ from typing import Any
 from scemae.card import model_card
 from scemae.checkpoint import CARD, CONFIG, WEIGHTS, file_sha256, read_config
 from scemae.errors import OptionError, OutputError, RunError
-from scemae.output import folder_written_whole
+from scemae.output import check_own, folder_written_whole
 from scemae.training.evaluation.runs import SETTINGS, TABLES
 from scemae.training.release import earlier_chapters
 from scemae.zoo import model_folder
@@ -37,6 +37,8 @@ def publish_model(
         raise OptionError(f"{source} has no projector; its features are 'backbone' only.")
     if out.exists() and not (overwrite and (out / CONFIG).is_file()):
         raise OutputError(f"{out} exists already; choose another path, or --overwrite a model.")
+    if out.exists():
+        check_own(out, (CONFIG, WEIGHTS, CARD, "*.png", "*.jsonl"))
     sha256 = file_sha256(folder / WEIGHTS)
     tables = "\n".join(_tables(path, sha256) for path in measured)
     with folder_written_whole(out) as new:

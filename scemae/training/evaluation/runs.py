@@ -14,10 +14,23 @@ from typing import Any
 import numpy as np
 
 from scemae.errors import RunError
-from scemae.output import written_whole
+from scemae.output import check_own, written_whole
 from scemae.training.evaluation.tables import Spread, Table
 
 SETTINGS, PREDICTIONS, SCORES, TABLES = "settings.json", "predictions.jsonl", "scores.json", "tables.md"
+OWN = (
+    SETTINGS,
+    PREDICTIONS,
+    SCORES,
+    TABLES,
+    "*.csv",
+    "*.npz",
+    "curve.png",
+    "tsne.png",
+    "pictures",
+    "fits",
+    "rows",
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +42,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
-        """Raises RunError where an evaluation with other settings lies there, or anything else."""
+        """Raises RunError where an evaluation with other settings lies there, or anything else; see `check_own`."""
         settings = json.loads(json.dumps(settings))
-        if path.exists() and overwrite and (path / SETTINGS).exists():
+        if overwrite and (path / SETTINGS).exists():
+            check_own(path, OWN)
             shutil.rmtree(path)
         if (path / SETTINGS).exists():
             before = json.loads((path / SETTINGS).read_text(encoding="utf-8"))

@@ -1,0 +1,33 @@
+import os
+
+import pytest
+
+from scemae.errors import OutputError
+from scemae.output import check_own, written_whole
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
+@pytest.mark.parametrize(("mask", "rights"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_rights_that_the_process_gives(tmp_path, mask, rights):
+    before = os.umask(mask)
+    try:
+        with written_whole(tmp_path / "new.txt") as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new.txt").stat().st_mode & 0o777 == rights
+
+
+def test_what_fails_leaves_what_was_there(tmp_path):
+    (tmp_path / "old.txt").write_text("old")
+    with pytest.raises(OutputError, match="cannot be written: disk full"), written_whole(tmp_path / "old.txt"):
+        raise OSError("disk full")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_only_ones_own_files_are_ones_own(tmp_path):
+    for name in ("a.csv", "scores.json"):
+        (tmp_path / name).touch()
+    check_own(tmp_path, ("*.csv", "scores.json"))
+    with pytest.raises(OutputError, match=r"a\.csv in it is none of ours"):
+        check_own(tmp_path, ("scores.json",))
