@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 
@@ -29,8 +28,8 @@ def compiles() -> bool:
 def fuse_attention(module: nn.Module, fused: bool) -> None:
     """PyTorch's fused attention or the plain one: on a CPU the backward of the fused one is half of a step."""
     for layer in module.modules():
-        if isinstance(layer, Attention):
-            layer.fused_attn = fused  # type: ignore[misc]  # a Final to TorchScript, which we do not use
+        if hasattr(layer, "fused_attn"):  # timm's attention, whatever room its version keeps it in
+            layer.fused_attn = fused  # type: ignore[assignment]
 
 
 def add_bias_after(module: nn.Module) -> None:
