@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from scemae import draw
-from scemae.arithmetic import own_arithmetic
+from scemae.arithmetic import concatenated, own_arithmetic
 from scemae.config import ModelConfig, ModelId, Use, checked_use
 from scemae.errors import IncompatibleFeaturesError, OptionError
 from scemae.geometry import Alignment, CellGrid, Crop, Patch, sample_at, sample_view
@@ -134,7 +134,9 @@ class FaceFeatures:
         if checked_use(use) == "backbone":
             return self.backbone_map
         projected = self.projected_map
-        return projected if use == "projected" else torch.cat([self.backbone_map, projected], dim=1)
+        if use == "projected":
+            return projected
+        return concatenated(self.backbone_map, projected, self.config.projector_mode)
 
     def to_input(self, landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
         """Landmarks (B, K, 2) in image pixels to input pixels of each face."""

@@ -119,13 +119,16 @@ def backbone():
     return Backbone(BackboneConfig(width=24, heads=3, depth=4, params=0), 96, 8).eval()
 
 
-def test_cls_similarity_is_the_attention_of_the_block(backbone):
-    """Against the attention weights that timm's own block computes, read off by values that are one-hot."""
+def test_cls_similarity_is_the_attention_of_the_block(backbone, monkeypatch):
+    """Against the attention weights (B, heads, 145, 145) that timm's own block computes, read where it drops some."""
     tokens = backbone.blocks(backbone.sequence(backbone.embed(torch.randn(2, 3, 96, 96))), 0, 2)
     attention = backbone.vit.blocks[2].attn
+    monkeypatch.setattr(attention, "fused_attn", False)
+    seen = []
+    with attention.attn_drop.register_forward_hook(lambda module, given, dropped: seen.append(dropped)):
+        backbone.vit.blocks[2](tokens)
+    (weights,) = seen
     normed = backbone.vit.blocks[2].norm1(tokens)
-    qkv = attention.qkv(normed).view(2, 145, 3, 3, 8).permute(2, 0, 3, 1, 4)
-    weights = (qkv[0] @ qkv[1].mT / 8**0.5).softmax(-1)  # (B, heads, 145, 145)
     torch.testing.assert_close(backbone.cls_similarity(tokens, 2), weights[:, :, 0, 1:].mean(1))
     whole = attention.qkv(normed).view(2, 145, 3, 24)
     literal = (torch.einsum("bd,bnd->bn", whole[:, 0, 0], whole[:, 1:, 1]) / 24**0.5).softmax(-1)

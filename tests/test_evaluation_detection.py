@@ -134,6 +134,9 @@ def test_labels_outside_their_picture_are_not_fitted_on(faces, landmarks):
     expected = moved.copy()
     expected[0, 2] = np.nan
     np.testing.assert_array_equal(detection_module._inside(faces, moved), expected)
+    moved[1, 2] = (10, 1e4)  # on no face inside: there would be no detector
+    expected[:, 2] = (-0.5, 10), (10, faces.faces[1].image_size[1] - 0.5)
+    np.testing.assert_array_equal(detection_module._inside(faces, moved), expected)
 
 
 def test_published_columns(flat, tmp_path):

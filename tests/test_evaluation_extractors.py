@@ -10,10 +10,12 @@ import timm
 import torch
 
 import scemae
+from scemae.backbone import Backbone
 from scemae.errors import IncompatibleFeaturesError, IncompatibleWeightsError, OptionError
 from scemae.training.evaluation import baselines
 from scemae.training.evaluation.extractors import Described, Encoder, build_extractor, load_extractor
 from scemae.training.evaluation.subjects import Subject
+from scemae.training.masked_autoencoder import initialise
 
 
 @pytest.fixture
@@ -95,6 +97,15 @@ def test_random_vit_is_the_same_every_time_and_not_ours(model):
     assert first.id != build_extractor("random-vit", model, 2).id
     views = torch.rand(1, 3, 104, 104)
     assert not torch.allclose(first(views), model(model.normalise(views)), atol=0.1)
+
+
+def test_random_vit_has_the_numbers_that_training_starts_from(model, tmp_path):
+    torch.manual_seed(0)
+    backbone = Backbone(model.config.backbone, 96, 8)
+    initialise(backbone)
+    views = torch.rand(1, 3, 104, 104)
+    wanted = backbone(model.normalise(views)[..., 4:-4, 4:-4])
+    torch.testing.assert_close(build_extractor("random-vit", model, 1)(views), wanted)
 
 
 def test_a_callable_of_the_users(model, monkeypatch):

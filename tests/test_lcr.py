@@ -72,6 +72,9 @@ def test_half_precision_is_computed_in_float32():
     positions, weights = torch.rand(1, 18, 2) * 11, torch.full((18, 18), 5.0)
     exact = lcr_loss(descriptors.bfloat16().float(), positions, weights, 1 / 7)
     assert float(lcr_loss(descriptors.bfloat16(), positions, weights, 1 / 7)) == pytest.approx(float(exact), rel=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = lcr_loss(descriptors.bfloat16().float(), positions, weights, 1 / 7)
+    assert float(within) == pytest.approx(float(exact), rel=1e-6)
 
 
 def test_another_reduction_is_refused():

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,16 @@ def test_a_face_can_be_kept_without_the_model(faces):
     held = faces.backbone_map[0].nbytes + faces.faces[0].patch.pixels.nbytes
     assert len(kept) < faces.backbone_map.nbytes + held + 200_000  # the model has 21 million
     assert torch.equal(pickle.loads(kept).projected_map, faces[0].projected_map)
+
+
+def test_both_maps_weigh_the_same_where_the_projector_is_a_softmax(faces):
+    backbone, projected = faces.backbone_map, faces.projected_map
+    assert torch.equal(faces.map("both"), torch.cat([backbone, projected], dim=1))
+    both = replace(faces, config=replace(faces.config, projector_mode="spatial_softmax")).map("both")
+    width = backbone.shape[1]
+    for part, whole in ((both[:, :width], backbone), (both[:, width:], projected)):
+        torch.testing.assert_close(part.norm(dim=1), torch.ones(2, 24, 24))
+        assert (torch.cosine_similarity(part, whole, dim=1) > 0.999).all()
 
 
 def test_heads_of_ones_own_can_be_trained_on_the_maps(model, samples):

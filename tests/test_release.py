@@ -171,6 +171,9 @@ def test_a_run_goes_on_from_a_model_and_counts_its_images(run, config, tmp_path)
     train(following, tmp_path / "next", plain())
     assert scemae.model_info(tmp_path / "next" / "model").config.images_seen == 64
     assert source in (tmp_path / "next" / "model" / "README.md").read_text()
+    following.origin = "0" * 64  # of another model, which lies there now
+    with pytest.raises(RunError, match="another"):
+        train(following, tmp_path / "next", plain(resume=True))
     other_decoder = Stage1(replace(config, continue_from=source, decoder_depth=2), recipe.pack, LABEL)
     encoder = recipe.module.backbone.vit.blocks[1].mlp.fc1.weight
     torch.testing.assert_close(

@@ -124,6 +124,15 @@ def test_faces_together_are_compared_with_each_other():
     assert float(loss) == pytest.approx(2 * pairs * math.log(4) / 18 / 2, rel=1e-5)
 
 
+def test_the_mean_over_queries_is_the_sum_over_the_tokens_of_a_face(small, pack):
+    losses = []
+    for reduction in ("sum", "mean_query"):
+        config = dataclasses.replace(CONFIG, faces_together=4, reduction=reduction)
+        recipe = Stage2(config, pack, small)
+        losses.append(float(recipe.module(*recipe.inputs(recipe.load(0, slice(0, 8))))["loss"].detach()))
+    assert losses[1] == pytest.approx(losses[0] / 18, rel=1e-5)
+
+
 def test_what_cannot_be_is_said(small, pack):
     with pytest.raises(OptionError, match="no multiple of faces_together 3"):
         dataclasses.replace(CONFIG, faces_together=3)

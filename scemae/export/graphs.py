@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scemae.alignment import FaceAligner
+from scemae.arithmetic import concatenated
 from scemae.cover import MARGIN
 from scemae.errors import OptionError
 from scemae.extraction import ZOOM
@@ -114,7 +115,9 @@ class RegressorGraph(nn.Module):
         if self.use == "backbone":
             return backbone_map
         projected = self.model.project(backbone_map)
-        return projected if self.use == "projected" else torch.cat([backbone_map, projected], dim=1)
+        if self.use == "projected":
+            return projected
+        return concatenated(backbone_map, projected, self.model.config.projector_mode)
 
 
 def _on_cpu(model: SceMae) -> SceMae:

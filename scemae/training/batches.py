@@ -44,7 +44,8 @@ def random_crops(
 ) -> NDArray[np.float32]:
     """Affines (count, 2, 3) from pixels of an input to pixels of its square: random crops, half of them mirrored.
 
-    Each covers a part of the square between the two areas, and is as wide over high as between the two ratios.
+    Each covers a part of the square between the two areas, and is as wide over high as between the two ratios; a side
+    that would be longer than the square's is cut off (He et al. draw again).
     """
     areas = numbers.uniform(*area, count) * size**2
     shapes = np.exp(numbers.uniform(math.log(ratio[0]), math.log(ratio[1]), count))

@@ -266,7 +266,9 @@ class _Run:
         if self._next_image() != saved["images"]:
             raise RunError(f"The images are not those that {self.folder.path} was started with; give the same --data.")
         if saved["origin"] != self.recipe.origin:
-            raise RunError(f"{self.folder.path} was started from another model; give the same --model.")
+            raise RunError(
+                f"{self.folder.path} was started from another model; give the same --model or --continue-from."
+            )
         self.recipe.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
 

@@ -35,8 +35,6 @@ REPORTS = 20  # pictures in a run
 class Stage1:
     """The recipe that the engine trains: random crops, random masks, reconstruction."""
 
-    origin = ""
-
     def __init__(self, config: Stage1Config, pack: Pack, label: Label) -> None:
         self.config, self.pack, self.label = config, pack, label
         self.batches = Batches(len(pack), config.batch_size, config.seed)
@@ -47,7 +45,9 @@ class Stage1:
         if not self.module.decoded:
             raise OptionError(f"mask_ratio {config.mask_ratio} and decoded_ratio {config.decoded_ratio} leave nothing.")
         self.source = None if config.continue_from is None else model_folder(config.continue_from)
-        self.images_before = 0 if config.continue_from is None else self._continue(config.continue_from)
+        self.origin, self.images_before = "", 0
+        if config.continue_from is not None:
+            self._continue(config.continue_from)
         self.report_every = math.ceil(config.steps / REPORTS)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
@@ -105,9 +105,10 @@ class Stage1:
         decoder = {name: t for name, t in self.module.state_dict().items() if not name.startswith("backbone.")}
         write_file(folder / DECODER, decoder, {})
 
-    def _continue(self, source: str) -> int:
-        """Fill the encoder from a model, and the decoder if it lies there and fits; returns the images it has seen."""
+    def _continue(self, source: str) -> None:
+        """Fill the encoder from a model, and the decoder if it lies there and fits."""
         model = load_model(source, device="cpu")
+        self.origin, self.images_before = model.id.sha256, model.config.images_seen
         for name in ("architecture", "input_size", "patch_size", "mean", "std"):
             theirs, ours = getattr(model.config, name), getattr(self.config, name)
             if theirs != ours:
@@ -121,7 +122,6 @@ class Stage1:
                 name: t.shape for name, t in known.items() if not name.startswith("backbone.")
             }:
                 self.module.load_state_dict(tensors, strict=False)
-        return model.config.images_seen
 
     def _shown(self, view: Tensor) -> Image.Image:
         mean, std = statistics(self.config)

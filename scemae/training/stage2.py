@@ -66,7 +66,7 @@ class CorrespondenceEnhancer(nn.Module):
         )
         keys = None if config.keys == "all" else face[:, None] != face
         loss = lcr_loss(descriptors, positions, weights, config.temperature, config.reduction, keys, config.locality)
-        return {"loss": loss / config.faces_together}
+        return {"loss": loss / config.faces_together if config.reduction == "sum" else loss}
 
     def approximated(self, images: Tensor) -> tuple[Selection, Tensor]:
         """Which tokens are kept, and the last layer's features (B, N, D) with those in the place of the others."""

@@ -172,10 +172,11 @@ def _fitted(subject: Subject, head: str, features: FaceFeatures, faces: FaceData
 
 
 def _inside(features: FaceFeatures, landmarks: Array) -> Array:
-    """Landmarks (n, K, 2), nan where a label lies outside its picture."""
+    """Landmarks (n, K, 2), nan where a label lies outside its picture; at its edge if no face has it inside."""
     last = np.array([face.image_size for face in features.faces])[:, None] - 0.5
     inside = ((landmarks >= -0.5) & (landmarks <= last)).all(axis=-1, keepdims=True)
-    return np.where(inside, landmarks, np.nan)
+    nowhere = ~inside.any(axis=0)
+    return np.where(inside, landmarks, np.where(nowhere, np.clip(landmarks, -0.5, last), np.nan))
 
 
 def _path(folder: Path, fit: Fit) -> Path:

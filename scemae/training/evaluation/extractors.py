@@ -17,6 +17,7 @@ from scemae.errors import IncompatibleFeaturesError, OptionError
 from scemae.geometry import CellGrid
 from scemae.model import SceMae
 from scemae.training.evaluation import baselines
+from scemae.training.masked_autoencoder import initialise
 from scemae.zoo import load_model
 
 SPELLINGS = "pixels, gradients, random-vit, timm:NAME[:LAYERS], hypercolumn:NAME[:CHECKPOINT], python:MODULE:NAME"
@@ -163,8 +164,9 @@ def load_extractor(
 def _random_vit(placing: SceMae, expansion: int) -> Encoder:
     """The placing model's architecture with the numbers that it starts its training from."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         vit = SceMae(replace(placing.config, projector_dim=None, aligner=None))
+        initialise(vit.backbone)
     vit = vit.requires_grad_(False).eval().to(placing.device)
     grid = vit.grid(expansion)
     return Encoder(

@@ -49,9 +49,15 @@ class Subject:
             chosen,
         )
 
+    @property
+    def described_use(self) -> str:
+        """Which features, in words: a detector takes the model's choice for so many faces where there is no `use`."""
+        few, more = self.extractor.config.few_shot_use, self.extractor.config.regression_use
+        return self.use or (more if few == more else f"{few} of few faces and {more} of more")
+
     def __str__(self) -> str:
         aligned = "aligned" if self.align else "not aligned"
-        use = "" if self.use is None or self.extractor.projector is None else f" {self.use},"
+        use = "" if self.extractor.projector is None else f" {self.described_use},"
         expansion = "" if self.expansion == 1 else f", expansion {self.expansion}"
         return f"{self.extractor.config.name},{use} {aligned}{expansion}"
 
@@ -84,7 +90,7 @@ class Subject:
             "model": model.name,
             "sha256": model.sha256,
             "dtype": str(self.extractor.dtype).removeprefix("torch."),
-            "use": self.use,
+            "use": self.described_use,
             **({} if aligned_by is None else {"aligned_by": aligned_by.sha256}),
             **self._how(),
         }
