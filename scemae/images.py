@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -96,9 +97,17 @@ def _open(item: Any, source: str) -> Image.Image:
         raise ImageInputError(
             f"{source} is a {type(item).__name__}; wanted a path, bytes, file object, PIL image, array or tensor."
         )
-    try:
+    with _reading(source):
         image = Image.open(item)
         image.load()
+    return image
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """Whatever Pillow fails with, as ImageInputError: its readers have no base of their errors in common."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise ImageInputError(f"{source}: there is no such file.") from error
     except Image.DecompressionBombError as error:
@@ -112,9 +121,8 @@ def _open(item: Any, source: str) -> Image.Image:
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers have no base of their errors in common
+    except Exception as error:
         raise ImageInputError(f"{source} cannot be read, it may be truncated: {error}.") from error
-    return image
 
 
 def _channels_last(tensor: torch.Tensor, source: str) -> Array:
@@ -157,10 +165,8 @@ def _to_uint8(array: Array, source: str) -> Array:
 def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
     if 0 in image.size:
         raise ImageInputError(f"{source} is {image.width} x {image.height} pixels: there is nothing in it.")
-    try:
+    with _reading(source):  # a PIL image that the caller opened loads only here
         image.load()
-    except OSError as error:  # a PIL image that the caller opened and that is truncated loads only here
-        raise ImageInputError(f"{source} cannot be read, it may be truncated: {error}.") from error
     method = UPRIGHT.get(_orientation(image))
     if method is not None:
         image = image.transpose(method)

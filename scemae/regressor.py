@@ -145,13 +145,13 @@ class LandmarkRegressor(Estimator):
         if features is None:
             pictures: Any = images
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
-        self._learn(features, landmarks)
+        xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
+        check_annotated(xy, names, features)
+        self._learn(features, xy, names)
         return self
 
     @own_arithmetic()
-    def _learn(self, features: FaceFeatures, landmarks: Any) -> None:
-        xy, names = checked_landmarks(landmarks, features.faces, self.names, allow_missing=True)
-        check_annotated(xy, names, features)
+    def _learn(self, features: FaceFeatures, xy: NDArray[np.float64], names: tuple[str, ...] | None) -> None:
         normalizers = normalizer_lengths(self.normalizer, xy, names, features.faces)
         mean_shape = np.nanmean(features.to_input(xy), axis=0)
         swap = exchanged(self.mirror, mean_shape, names, self.model.config.input_size)

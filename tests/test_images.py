@@ -442,7 +442,8 @@ def test_an_error_of_a_reader_names_the_file(monkeypatch, tmp_path):
     path = tmp_path / "face.png"
     path.write_bytes(file_bytes(PICTURE))
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
-    refused(path, "face.png", "decoder says no")
+    for image in (path, Image.open(path)):
+        refused(image, "face.png", "decoder says no")
 
 
 @pytest.mark.parametrize("box", [("a", "b", "c", "d"), [(1, 2), (3,)], {"x0": 1}, "10,20,60,90"])

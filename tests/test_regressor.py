@@ -117,8 +117,9 @@ def test_a_single_landmark_is_measured_by_the_square(tmp_path, model, faces, lan
 def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
     hidden = landmarks.copy()
     hidden[0, 2] = 0  # what some annotations have for a landmark that is hidden
-    with pytest.warns(UserWarning, match=r"1 of 16 landmarks lie far from the face .*: 2 at \(0, 0\)"):
+    with pytest.warns(UserWarning, match=r"1 of 16 landmarks lie far from the face .*: 2 at \(0, 0\)") as warned:
         scemae.fit_regressor(model, faces, hidden, mirror="off")
+    assert warned[0].filename == __file__  # where the user called
 
 
 def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmarks):
