@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
 from scemae.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode, Use
 from scemae.errors import OptionError
+from scemae.training.settings import Settings
 
 Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
@@ -17,33 +17,6 @@ Locality = Literal["log", "root"]
 Precision = Literal["float32", "bf16"]
 Objective = Literal["lcr", "lda"]
 POSITIONAL = ("cells", "shrinkage", "views")  # settings of the objective lda alone
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Frozen values that can be written down, read again and compared."""
-
-    def to_json(self) -> str:
-        """The text that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote."""
-        return cls(**{name: _as_tuple(value) for name, value in json.loads(text).items()})
-
-    def difference(self, other: Settings) -> list[str]:
-        """A line for each field that differs: name, this value, the other."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return [
-            f"{name}: {mine.get(name)!r} -> {theirs.get(name)!r}"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
-        ]
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, kw_only=True)

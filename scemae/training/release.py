@@ -23,8 +23,9 @@ from scemae import draw
 from scemae.card import linked_files, model_card
 from scemae.checkpoint import CARD, WEIGHTS, file_sha256, save_model
 from scemae.config import ModelConfig
-from scemae.training.config import RunConfig, Settings
+from scemae.training.config import RunConfig
 from scemae.training.engine import History
+from scemae.training.settings import Settings
 
 CURVE_SIZE = (720, 320)
 CHAPTER = "## How it was made: "
