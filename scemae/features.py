@@ -264,7 +264,7 @@ class LandmarkMatches(Landmarks):
         if self.similarity is None:
             raise OptionError("These matches kept no similarity maps; call match_landmarks(..., keep_similarity=True).")
         labels = self.labels()
-        known = dict(zip(labels, range(len(labels)), strict=True)) | {k: k for k in range(len(labels))}
+        known = {name: k for k, label in enumerate(labels) for name in (label, k)}
         if landmark not in known:
             raise OptionError(f"There is no landmark {landmark!r}; there are {', '.join(labels)}.")
         k = known[landmark]

@@ -25,14 +25,7 @@ from scemae.errors import (
     NotFittedError,
 )
 from scemae.estimator import Estimator
-from scemae.extraction import (
-    Boxes,
-    Extractor,
-    count,
-    extract_features,
-    iter_features,
-    watched,
-)
+from scemae.extraction import Boxes, Extractor, count, extract_features, iter_features, watched
 from scemae.features import Face, FaceFeatures, FeatureKind, Landmarks
 from scemae.heads import Head, Mirror, described, exchanged, head_as_described, new_head
 from scemae.hub import HUB, HubOptions, checked_options, fetch
