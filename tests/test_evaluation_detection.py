@@ -177,6 +177,24 @@ def test_silhouette_of_planted_clusters(flat, tmp_path):
     assert silhouette_scores(run)["embedded"] == scores["embedded"]
 
 
+def test_silhouette_descriptors_are_read_at_the_labels(model, tmp_path):
+    def places(views):
+        """Each cell's own place in the view, px; and 48."""
+        across = (8 * torch.arange(12) + 3.5).expand(12, 12)
+        return torch.stack([across, across.T, torch.full((12, 12), 48.0)]).expand(len(views), -1, -1, -1)
+
+    subject = Subject.of(Described(Encoder("places", places), model), align=False)
+    dataset = coloured_faces(tmp_path, 20)  # more than a batch, whose landmarks are not all the same
+    run = RunFolder.open(tmp_path / "run", silhouette_settings(subject, dataset, 0))
+    embed(subject, "backbone", dataset, run)
+    inset, _, end, _ = dataset.samples[0].box
+    expected = np.full((20, 5, 3), 48.0)
+    expected[..., :2] = (dataset.landmarks + 0.5 - inset) * 96 / (end - inset) - 0.5
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    with np.load(run.path / DESCRIPTORS) as arrays:
+        np.testing.assert_allclose(arrays["descriptors"], expected, atol=1e-6)
+
+
 def test_examples_are_good_and_bad():
     chosen = examples(np.arange(100.0), 5)
     assert len(chosen["good"]) == len(chosen["bad"]) == 5
