@@ -32,8 +32,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it becomes `path` when all went well, and vanishes when not."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     try:
-        temporary.touch(exist_ok=False)  # with the rights that the process gives to its files
+        temporary.touch(exist_ok=False)
+        rights = temporary.stat().st_mode  # those that the process gives to its files
         yield temporary
+        if temporary.stat().st_mode != rights:  # safetensors puts a file of its own there
+            temporary.chmod(rights)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error}.") from error

@@ -1,7 +1,9 @@
 import os
 
 import pytest
+import torch
 
+from scemae.checkpoint import write_file
 from scemae.errors import OutputError
 from scemae.output import check_own, written_whole
 
@@ -13,9 +15,10 @@ def test_files_have_the_rights_that_the_process_gives(tmp_path, mask, rights):
     try:
         with written_whole(tmp_path / "new.txt") as temporary:
             temporary.write_text("new")
+        write_file(tmp_path / "new.safetensors", {"zeros": torch.zeros(2)}, {})
     finally:
         os.umask(before)
-    assert (tmp_path / "new.txt").stat().st_mode & 0o777 == rights
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {rights}
 
 
 def test_what_fails_leaves_what_was_there(tmp_path):
