@@ -56,8 +56,8 @@ RELEASED: dict[str, Release] = {
         revision=None,
         bundled=True,
         files={
-            WEIGHTS: ReleasedFile("a5f61ef706ec2e457528ccbd2c176049d3ad7509d69d96d69a3a2141500f9a52", 11_263_512),
-            CONFIG: ReleasedFile("e3dd05926f3f5330dbadddeb259941ebf3f82b124b112d7fb866e4c8997ff563", 1_685),
+            WEIGHTS: ReleasedFile("552e50602d618acf91d8d50c4094b3429d997751dae7c64436154d95f23cd7ff", 11_176_852),
+            CONFIG: ReleasedFile("bb0500c4392c72e6b55ba63f85b23c0aadf5f2e57600902df5e7ec54ec3893f5", 1_485),
         },
     ),
 }

@@ -203,7 +203,7 @@ def test_hypercolumns_with_anybodys_checkpoint(model, untrained, tmp_path):
 
 def test_subjects(model, same):
     assert str(Subject.of(model, use="projected")) == "scemae-tiny, projected, aligned, expansion 2"
-    assert Subject.of(model).dimensions("both") == 256
+    assert Subject.of(model).dimensions("both") == 192 + model.config.projector_dim
     assert str(Subject.of(same, align=False)) == "same, not aligned"
     with pytest.raises(OptionError, match="no projector"):
         Subject.of(same, use="projected")

@@ -1,6 +1,7 @@
 """Landmark matching: floors, known values, hand-planted errors, resumption; and ablations, which match many times."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -241,7 +242,7 @@ def test_table(model, dataset, tmp_path):
     scores = matching_scores(run)
     run.write_scores(scores, matching_table(subject, dataset, 0.0, scores))
     text = (run.path / "tables.md").read_text()
-    assert "| scemae-tiny, projected, not aligned | 64 |" in text
+    assert f"| scemae-tiny, projected, not aligned | {model.config.projector_dim} |" in text
     assert "±" in text
     assert "| perfect match, whole pixels |" in text
     assert "SCE-MAE DeiT-B, published (MAFL) | 256 | 0.27 | 1.61" in text
@@ -268,6 +269,8 @@ def test_ablation(model, dataset, tmp_path):
 
 
 def test_rows_of_a_model(model):
+    model = copy.copy(model)
+    model.config = dataclasses.replace(model.config, prior_sigma=40.0)
     labels = [row.label for row in model_rows(model)]
     assert labels[:3] == [f"{name}, expansion 4" for name in ("raw backbone", "projected", "concatenated")]
     assert "projected, expansion 1" in labels

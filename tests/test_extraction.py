@@ -51,7 +51,7 @@ def test_features_are_values(faces):
     assert [part.faces[0].source for part in faces] == [face.source for face in faces.faces]
     joined = scemae.FaceFeatures.concatenate(list(faces))
     assert torch.equal(joined.backbone_map, faces.backbone_map)
-    assert faces.map("both").shape[1] == 192 + 64
+    assert faces.map("both").shape[1] == 192 + faces.config.projector_dim
     assert len(faces[np.array([True, False])]) == 1
     with pytest.raises(IndexError):
         faces[2]

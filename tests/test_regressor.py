@@ -61,7 +61,7 @@ def test_one_face_is_enough_and_claims_no_error(model, faces, samples, landmarks
 
 def test_the_held_out_error_is_of_faces_that_were_not_seen(model, faces, landmarks, regressor):
     """With two faces and a fixed ridge it is what fitting on one and testing on the other gives."""
-    head = CascadeHead(ridge=4.0)
+    head = CascadeHead(ridge=4.0, samples=20)
     both = scemae.fit_regressor(model, faces, landmarks, head=head, mirror="off", normalizer=(0, 1), use="backbone")
     # The jitter is drawn for all faces at once, so a lone fit draws other noise: close, not equal.
     errors = [
