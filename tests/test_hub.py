@@ -325,7 +325,8 @@ def test_a_proxys_page_of_just_the_size_of_a_file(hub, reach):
 
 def test_a_tampered_card_does_not_stay(hub, reach, model):
     source = f"hf-hub:{REPO}@{zoo.RELEASED[NAME].revision}"
-    hub.trouble = altered(CARD, lambda body: body.replace(b"SHA-256 `a", b"SHA-256 `b"), times=1)
+    stated = zoo.RELEASED[NAME].files[WEIGHTS].sha256.encode()
+    hub.trouble = altered(CARD, lambda body: body.replace(stated, stated[::-1]), times=1)
     refused(WeightsIntegrityError, "fetched twice", source=source, **reach)
     assert scemae.load_model(source, **reach).id == model.id
 

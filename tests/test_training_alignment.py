@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import scemae
+from scemae.card import linked_files
 from scemae.errors import DataError, OptionError, RunError
 from scemae.geometry import sample_views
 from scemae.training.alignment import align_pack, fit_aligner, follow, train_align
@@ -152,8 +153,10 @@ def test_train_align_writes_a_model(ramps, tmp_path):
     assert not torch.equal(model.aligner.stages[0].weight, bundled.aligner.stages[0].weight)
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "## How it was made: alignment" in card
-    assert json.loads(card.split("```json")[1].split("```")[0])["views"] == 60
-    assert (tmp_path / "run" / "model" / "1-alignment-before-and-after.png").is_file()
+    chapter = card.split("## How it was made: alignment")[-1]
+    assert json.loads(chapter.split("```json")[1].split("```")[0])["views"] == 60
+    [picture] = linked_files(chapter, tmp_path / "run" / "model")
+    assert picture.endswith("-alignment-before-and-after.png")
 
 
 def test_a_run_folder_has_one_writer(ramps, tmp_path):

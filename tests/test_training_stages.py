@@ -69,7 +69,7 @@ def test_the_objective_chooses_the_preset(capsys, pack, tmp_path):
     assert code == 0
     assert told["warped_projected_error"] > 0
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    settings = Stage2Config.from_json(card.split("```json")[1].split("```")[0])
+    settings = Stage2Config.from_json(card.split("```json")[-1].split("```")[0])
     assert settings.amplitude == STAGE2_PRESETS["lda"].amplitude == 1
     code, said = run(capsys, "train", "stage2", *words, "--out", tmp_path / "run")
     assert code == 2
