@@ -9,6 +9,7 @@ import pytest
 import torch
 from made_up_faces import coloured_faces, mtfl_folder
 
+from scemae.checkpoint import save_model
 from scemae.errors import DataError, OptionError, RunError
 from scemae.training.datasets import LAYOUTS, read_dataset
 from scemae.training.evaluation import ablation
@@ -237,17 +238,22 @@ def command(tmp_path, monkeypatch):
     return run
 
 
-def test_the_matching_command(command, tmp_path):
-    result, text = command("matching", "--expansion", "1", "--pictures", "1", "--test", "lfw_5590", "--prior", "40")
+def test_the_matching_command(command, tmp_path, model):
+    folder = tmp_path / "with-prior"
+    save_model(folder, model.state_dict(), replace(model.config, prior_sigma=40.0), "")
+    arguments = ("matching", "--expansion", "1", "--test", "lfw_5590", "--model", f"local-dir:{folder}")
+    result, text = command(*arguments, "--pictures", "1")
     assert result["same"]["pairs"] == 2
     assert result["settings"]["prior"] == 40
     assert "published (MAFL)" in text
     assert "prior 40 px" in text
     assert len(list((tmp_path / "matching" / "pictures").glob("*.png"))) == 2
-    again, _ = command("matching", "--expansion", "1", "--test", "lfw_5590", "--prior", "40")
+    again, _ = command(*arguments, "--prior", "40")  # the same settings, so it goes on
     assert again == result
     with pytest.raises(RunError, match="expansion: 1 -> 2"):
-        command("matching", "--test", "lfw_5590")
+        command(*arguments, "--expansion", "2")
+    with pytest.raises(RunError, match=r"prior: 40\.0 -> 0\.0"):  # places mean nothing in a frame that is not aligned
+        command(*arguments, "--no-align")
 
 
 def test_the_detection_command(command, tmp_path):
