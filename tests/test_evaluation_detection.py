@@ -153,6 +153,9 @@ def test_published_columns(flat, tmp_path):
     assert "| mean-shape on flat, not aligned | 9.00 ± 1.00 | 8.00 |" in text
     assert "| SCE-MAE 256, published (AFLW_M) | 17.08 ± 1.35 | – |" in text
     assert "| SCE-MAE DeiT-B 1024, published (300w) | – | 3.95 |" in text
+    assert "12 of these faces are in both" in text
+    (apart,) = detection_tables(flat, dataset[:6], dataset[6:], fits, scores)
+    assert "in both" not in apart.markdown()
     (corrected,) = detection_tables(
         flat, dataset, replace(dataset, name="aflw_r", notes=("Labels from rc.csv.",)), fits, scores
     )

@@ -57,9 +57,15 @@ def detection_tables(
         (f"{head} on {subject}", *(by_count[str(count)]["inter_ocular_percent"] for count in counts))
         for head, by_count in scores["heads"].items()
     ]
+    shared = len({sample.path for sample in pool.samples} & {sample.path for sample in test.samples})
     notes = (
         f"Mean error on the {scores['faces']:,} faces of {test}, % of the inter-ocular distance; ±: standard deviation "
         f"over draws of the annotated faces (20 of one face, 5 of more) from the {len(pool):,} of {pool}.",
+        *(
+            [f"{shared:,} of these faces are in both: detectors are tested on some that they learned."]
+            if shared
+            else []
+        ),
         *(
             ["The column of all annotations does not compare: the published pool is another."]
             if test.name == "mtfl" and len(pool) in counts
