@@ -27,8 +27,8 @@ def probe(repo: str, name: str, revision: str, endpoint: str | None, token: str 
     url = hf_hub_url(repo, name, revision=revision, endpoint=endpoint)
     seconds = patience()
 
-    def ask() -> str | None:
-        return get_hf_file_metadata(url, token=token, timeout=seconds, endpoint=endpoint).commit_hash
+    def ask() -> str | None:  # has more time than `within` gives it, so that it is always `within` that gives up
+        return get_hf_file_metadata(url, token=token, timeout=2 * seconds, endpoint=endpoint).commit_hash
 
     try:
         return within(seconds, ask)
