@@ -8,8 +8,8 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 import scemae
-from scemae.training.arguments import field_comments
-from scemae.training.config import Label, Options, Settings
+from scemae.cli.dataclass_options import field_comments
+from scemae.training.run_config import Label, Options, Settings
 
 project = "scemae"
 author = "the scemae authors"
@@ -39,9 +39,9 @@ autodoc_type_aliases = {
     for module, names in {
         "scemae.images": ("ImageLike",),
         "scemae.extraction": ("Boxes", "Margin"),
-        "scemae.regressor": ("Images",),
-        "scemae.config": ("Use",),
-        "scemae.heads": ("Head", "Mirror"),
+        "scemae.detector.regressor": ("Images",),
+        "scemae.model.config": ("Use",),
+        "scemae.detector.heads": ("Head", "Mirror"),
         "scemae.geometry": ("Array", "Box"),
     }.items()
     for name in names

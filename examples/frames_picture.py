@@ -41,9 +41,7 @@ sample = sample_faces()[0]
 photo = Patch(np.array(Image.open(sample.path).convert("RGB")), np.eye(2, 3))
 cosine, sine = np.cos(np.radians(20)), np.sin(np.radians(20))
 whole = Crop.from_box((0, 0, 512, 512), 512)
-turned = whole.refined(
-    np.array([[cosine, sine, 256 * (1 - cosine - sine)], [-sine, cosine, 256 * (1 + sine - cosine)]])
-)
+turned = whole.refine(np.array([[cosine, sine, 256 * (1 - cosine - sine)], [-sine, cosine, 256 * (1 + sine - cosine)]]))
 image, nose, box = seen(photo, turned), turned.to_input(sample.landmarks["nose_tip"]), (170, 150, 350, 330)
 
 faces = scemae.extract_features(scemae.load_model(), image, boxes=box)
@@ -54,7 +52,7 @@ cells = torch.cartesian_prod(*[grid.centres(faces.backbone_map.shape[-1])] * 2).
 panels = {
     "image, nose tip at": panel(Patch(np.array(image), np.eye(2, 3)), whole, [start, (patch, PATCH), aligned]),
     "patch,": panel(face.patch, patch, [start, aligned]),
-    "view, in it the input:": panel(face.patch, face.crop.padded(4), [aligned]),
+    "view, in it the input:": panel(face.patch, face.crop.pad(4), [aligned]),
     "input and its cells, in cells": panel(face.patch, face.crop, (), cells),
 }
 nose_input = face.crop.to_input(nose)

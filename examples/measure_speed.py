@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 import scemae
-from scemae.cover import MARGIN, shifts
 from scemae.matching import similarity_maps
+from scemae.model.cover_and_stride import MARGIN, shifts
 
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 16
 dtypes = sys.argv[2].split(",") if len(sys.argv) > 2 else ["float32", "bfloat16"]

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from scemae.training.config import STAGE1_PRESETS, Label
-from scemae.training.data import Pack, write_pack
-from scemae.training.speed import fuse_attention
+from scemae.training.acceleration import fuse_attention
+from scemae.training.pack import Pack, write_pack
+from scemae.training.run_config import STAGE1_PRESETS, CardFields
 from scemae.training.stage1 import Stage1
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,7 +75,7 @@ with tempfile.TemporaryDirectory() as folder:
     config = replace(STAGE1_PRESETS["cpu"], batch_size=options.batch_size)
     found = {"plain": [], "scemae": []}
     for number in range(options.rounds):
-        recipe = Stage1(config, Pack.open(pack), Label(name="speed", training_data="faces"))
+        recipe = Stage1(config, Pack.open(pack), CardFields(name="speed", training_data="faces"))
         found["plain"].append(plain(recipe, options.steps))
         found["scemae"].append(ours(pack, Path(folder, str(number)), 2 * options.steps))
     for name, rates in found.items():

@@ -6,30 +6,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scemae.detector.regressor import LandmarkRegressor, fit_regressor
     from scemae.errors import ScemaeError
     from scemae.export import export_graph
     from scemae.extraction import extract_features, iter_features
-    from scemae.features import FaceFeatures, LandmarkMatches, Landmarks
+    from scemae.features import FaceFeatures
+    from scemae.landmarks import LandmarkMatches, Landmarks
     from scemae.matching import match_landmarks
-    from scemae.regressor import LandmarkRegressor, fit_regressor
-    from scemae.zoo import list_models, load_model, model_info
+    from scemae.weights.zoo import list_models, load_model, model_info
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_EXPORTS = {
     "FaceFeatures": "features",
-    "LandmarkMatches": "features",
-    "LandmarkRegressor": "regressor",
-    "Landmarks": "features",
+    "LandmarkMatches": "landmarks",
+    "LandmarkRegressor": "detector.regressor",
+    "Landmarks": "landmarks",
     "ScemaeError": "errors",
     "export_graph": "export",
     "extract_features": "extraction",
-    "fit_regressor": "regressor",
+    "fit_regressor": "detector.regressor",
     "iter_features": "extraction",
-    "list_models": "zoo",
-    "load_model": "zoo",
+    "list_models": "weights.zoo",
+    "load_model": "weights.zoo",
     "match_landmarks": "matching",
-    "model_info": "zoo",
+    "model_info": "weights.zoo",
 }
 
 __all__ = [
@@ -53,9 +54,9 @@ def __getattr__(name: str) -> Any:
     # Torch takes seconds to import: each name brings its module when it is first asked for (PEP 562).
     if name in ("errors", "samples", "tables", "transfer"):
         return importlib.import_module(f"scemae.{name}")
-    if name not in _ROOMS:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'scemae' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"scemae.{_ROOMS[name]}"), name)
+    value = getattr(importlib.import_module(f"scemae.{_EXPORTS[name]}"), name)
     globals()[name] = value
     return value
 

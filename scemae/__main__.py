@@ -1,5 +1,5 @@
 import sys
 
-from scemae.cli import main
+from scemae.cli.main import main
 
 sys.exit(main())

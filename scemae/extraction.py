@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -14,21 +13,20 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from scemae.alignment import FaceAligner
-from scemae.arithmetic import own_arithmetic
-from scemae.config import ModelConfig, ModelId
 from scemae.errors import BoxInputError, ImageInputError, OptionError
-from scemae.features import Face, FaceFeatures, resampled
+from scemae.features import Face, FaceFeatures
 from scemae.geometry import Array, CellGrid, Crop, compose, sample_view
-from scemae.images import ImageLike, Photo, checked_box, cut_patch, is_single, iter_photos
-from scemae.projector import Projector
+from scemae.images import ImageLike, Photo, count_images, cut_patch, is_single, iter_photos, validate_box
+from scemae.model.aligner import FaceAligner
+from scemae.model.config import ModelConfig, ModelId
+from scemae.model.projector import Projector
+from scemae.numerics import default_numerics
+from scemae.progress import with_progress
 
 Margin = Literal["context", "reflect"]
 Boxes = ArrayLike | Iterable[ArrayLike | None] | None
 IDENTITY = np.eye(3)[:2]
-LONG_WORK = 2.0  # seconds after which a terminal is shown progress
 ZOOM = (0.25, 4.0)  # an alignment that rescales by more than this has lost the face
 
 
@@ -107,11 +105,11 @@ def extract_features(
         OptionError: an expansion or margin that is none, or a model without aligner.
     """
     _refuse_nothing(images)
-    counted = count(images)
+    counted = count_images(images)
     steps = iter_features(
         model, images, boxes=boxes, align=align, expansion=expansion, margin=margin, batch_size=batch_size
     )
-    return FaceFeatures.concatenate(list(watched(steps, counted, progress)))
+    return FaceFeatures.concatenate(list(with_progress(steps, counted, progress)))
 
 
 def iter_features(
@@ -137,19 +135,7 @@ def iter_features(
     return _batches(model, _pairs(images, boxes), aligner, expansion, margin, batch_size)
 
 
-def watched(batches: Iterator[FaceFeatures], total: int | None, progress: bool | None = None) -> Iterator[FaceFeatures]:
-    """The batches, with a bar as in `extract_features`; raises ImageInputError where there is none."""
-    nothing = True
-    with tqdm(total=total, unit="face", delay=LONG_WORK, disable=silent(progress)) as bar:
-        for part in batches:
-            nothing = False
-            bar.update(len(part))
-            yield part
-    if nothing:
-        raise ImageInputError("images is empty: there is nothing to extract features from.")
-
-
-def features_through(
+def features_through_crops(
     model: Extractor, features: FaceFeatures, crops: Sequence[Crop], batch_size: int = 16
 ) -> FaceFeatures:
     """Features of the same faces seen through other crops, one for each, from their patches.
@@ -162,16 +148,6 @@ def features_through(
         for start in range(0, len(faces), batch_size)
     ]
     return replace(features, backbone_map=torch.cat(maps), faces=tuple(faces))
-
-
-def silent(progress: bool | None = None) -> bool:
-    """Whether a bar is not to be shown; None shows it on a terminal."""
-    return not (sys.stderr.isatty() if progress is None else progress)
-
-
-def count(images: Any) -> int | None:
-    """How many images there are, if that can be told without reading them."""
-    return 1 if is_single(images) else len(images) if hasattr(images, "__len__") else None
 
 
 def _refuse_nothing(images: Any) -> None:
@@ -187,7 +163,7 @@ def _pairs(images: Any, boxes: Any) -> Iterator[tuple[Photo, Any]]:
     if is_single(images):
         given: list[Any] = list(boxes) if isinstance(boxes, Iterable) else [boxes]
         boxes = [given] if given and given[0] is not None and np.ndim(given[0]) == 0 else given
-    counts = count(images), _count_boxes(boxes)
+    counts = count_images(images), _count_boxes(boxes)
     if None not in counts and counts[0] != counts[1]:
         raise BoxInputError(
             f"{counts[1]} boxes for {counts[0]} images; wanted one (x0, y0, x1, y1) per image. For several faces of "
@@ -242,11 +218,11 @@ def _batches(
 
 
 def _first_look(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> Face:
-    crop = Crop.from_box(checked_box(box, photo), input_size)
+    crop = Crop.from_box(validate_box(box, photo), input_size)
     return Face(photo.source, photo.image.size, crop, cut_patch(photo.image, crop, at_input_scale))
 
 
-@own_arithmetic()
+@default_numerics()
 def _aligned(model: Extractor, aligner: FaceAligner, photos: list[Photo], faces: list[Face]) -> list[Face]:
     """The faces with the crops that the aligner's steps lead to.
 
@@ -266,7 +242,7 @@ def _aligned(model: Extractor, aligner: FaceAligner, photos: list[Photo], faces:
             residuals[i] = residual if taken else np.inf
             if taken:
                 totals[i] = total
-                faces[i] = _moved(faces[i], starts[i].refined(total), photos[i], model.view_margin)
+                faces[i] = _moved(faces[i], starts[i].refine(total), photos[i], model.view_margin)
     return [
         replace(face, alignment=aligner.describe(total, residual))
         for face, total, residual in zip(faces, totals, residuals, strict=True)
@@ -278,21 +254,21 @@ def _plausible(total: Array, start: Crop, photo: Photo) -> bool:
     determinant = float(np.linalg.det(total[:, :2]))
     if determinant <= 0 or not ZOOM[0] <= np.sqrt(determinant) <= ZOOM[1]:
         return False
-    centre = start.refined(total).to_image([(start.size - 1) / 2] * 2)
+    centre = start.refine(total).to_image([(start.size - 1) / 2] * 2)
     return bool((centre >= -0.5).all() and (centre <= np.array(photo.image.size) - 0.5).all())
 
 
 def _moved(face: Face, crop: Crop, photo: Photo, margin: int) -> Face:
     """The face seen through another crop, its patch cut anew where the old one does not serve."""
-    patch = face.patch if face.patch.serves(crop.padded(margin)) else cut_patch(photo.image, crop)
+    patch = face.patch if face.patch.serves(crop.pad(margin)) else cut_patch(photo.image, crop)
     return replace(face, crop=crop, patch=patch)
 
 
-@own_arithmetic()
+@default_numerics()
 def _maps(model: Extractor, faces: Sequence[Face], expansion: int, margin: str) -> Tensor:
     """Backbone maps (B, D, h, w) of the faces' crops, on the CPU."""
     context = model.view_margin if margin == "context" else 0
-    crops = [resampled(face.crop, model.view_size).padded(context) for face in faces]
+    crops = [face.crop.resample(model.view_size).pad(context) for face in faces]
     views = torch.stack([sample_view(face.patch, crop) for face, crop in zip(faces, crops, strict=True)])
     views = F.pad(model.normalise(views), (model.view_margin - context,) * 4, mode="reflect")
     with torch.no_grad():  # not inference mode: people train heads of their own on these maps

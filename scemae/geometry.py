@@ -108,15 +108,21 @@ class Crop:
         """Image pixels (..., 2) to crop pixels."""
         return apply_affine(invert(self.to_image_affine), xy)
 
-    def refined(self, affine: Array) -> Crop:
+    def refine(self, affine: Array) -> Crop:
         """The crop whose pixels map through `affine` (2, 3) to pixels of this one."""
         return Crop(compose(self.to_image_affine, affine), self.size)
 
-    def mirrored(self) -> Crop:
+    def mirror(self) -> Crop:
         """The same place with left and right exchanged."""
-        return self.refined(np.array([[-1.0, 0.0, self.size - 1.0], [0.0, 1.0, 0.0]]))
+        return self.refine(np.array([[-1.0, 0.0, self.size - 1.0], [0.0, 1.0, 0.0]]))
 
-    def padded(self, margin: int) -> Crop:
+    def resample(self, size: int) -> Crop:
+        """The same place with `size` pixels a side."""
+        scale = self.size / size
+        shift = scale / 2 - 0.5
+        return Crop(self.refine(np.array([[scale, 0, shift], [0, scale, shift]])).to_image_affine, size)
+
+    def pad(self, margin: int) -> Crop:
         """The same crop with `margin` more pixels on each side."""
         shift = np.array([[1.0, 0.0, -margin], [0.0, 1.0, -margin]])
         return Crop(compose(self.to_image_affine, shift), self.size + 2 * margin)
@@ -218,7 +224,7 @@ def _sample_lattice(pixels: Tensor, to_pixels: Tensor, axis: Tensor) -> Tensor:
 
 
 def random_affines(
-    numbers: np.random.Generator,
+    rng: np.random.Generator,
     count: int,
     size: int,
     *,
@@ -233,9 +239,9 @@ def random_affines(
     half-sides.
     """
     angle, zoom, aspect, slant = (
-        deviation * numbers.standard_normal(count) for deviation in (rotation, log_scale, shear, shear)
+        deviation * rng.standard_normal(count) for deviation in (rotation, log_scale, shear, shear)
     )
-    offset = shift * size / 2 * numbers.standard_normal((count, 2))
+    offset = shift * size / 2 * rng.standard_normal((count, 2))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     stretch = np.exp(zoom) * np.array([[np.exp(aspect), slant], [slant, np.exp(-aspect)]])
     affines = np.tile(np.eye(3), (count, 1, 1))

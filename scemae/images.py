@@ -61,6 +61,11 @@ def is_single(images: Any) -> bool:
     return isinstance(images, (str, os.PathLike, bytes, Image.Image)) or hasattr(images, "read")
 
 
+def count_images(images: Any) -> int | None:
+    """How many images there are, if that can be told without reading them."""
+    return 1 if is_single(images) else len(images) if hasattr(images, "__len__") else None
+
+
 def _is_text(images: Any) -> bool:
     return isinstance(images, np.ndarray) and images.dtype.kind in "US"
 
@@ -193,7 +198,7 @@ def _deep_grey(image: Image.Image) -> Array:
     return pixels if pixels.dtype.kind == "f" else np.clip(pixels, 0, 65535).astype(np.uint16)
 
 
-def checked_box(box: Any, photo: Photo) -> Box:
+def validate_box(box: Any, photo: Photo) -> Box:
     """The face box (x0, y0, x1, y1) of a photo, pixel edges; None means the central 96/136 (geometry.central_box).
 
     Raises BoxInputError for one that is inverted, smaller than 8 px, or that lies for the most part outside.

@@ -1,113 +1,130 @@
-"""Landmarks as people give them -> an array (B, K, 2) in image pixels and names, checked against the faces."""
+"""Landmarks and LandmarkMatches: where landmarks were found on faces; frozen values that can draw themselves."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from scemae.errors import LandmarkInputError
-from scemae.features import Face, FaceFeatures, Landmarks
+from scemae import draw
+from scemae.errors import OptionError
+from scemae.features import Face, Index, chosen_rows, draw_crop
+from scemae.geometry import Crop
 
-Array = NDArray[Any]
-MISSING = (np.nan, np.nan)
+SURROUNDINGS = 1.4  # side of a drawn face over the side of its crop
 
 
-def checked_landmarks(
-    landmarks: Any, faces: Sequence[Face], names: Sequence[str] | None = None, allow_missing: bool = False
-) -> tuple[Array, tuple[str, ...] | None]:
-    """Landmarks (B, K, 2), float64, image pixels of the B faces, and the K names or None.
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """K points on each of B faces: `xy` (B, K, 2) in pixels of each face's own upright image, `scores` (B, K).
 
-    `landmarks` is (K, 2) for one face, (B, K, 2), a dict of name -> (x, y) for one face, or a list of such dicts; or
-    Landmarks, or what their `to_dict` has. With `allow_missing`, nan, None or a name that is not in a dict means not
-    annotated.
-    Raises LandmarkInputError: wrong shape, another number of faces, outside the image, missing.
+    What a score means is said by the verb that gave it. `names` are the landmarks' names, or None.
     """
-    array, names = _as_array(landmarks, names)
-    if array.ndim == 2 and len(faces) == 1:
-        array = array[None]
-    if array.ndim != 3 or array.shape[2] != 2 or array.shape[1] == 0:
-        raise LandmarkInputError(
-            f"landmarks have the shape {array.shape}; wanted ({len(faces)}, K, 2): K points (x, y) for each face."
-        )
-    if len(array) != len(faces):
-        raise LandmarkInputError(f"landmarks are for {len(array)} faces, but there are {len(faces)} faces.")
-    if names is not None and len(names) != array.shape[1]:
-        raise LandmarkInputError(f"There are {len(names)} names for {array.shape[1]} landmarks.")
-    if names is not None and len(set(names)) != len(names):
-        raise LandmarkInputError(f"Two landmarks have the same name among {', '.join(names)}.")
-    for face, xy in zip(faces, array, strict=True):
-        _check_face(face, xy, names, allow_missing)
-    array[np.isnan(array).any(axis=-1)] = np.nan  # half a point is none
-    return array, names
+
+    xy: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    names: tuple[str, ...] | None
+    faces: tuple[Face, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def __getitem__(self, index: Index) -> Self:
+        chosen = chosen_rows(index, len(self))
+        return replace(self, xy=self.xy[chosen], scores=self.scores[chosen], faces=tuple(self.faces[i] for i in chosen))
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[i] for i in range(len(self)))
+
+    def labels(self) -> list[str]:
+        """The names, or "0", "1", ... where there are none."""
+        return list(self.names) if self.names else [str(k) for k in range(self.xy.shape[1])]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """JSON-ready: for each face its source, its image size and the landmarks by name; nan becomes null."""
+        return [
+            {
+                "source": face.source,
+                "image_size": list(face.image_size),
+                "landmarks": {
+                    label: {"x": _number(x), "y": _number(y), "score": _number(score)}
+                    for label, (x, y), score in zip(self.labels(), xy, scores, strict=True)
+                },
+            }
+            for face, xy, scores in zip(self.faces, self.xy, self.scores, strict=True)
+        ]
+
+    def draw(self) -> Image.Image:
+        """The faces, eight in a row, with their landmarks; a fainter dot is a lower score."""
+        framed = [_framed(face, xy) for face, xy in zip(self.faces, self.xy, strict=True)]
+        panels = [
+            draw.points(picture, places, scores) for (picture, places), scores in zip(framed, self.scores, strict=True)
+        ]
+        return draw.row([draw.grid(panels, [face.source for face in self.faces]), *self._legend()])
+
+    def _legend(self, values: NDArray[np.float64] | None = None) -> list[Image.Image]:
+        """A legend to put beside a face, if the landmarks have names."""
+        return [draw.legend(self.names, draw.PANEL, values)] if self.names else []
 
 
-def _as_array(landmarks: Any, names: Sequence[str] | None) -> tuple[Array, tuple[str, ...] | None]:
-    if isinstance(landmarks, Landmarks):
-        landmarks, names = landmarks.xy, landmarks.names if names is None else names
-    if isinstance(landmarks, Mapping):
-        landmarks = [landmarks]
-    is_list = isinstance(landmarks, Sequence) and not isinstance(landmarks, str)
-    if is_list and len(landmarks) and all(isinstance(item, Mapping) for item in landmarks):
-        landmarks = [{str(name): _point(point) for name, point in item.items()} for item in landmarks]
-        if names is None:
-            names = tuple(dict.fromkeys(name for item in landmarks for name in item))
-        unknown = {name for item in landmarks for name in item} - set(names)
-        if unknown:
-            raise LandmarkInputError(f"landmarks name {', '.join(sorted(unknown))}, but names= has only {names}.")
-        landmarks = [[item.get(name, MISSING) for name in names] for item in landmarks]
-    try:
-        array = np.array(landmarks, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise LandmarkInputError(
-            f"landmarks cannot be read as numbers (x, y) ({error}); wanted (B, K, 2), or a dict of name -> (x, y)."
-        ) from error
-    return array, None if names is None else tuple(names)
+@dataclass(frozen=True, eq=False)
+class LandmarkMatches(Landmarks):
+    """Landmarks of a reference, found again on B targets; `scores` are cosine similarities.
 
-
-def _point(point: Any) -> Any:
-    """(x, y) of {"x": x, "y": y} too, and of None."""
-    return MISSING if point is None else (point["x"], point["y"]) if isinstance(point, Mapping) else point
-
-
-def _check_face(face: Face, xy: Array, names: Sequence[str] | None, allow_missing: bool) -> None:
-    width, height = face.image_size
-    annotated = np.isfinite(xy).all(axis=1)
-    inside = ((xy >= -0.5) & (xy <= np.array([width, height]) - 0.5)).all(axis=1)
-    wrong = annotated & ~inside if allow_missing and not np.isinf(xy).any() else ~inside
-    if wrong.any():
-        k = int(np.argmax(wrong))
-        label = names[k] if names else str(k)
-        wanted = "0..width - 1, 0..height - 1 of the upright image"
-        wanted += "; nan where it is not annotated" if allow_missing else ""
-        raise LandmarkInputError(
-            f"Landmark {label} of {face.source} is at ({xy[k, 0]:g}, {xy[k, 1]:g}), outside its {width} x {height} px "
-            f"image; wanted {wanted}. Are they pixels of this image, x first, of the same rotation?"
-        )
-
-
-def check_annotated(xy: Array, names: Sequence[str] | None, features: FaceFeatures) -> None:
-    """Refuse landmarks (n, K, 2), image px, with one that no face shows or a face that shows none; raises
-    LandmarkInputError. Warn of any that lie half a crop and more outside the crop of their face.
+    `similarity` (B, K, 96, 96), each target's cosine map in its input pixels, is there if it was asked for.
     """
-    missing = np.isnan(xy[..., 0])
-    if missing.all(axis=0).any():
-        k = int(missing.all(axis=0).argmax())
-        raise LandmarkInputError(f"Landmark {names[k] if names else k} is not annotated on any of the {len(xy)} faces.")
-    if missing.all(axis=1).any():
-        face = features.faces[int(missing.all(axis=1).argmax())]
-        raise LandmarkInputError(f"{face.source} has no annotated landmark; leave it out.")
-    size = features.faces[0].crop.size
-    beyond = np.abs(features.to_input(xy) - (size - 1) / 2).max(axis=-1) > size  # nan is not
-    if beyond.any():
-        i, k = np.argwhere(beyond)[0]
-        warnings.warn(
-            f"{int(beyond.sum())} of {xy[..., 0].size} landmarks lie far from the face that the model looked at: "
-            f"{names[k] if names else k} at ({xy[i, k, 0]:g}, {xy[i, k, 1]:g}) of {features.faces[i].source}, say "
-            "(features.draw() shows it). Are they pixels of the image, x first, nan where a landmark is hidden, and is "
-            "the box that of the same face?",
-            stacklevel=4,
-        )
+
+    reference: Landmarks
+    similarity: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    def __getitem__(self, index: Index) -> Self:
+        chosen = super().__getitem__(index)
+        similarity = None if self.similarity is None else self.similarity[chosen_rows(index, len(self))]
+        return replace(chosen, similarity=similarity)
+
+    def draw(self) -> Image.Image:
+        """The reference beside each target, each landmark joined to its match; a fainter line is a lower score."""
+        left, places = _framed(self.reference.faces[0], self.reference.xy[0])
+        rows = []
+        for face, xy, scores in zip(self.faces, self.xy, self.scores, strict=True):
+            right, found = _framed(face, xy)
+            rows.append(draw.row([draw.matches(left, places, right, found, scores), *self._legend(scores)]))
+        return draw.stack_rows(rows)
+
+    def draw_similarity(self, landmark: int | str = 0) -> Image.Image:
+        """The similarity heat map of one landmark over each target's view, the match marked."""
+        if self.similarity is None:
+            raise OptionError("These matches kept no similarity maps; call match_landmarks(..., keep_similarity=True).")
+        labels = self.labels()
+        known = {name: k for k, label in enumerate(labels) for name in (label, k)}
+        if landmark not in known:
+            raise OptionError(f"There is no landmark {landmark!r}; there are {', '.join(labels)}.")
+        k = known[landmark]
+        reference = self.reference.faces[0]
+        place = _on_view(reference, self.reference.xy[0, [k]])
+        panels = [draw.points(reference.view(draw.PANEL), place)]
+        for face, xy, similarity in zip(self.faces, self.xy[:, [k]], self.similarity[:, k], strict=True):
+            panels.append(draw.points(draw.heat(face.view(draw.PANEL), similarity), _on_view(face, xy)))
+        scores = [f"{face.source}: {score:.2f}" for face, score in zip(self.faces, self.scores[:, k], strict=True)]
+        return draw.grid(panels, [f"{reference.source}: {labels[k]}", *scores])
+
+
+def _framed(face: Face, xy: NDArray[np.float64]) -> tuple[Image.Image, NDArray[np.float64]]:
+    """The face upright as in its photo, with some of its surroundings, and where image points lie in that picture."""
+    centre = face.crop.to_image([(face.crop.size - 1) / 2] * 2)
+    half = SURROUNDINGS * face.crop.size * face.crop.scale / 2
+    crop = Crop.from_box((*(centre + 0.5 - half), *(centre + 0.5 + half)), draw.PANEL)
+    return draw_crop(face.patch, crop), crop.to_input(xy)
+
+
+def _on_view(face: Face, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Image points as places on `face.view(draw.PANEL)`."""
+    return (face.crop.to_input(xy) + 0.5) * draw.PANEL / face.crop.size - 0.5
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

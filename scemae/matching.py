@@ -10,19 +10,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scemae.arithmetic import own_arithmetic
-from scemae.config import Use, checked_use
 from scemae.errors import ImageInputError, LandmarkInputError, OptionError
-from scemae.features import FaceFeatures, LandmarkMatches, Landmarks
+from scemae.features import FaceFeatures
 from scemae.geometry import CellGrid
-from scemae.landmarks import checked_landmarks
+from scemae.landmark_input import validate_landmarks
+from scemae.landmarks import LandmarkMatches, Landmarks
+from scemae.model.config import Use, validate_use
+from scemae.numerics import default_numerics
 
 Array = NDArray[Any]
 REACH = 8  # input px, one patch: so far beyond the view a landmark still gets the descriptor of its edge
 FLAT = 1e-12  # squared norm below which a descriptor has no direction
 
 
-@own_arithmetic()
+@default_numerics()
 def match_landmarks(
     reference: FaceFeatures,
     landmarks: Any,
@@ -62,13 +63,13 @@ def match_landmarks(
         if not isinstance(given, FaceFeatures):
             raise ImageInputError(f"{name} is a {type(given).__name__}; wanted FaceFeatures, from extract_features.")
     targets.kind.require(reference.kind, "The targets' features", "the reference's")
-    use = reference.config.matching_use if use is None else checked_use(use)
+    use = reference.config.matching_use if use is None else validate_use(use)
     sigma = _sigma(reference, prior)
     if combine not in ("mean", "best"):
         raise OptionError(f"combine is {combine!r}; it must be 'mean' or 'best'.")
     if not len(targets):
         raise ImageInputError("targets has no faces: there is nothing to find the landmarks on.")
-    xy, names = checked_landmarks(landmarks, reference.faces, allow_missing=len(reference) > 1)
+    xy, names = validate_landmarks(landmarks, reference.faces, allow_missing=len(reference) > 1)
     places = reference.to_input(xy)
     _check_in_view(reference, places, xy)
     descriptors = F.normalize(reference.descriptors(xy, use), dim=-1, eps=FLAT**0.5)

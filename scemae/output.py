@@ -28,7 +28,7 @@ def new_path(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it becomes `path` when all went well, and vanishes when not."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     try:
@@ -52,7 +52,7 @@ def check_own(folder: Path, own: Sequence[str]) -> None:
 
 
 @contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` to fill; it takes the place of `path` when all went well, and vanishes when not."""
     partial, replaced = (path.with_name(path.name + ending) for ending in (".partial", ".replaced"))
     try:

@@ -21,11 +21,11 @@ import torch
 from fakehub import FakeHub
 
 import scemae
-from scemae.card import model_card
-from scemae.checkpoint import CARD, WEIGHTS, file_sha256, save_model
-from scemae.config import BACKBONES, BackboneConfig
-from scemae.model import SceMae
+from scemae.model.config import BACKBONES, BackboneConfig
+from scemae.model.sce_mae import SceMae
 from scemae.samples import sample_faces
+from scemae.weights.card import model_card
+from scemae.weights.model_folder import CARD, WEIGHTS, file_sha256, save_model
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,11 @@
 import numpy as np
 from PIL import Image
 
+from scemae.datasets import FaceDataset, Sample
+from scemae.datasets.sample import FIVE
 from scemae.geometry import Crop
 from scemae.images import cut_square, iter_photos
 from scemae.samples import sample_faces
-from scemae.training.datasets import FaceDataset, Sample
-from scemae.training.datasets.sample import FIVE
 
 NAMED = ("left_eye", "right_eye", "nose_tip", "left_mouth", "right_mouth")  # FIVE, as the samples call them
 

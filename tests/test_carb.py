@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from scemae.backbone import Backbone
-from scemae.config import BackboneConfig
 from scemae.errors import OptionError
+from scemae.model.backbone import Backbone
+from scemae.model.config import BackboneConfig
 from scemae.training.carb import attentive_split, cluster_centers, log_density, pairwise_distances, select
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from scemae.cli import main
+from scemae.cli.main import main
 from scemae.errors import TableError, WeightsIntegrityError
 from scemae.tables import read_boxes
 
@@ -41,7 +41,7 @@ def test_models_and_info(capsys):
 
 
 def test_models_answers_without_torch():
-    code = "import sys; from scemae.cli import main; main(['models']); assert 'torch' not in sys.modules"
+    code = "import sys; from scemae.cli.main import main; main(['models']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

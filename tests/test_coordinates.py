@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scemae import cover
-from scemae.cover import EXPANSIONS, MARGIN, cell_grid, expand
 from scemae.geometry import CellGrid, Crop, apply_affine, sample_at, sample_view
-from scemae.images import checked_box, cut_patch, iter_photos
+from scemae.images import cut_patch, iter_photos, validate_box
+from scemae.model import cover_and_stride
+from scemae.model.cover_and_stride import EXPANSIONS, MARGIN, cell_grid, expand
 
 ORIENTATIONS = range(1, 9)
 ORIENTATION_TAG = 0x0112
@@ -74,10 +74,10 @@ def photos_with_boxes(draw):
     [photo] = iter_photos(stored(upright, draw(st.sampled_from(ORIENTATIONS))))
     assert photo.image.size == (width, height)
     if draw(st.booleans()):
-        return photo, checked_box(None, photo)
+        return photo, validate_box(None, photo)
     side, aspect = draw(st.floats(20, 29)) * min(width, height) / 29, draw(st.floats(0.6, 1))
     x, y = draw(st.floats(0, 1)) * (width - side), draw(st.floats(0, 1)) * (height - side)
-    return photo, checked_box((x, y, x + side, y + aspect * side), photo)
+    return photo, validate_box((x, y, x + side, y + aspect * side), photo)
 
 
 def ramp(patch):
@@ -91,9 +91,9 @@ def ramp(patch):
 def shown(photo, box, refinement, at_input_scale=False):
     """The refined crop, and the patch that extraction would show it from."""
     start = Crop.from_box(box)
-    crop = start.refined(refinement)
+    crop = start.refine(refinement)
     patch = cut_patch(photo.image, start, at_input_scale)
-    patch = patch if patch.serves(crop.padded(MARGIN)) else cut_patch(photo.image, crop)
+    patch = patch if patch.serves(crop.pad(MARGIN)) else cut_patch(photo.image, crop)
     return crop, patch
 
 
@@ -111,7 +111,7 @@ def centre_of_each_patch(windows):
 
 def map_of_centres(patch, crop, expansion):
     """The expanded map whose cells hold the image points of their own centres."""
-    return expand(centre_of_each_patch, sample_view(ramp(patch), crop.padded(MARGIN))[None], expansion)
+    return expand(centre_of_each_patch, sample_view(ramp(patch), crop.pad(MARGIN))[None], expansion)
 
 
 def read(maps, grid, crop, points):
@@ -126,7 +126,7 @@ def test_a_map_of_centres_sampled_at_a_point_gives_the_point(
     expansion, photo_and_box, refinement, at_input_scale, seed
 ):
     crop, patch = shown(*photo_and_box, refinement, at_input_scale)
-    assume(stays_inside(patch, crop.padded(MARGIN)))
+    assume(stays_inside(patch, crop.pad(MARGIN)))
     maps, grid = map_of_centres(patch, crop, expansion), cell_grid(expansion)
     first, last = grid.centres(12 * expansion)[[0, -1]].tolist()
 
@@ -148,8 +148,8 @@ def test_real_pixels_lie_where_the_law_says(expansion, orientation):
     upright = Image.fromarray(np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8))
     [photo] = iter_photos(saved(upright, orientation, "PNG"))
     crop, patch = shown(photo, (40, 20.5, 171, 150), about_the_middle(20, 0.9, 0.1, 3, -2))
-    assert stays_inside(patch, crop.padded(MARGIN))
-    maps = expand(centre_of_each_patch, 255 * sample_view(patch, crop.padded(MARGIN))[None], expansion)
+    assert stays_inside(patch, crop.pad(MARGIN))
+    maps = expand(centre_of_each_patch, 255 * sample_view(patch, crop.pad(MARGIN))[None], expansion)
     points = crop.to_image(np.random.default_rng(0).uniform(5, 90, (50, 2)))
     errors = read(maps, cell_grid(expansion), crop, points) - points
     assert np.abs(errors).max() < 0.3  # pixels are whole numbers
@@ -163,10 +163,10 @@ def test_the_naive_shifts_would_be_three_pixels_off(monkeypatch):
     points = crop.to_image(np.random.default_rng(0).uniform(10, 80, (30, 2)))
     grid = cell_grid(4)
     assert grid == CellGrid(0.5, 2.0)
-    monkeypatch.setattr(cover, "MARGIN", 8)  # room for a shift of 6
-    view = sample_view(ramp(patch), crop.padded(8))[None]
+    monkeypatch.setattr(cover_and_stride, "MARGIN", 8)  # room for a shift of 6
+    view = sample_view(ramp(patch), crop.pad(8))[None]
     assert np.abs(read(expand(centre_of_each_patch, view, 4), grid, crop, points) - points).max() < 1e-4
-    monkeypatch.setattr(cover, "shifts", lambda expansion, patch_size: [0, 2, 4, 6])
+    monkeypatch.setattr(cover_and_stride, "shifts", lambda expansion, patch_size: [0, 2, 4, 6])
     assert np.allclose(read(expand(centre_of_each_patch, view, 4), grid, crop, points) - points, 3)
 
 

@@ -12,13 +12,13 @@ from PIL import Image
 from scipy.io import savemat
 
 import scemae
-from scemae.cli import main
+from scemae.cli.main import main
+from scemae.datasets import DATASETS, add_data_check, check, problems, read_dataset
+from scemae.datasets.three_hundred_w import read_points, window_box
 from scemae.errors import DataError, OptionError
 from scemae.geometry import Crop, sample_view
 from scemae.images import cut_patch
-from scemae.training.data import Pack
-from scemae.training.datasets import LAYOUTS, add_data_check, check, problems, read_dataset
-from scemae.training.datasets.three_hundred_w import read_points, window_box
+from scemae.training.pack import Pack
 
 FACE = np.array([(60, 70), (100, 71), (80, 90), (65, 110), (95, 111)], dtype=float)
 
@@ -132,7 +132,7 @@ COUNTS = {
 def small(monkeypatch):
     """The counts of the made-up folders in place of the genuine ones."""
     for name, splits in COUNTS.items():
-        monkeypatch.setitem(LAYOUTS, name, replace(LAYOUTS[name], splits=splits))
+        monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], splits=splits))
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_every_split_of_every_layout(name, folder, small):
         assert len(dataset) == count
         assert dataset.landmarks.shape == (count, len(dataset.names), 2)
         assert (dataset.eye_distances > 1).all()
-        assert dataset.notes[0] == LAYOUTS[name].framing
+        assert dataset.notes[0] == DATASETS[name].framing
     report = check(name, root)
     assert report.problems == ()
     assert report.splits == COUNTS[name]
@@ -157,7 +157,7 @@ def test_every_split_of_every_layout(name, folder, small):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_genuine_counts_are_wanted_unless_partial(name, folder):
     root = folder(name)
-    split = LAYOUTS[name].benchmark[1]
+    split = DATASETS[name].benchmark[1]
     with pytest.raises(DataError, match=r"wanted [\d,]+.*http.*--partial"):
         read_dataset(name, root, split)
     assert len(read_dataset(name, root, split, partial=True)) > 0
@@ -166,7 +166,7 @@ def test_genuine_counts_are_wanted_unless_partial(name, folder):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_features_come_out_of_every_layout(name, folder, model):
     """The verbs take a data set's pictures, boxes and landmarks as they are; the descriptors are inside the view."""
-    dataset = read_dataset(name, folder(name), LAYOUTS[name].benchmark[1], partial=True)[:2]
+    dataset = read_dataset(name, folder(name), DATASETS[name].benchmark[1], partial=True)[:2]
     faces = scemae.extract_features(
         model, [s.image() for s in dataset.samples], boxes=dataset.boxes, align=False, expansion=1
     )
@@ -393,6 +393,6 @@ def test_the_command(folder, small, tmp_path):
 def test_the_real_mtfl():
     report = check("mtfl", Path(os.environ["SCEMAE_MTFL"]))
     assert report.problems == ()
-    assert report.splits == LAYOUTS["mtfl"].splits
+    assert report.splits == DATASETS["mtfl"].splits
     test = read_dataset("mtfl", Path(os.environ["SCEMAE_MTFL"]), "test")
     assert test.samples[0].path.name == "0002-image04733.jpg"

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 import scemae
-from scemae import transfer, zoo
-from scemae.checkpoint import CONFIG, WEIGHTS, file_sha256
-from scemae.cli import TRAINING, _parser, main
-from scemae.config import BACKBONES, BackboneConfig
-from scemae.zoo import ReleasedFile
+from scemae.cli.main import TRAINING, _parser, main
+from scemae.model.config import BACKBONES, BackboneConfig
+from scemae.weights import transfer, zoo
+from scemae.weights.model_folder import CONFIG, WEIGHTS, file_sha256
+from scemae.weights.zoo import ReleasedFile
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

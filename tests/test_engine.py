@@ -28,11 +28,11 @@ from training_runs import (
 
 from scemae.errors import DataError, OptionError, OutputError, RunError
 from scemae.training import engine
-from scemae.training.config import Options, Stage1Config
+from scemae.training.acceleration import compiles
 from scemae.training.engine import learning_rate, train
 from scemae.training.processes import interruptible
+from scemae.training.run_config import RunOptions, Stage1Config
 from scemae.training.run_folder import CHECKPOINT, LOG, locked
-from scemae.training.speed import compiles
 
 INTERRUPT = functools.partial(signal_self, signal.SIGINT)
 KILL = functools.partial(signal_self, signal.SIGKILL)
@@ -375,7 +375,7 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
         train(Toy(), run, plain())
     assert same_tensors(before, state_of(run))
     with pytest.raises(OptionError, match="resume and overwrite"):
-        Options(resume=True, overwrite=True)
+        RunOptions(resume=True, overwrite=True)
     train(Toy(replace(TOY, seed=1, steps=12)), run, plain(overwrite=True))
     assert state_of(run)["step"] == 12
     assert len(log_of(run)) == 12

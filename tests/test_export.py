@@ -15,14 +15,14 @@ from PIL import Image
 
 import scemae
 from scemae import extraction
-from scemae.checkpoint import save_model
-from scemae.cli import main
+from scemae.cli.main import main
+from scemae.detector.heads import HeatmapHead
 from scemae.errors import ExportError, MissingExtraError, NotFittedError, OptionError, OutputError
 from scemae.export import graphs
-from scemae.export.faces import trial_faces
 from scemae.export.graphs import RegressorGraph
-from scemae.heads import HeatmapHead
-from scemae.zoo import load_model
+from scemae.export.trial_faces import trial_faces
+from scemae.weights.model_folder import save_model
+from scemae.weights.zoo import load_model
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "onnx_landmarks.py"
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 import scemae
-from scemae.cover import MARGIN
 from scemae.errors import BoxInputError, ImageInputError, OptionError
-from scemae.extraction import features_through
+from scemae.extraction import features_through_crops
+from scemae.model.cover_and_stride import MARGIN
 
 
 def test_all_kinds_of_input_give_the_same_features(model, samples):
@@ -97,7 +97,7 @@ def test_mirrored_features_are_those_of_the_mirrored_picture(model, samples):
     flipped = scemae.extract_features(
         model, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes=flipped_box, align=False
     )
-    mirrored = features_through(model, original, [face.crop.mirrored() for face in original.faces])
+    mirrored = features_through_crops(model, original, [face.crop.mirror() for face in original.faces])
     assert (mirrored.backbone_map - flipped.backbone_map).abs().max() < 0.1
     assert (mirrored.backbone_map - original.backbone_map).abs().max() > 1
     point = np.array([[[x0 + 10.0, y0 + 20.0]]])
@@ -110,7 +110,7 @@ def test_a_view_that_leaves_its_patch_has_it_cut_anew(model, samples):
     x0, y0, x1, y1 = sample.box
     small = (x0 + 50, y0 + 50, x1 - 50, y1 - 50)
     face = scemae.extract_features(model, sample.path, boxes=small, expansion=1).faces[0]
-    assert face.patch.serves(face.crop.padded(MARGIN))
+    assert face.patch.serves(face.crop.pad(MARGIN))
 
 
 @pytest.mark.parametrize("box", [None, (0, 0, 512, 512)])

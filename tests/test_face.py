@@ -30,7 +30,7 @@ def run(code):
 
 def test_the_public_names_are_these():
     assert set(scemae.__all__) == NAMES
-    assert set(scemae._ROOMS) == NAMES
+    assert set(scemae._EXPORTS) == NAMES
     assert all(getattr(scemae, name).__doc__ for name in NAMES)
     assert set(dir(scemae)) >= NAMES
 

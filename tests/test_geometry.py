@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from scemae.cover import cell_grid
 from scemae.geometry import (
     Alignment,
     CellGrid,
@@ -20,6 +19,7 @@ from scemae.geometry import (
     sample_view,
     soft_argmax,
 )
+from scemae.model.cover_and_stride import cell_grid
 
 quick = settings(deadline=None, max_examples=25)
 POINTS = np.array([(0.0, 0.0), (95.0, 0.0), (13.25, 71.5), (-20.0, 120.0)])
@@ -132,7 +132,7 @@ def test_a_box_grows_to_a_square_about_its_centre(box):
 @quick
 @given(boxes(), affines())
 def test_to_input_undoes_to_image(box, affine):
-    for crop in (Crop.from_box(box), Crop.from_box(box).refined(affine), Crop.from_box(box, 160).mirrored().padded(4)):
+    for crop in (Crop.from_box(box), Crop.from_box(box).refine(affine), Crop.from_box(box, 160).mirror().pad(4)):
         assert np.allclose(crop.to_input(crop.to_image(POINTS)), POINTS, atol=1e-6)
 
 
@@ -140,9 +140,9 @@ def test_to_input_undoes_to_image(box, affine):
 @given(boxes(), affines(), affines())
 def test_refined_maps_through_the_affine(box, first, second):
     crop = Crop.from_box(box)
-    assert np.allclose(crop.refined(first).to_image(POINTS), crop.to_image(apply_affine(first, POINTS)))
-    twice = crop.refined(first).refined(second)
-    assert np.allclose(twice.to_image(POINTS), crop.refined(compose(first, second)).to_image(POINTS))
+    assert np.allclose(crop.refine(first).to_image(POINTS), crop.to_image(apply_affine(first, POINTS)))
+    twice = crop.refine(first).refine(second)
+    assert np.allclose(twice.to_image(POINTS), crop.refine(compose(first, second)).to_image(POINTS))
     linear = (first[:, :2], second[:, :2])
     assert twice.scale == pytest.approx(crop.scale * np.sqrt(np.linalg.det(linear[0]) * np.linalg.det(linear[1])))
 
@@ -150,21 +150,21 @@ def test_refined_maps_through_the_affine(box, first, second):
 @quick
 @given(boxes(), affines())
 def test_mirrored_exchanges_left_and_right(box, affine):
-    crop = Crop.from_box(box).refined(affine)
+    crop = Crop.from_box(box).refine(affine)
     flipped = POINTS * (-1, 1) + (95, 0)
-    assert np.allclose(crop.mirrored().to_image(flipped), crop.to_image(POINTS))
-    assert np.allclose(crop.mirrored().mirrored().to_image_affine, crop.to_image_affine)
-    assert crop.mirrored().scale == pytest.approx(crop.scale)
+    assert np.allclose(crop.mirror().to_image(flipped), crop.to_image(POINTS))
+    assert np.allclose(crop.mirror().mirror().to_image_affine, crop.to_image_affine)
+    assert crop.mirror().scale == pytest.approx(crop.scale)
 
 
 @quick
 @given(boxes(), affines(), st.integers(0, 20))
 def test_padded_moves_the_pixels_by_the_margin(box, affine, margin):
-    crop = Crop.from_box(box).refined(affine)
-    padded = crop.padded(margin)
+    crop = Crop.from_box(box).refine(affine)
+    padded = crop.pad(margin)
     assert padded.size == 96 + 2 * margin
     assert np.allclose(padded.to_image(POINTS + margin), crop.to_image(POINTS))
-    assert np.allclose(padded.padded(-margin).to_image_affine, crop.to_image_affine)
+    assert np.allclose(padded.pad(-margin).to_image_affine, crop.to_image_affine)
 
 
 @quick
@@ -243,9 +243,9 @@ def test_a_patch_serves_crops_within_it():
     assert not patch.serves(Crop.from_box((10, 21, 202, 213)))
     inner = Crop.from_box((60, 70, 150, 160))
     assert patch.serves(inner)
-    turned = inner.refined(about((47.5, 47.5), linear_part(45, 1, 0), (0, 0)))
+    turned = inner.refine(about((47.5, 47.5), linear_part(45, 1, 0), (0, 0)))
     assert patch.serves(turned)
-    assert not patch.serves(turned.padded(60))
+    assert not patch.serves(turned.pad(60))
 
 
 def test_a_patch_serves_no_finer_crop_unless_the_photo_is_as_coarse():
@@ -260,8 +260,8 @@ def test_a_patch_serves_no_finer_crop_unless_the_photo_is_as_coarse():
 @given(affines(scales=(0.3, 1.2), shift=20), st.floats(0.5, 4), st.sampled_from([96, 104]))
 def test_a_ramps_view_holds_its_image_coordinates(affine, step, size):
     patch = ramp_patch(np.array([(step, 0, -7.3), (0, step, 11.8)]), 192, 200)
-    start = Crop.from_box((0, 0, 96 * step, 96 * step)).refined(np.array([(1.0, 0, 48), (0, 1.0, 60)]))
-    crop = start.refined(affine).padded((size - 96) // 2)
+    start = Crop.from_box((0, 0, 96 * step, 96 * step)).refine(np.array([(1.0, 0, 48), (0, 1.0, 60)]))
+    crop = start.refine(affine).pad((size - 96) // 2)
     corners = patch.to_patch(crop.to_image(crop.corners))
     assume((corners >= 0).all() and (corners <= (199, 191)).all())
     seen = sample_view(patch, crop)[:2].permute(1, 2, 0).numpy()

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from scemae.cover import cell_grid
+from scemae.detector.cascade import principal_components, read_around
+from scemae.detector.heads import HEADS, AnnotatedMaps, CascadeHead, HeatmapHead
+from scemae.detector.mirror import left_right_pairs, mirror_pairs, mirror_permutation, named_pairs
 from scemae.errors import OptionError
 from scemae.geometry import sample_at
-from scemae.heads import HEADS, AnnotatedMaps, CascadeHead, HeatmapHead
-from scemae.heads.cascade import RidgeSystem, principal_components, read_around
-from scemae.heads.mirrors import exchanged, mirror_pairs, named_pairs, twins
+from scemae.model.cover_and_stride import cell_grid
+from scemae.ridge import RidgeSystem
 
 # In input px; the eyes, the nose, the corners of the mouth.
 FIVE = torch.tensor([(30, 38), (65, 38), (47.5, 55), (34, 72), (61, 72)], dtype=torch.float64)
@@ -180,7 +181,7 @@ def test_the_cascade_is_the_same_each_time(fitted, everyone):
 
 
 def test_regressions_made_again_are_those_kept_in_memory(fitted, everyone, monkeypatch):
-    monkeypatch.setattr("scemae.heads.cascade.KEPT", 2)
+    monkeypatch.setattr("scemae.detector.cascade.KEPT", 2)
     again = CascadeHead(**fitted[0].settings())
     assert torch.equal(again.fit(everyone[0])[0], fitted[1])
     assert torch.equal(again.weights, fitted[0].weights)
@@ -407,19 +408,19 @@ PROFILE = np.array([(30.0, 38.0), (38.0, 38.0), (20.0, 52.0), (29.0, 68.0), (34.
 
 def test_names_tell_the_pairs_of_a_face_in_profile():
     names = ["Left_Eye", "Right_Eye", "nose", "mouth-l", "mouth-r"]
-    assert exchanged("auto", PROFILE, None, 96) is None
-    assert exchanged("auto", PROFILE, ["a", "b", "upright", "d", "left"], 96) is None
-    assert exchanged("auto", PROFILE, names, 96) == [1, 0, 2, 4, 3]
-    assert exchanged("off", PROFILE, names, 96) is None
+    assert mirror_permutation("auto", PROFILE, None, 96) is None
+    assert mirror_permutation("auto", PROFILE, ["a", "b", "upright", "d", "left"], 96) is None
+    assert mirror_permutation("auto", PROFILE, names, 96) == [1, 0, 2, 4, 3]
+    assert mirror_permutation("off", PROFILE, names, 96) is None
 
 
 def test_what_names_leave_open_is_found_by_reflection():
     """Of the points without a side in their names none is taken for its own mirror image because of the others."""
     names = ["lefteye", "righteye", "nose", "corner_1", "corner_2"]
-    assert exchanged("auto", FIVE.numpy(), names, 96) == [1, 0, 2, 4, 3]
-    assert exchanged("auto", PROFILE, names, 96) is None
+    assert mirror_permutation("auto", FIVE.numpy(), names, 96) == [1, 0, 2, 4, 3]
+    assert mirror_permutation("auto", PROFILE, names, 96) is None
     on_the_axis = np.array([(30.0, 38.0), (65.0, 38.0), (47.0, 52.0), (48.0, 80.0)])
-    assert exchanged("auto", on_the_axis, ["leftEye", "rightEye", "nose", "chin"], 96) == [1, 0, 2, 3]
+    assert mirror_permutation("auto", on_the_axis, ["leftEye", "rightEye", "nose", "chin"], 96) == [1, 0, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -433,7 +434,7 @@ def test_what_names_leave_open_is_found_by_reflection():
     ],
 )
 def test_twins(names, pairs):
-    assert twins(names) == pairs
+    assert left_right_pairs(names) == pairs
 
 
 def test_named_pairs():

@@ -19,8 +19,6 @@ import pytest
 from fakehub import altered, cut, failing, page, slow
 
 import scemae
-from scemae import zoo
-from scemae.checkpoint import CARD, CONFIG, WEIGHTS
 from scemae.errors import (
     GatedWeightsError,
     IncompatibleWeightsError,
@@ -31,6 +29,8 @@ from scemae.errors import (
     WeightsIntegrityError,
     WeightsUnavailableError,
 )
+from scemae.weights import zoo
+from scemae.weights.model_folder import CARD, CONFIG, WEIGHTS
 
 NAME, REPO = "scemae-other", "scemae/scemae-other"
 FILES = {name: (zoo.shipped("scemae-tiny") / name).read_bytes() for name in (CONFIG, WEIGHTS, CARD)}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from scemae.errors import BoxInputError, ImageInputError, ScemaeError
 from scemae.geometry import Crop, central_box, sample_view
-from scemae.images import Photo, checked_box, cut_patch, is_single, iter_photos
+from scemae.images import Photo, cut_patch, is_single, iter_photos, validate_box
 
 quick = settings(deadline=None, max_examples=25)
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -295,7 +295,7 @@ def test_other_things_are_refused_by_name(image, word):
 def test_one_pixel_is_an_image_but_too_small_for_a_face():
     [photo] = iter_photos(np.zeros((1, 1, 3), np.uint8))
     with pytest.raises(ImageInputError, match=r"image 0 is 1 x 1 pixels: too small"):
-        checked_box(None, photo)
+        validate_box(None, photo)
 
 
 # Boxes.
@@ -309,13 +309,13 @@ PHOTO = Photo("face.jpg", Image.new("RGB", (200, 100)))
     [(10, 20, 60, 90), [0, 0, 200, 100], np.array([10, 20, 60, 90]), torch.tensor([10, 20, 60, 90]), (-20, 0, 60, 80)],
 )
 def test_good_boxes_are_taken_as_they_are(box):
-    found = checked_box(box, PHOTO)
+    found = validate_box(box, PHOTO)
     assert found == tuple(map(float, box))
     assert all(type(number) is float for number in found)
 
 
 def test_no_box_is_the_central_one():
-    assert checked_box(None, PHOTO) == central_box(200, 100)
+    assert validate_box(None, PHOTO) == central_box(200, 100)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_no_box_is_the_central_one():
 )
 def test_bad_boxes_are_refused(box, word):
     with pytest.raises(BoxInputError, match=rf"face\.jpg.*{word}"):
-        checked_box(box, PHOTO)
+        validate_box(box, PHOTO)
 
 
 # Patches.
@@ -449,12 +449,12 @@ def test_an_error_of_a_reader_names_the_file(monkeypatch, tmp_path):
 @pytest.mark.parametrize("box", [("a", "b", "c", "d"), [(1, 2), (3,)], {"x0": 1}, "10,20,60,90"])
 def test_boxes_that_are_no_numbers_are_named(box):
     with pytest.raises(BoxInputError, match=r"face\.jpg"):
-        checked_box(box, PHOTO)
+        validate_box(box, PHOTO)
 
 
 @pytest.mark.parametrize(("width", "height"), [(3, 400), (400, 3), (5, 1000)])
 def test_a_sliver_of_an_image_makes_a_patch(width, height):
     [photo] = iter_photos(Image.new("RGB", (width, height), (10, 20, 30)))
-    patch = cut_patch(photo.image, Crop.from_box(checked_box((0, 0, width, height), photo)))
+    patch = cut_patch(photo.image, Crop.from_box(validate_box((0, 0, width, height), photo)))
     assert (patch.pixels == (10, 20, 30)).all()
     assert patch.pixels.shape[0] == patch.pixels.shape[1]

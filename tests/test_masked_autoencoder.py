@@ -4,15 +4,15 @@ import torch
 from torch import nn
 from training_runs import assert_same_run, drawn_faces, log_of, plain
 
-from scemae.backbone import Backbone
 from scemae.errors import OptionError
-from scemae.training.config import Label, Stage1Config
+from scemae.model.backbone import Backbone, initialise_backbone
 from scemae.training.engine import train
-from scemae.training.masked_autoencoder import MaskedAutoencoder, initialise, to_images, to_patches
+from scemae.training.masked_autoencoder import MaskedAutoencoder, to_images, to_patches
+from scemae.training.run_config import CardFields, Stage1Config
 from scemae.training.stage1 import Stage1
 
 PATCH, CELLS = 16, 36  # px; patches of an image
-LABEL = Label(name="drawn", training_data="pictures drawn by a test")
+LABEL = CardFields(name="drawn", training_data="pictures drawn by a test")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def settings(tiny_backbone):
 def autoencoder(settings, **changes):
     config = Stage1Config(**settings | changes)
     backbone = Backbone(config.backbone, config.input_size, config.patch_size)
-    initialise(backbone)
+    initialise_backbone(backbone)
     return MaskedAutoencoder(backbone, config).eval()
 
 

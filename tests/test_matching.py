@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import scemae
-from scemae.cover import cell_grid
 from scemae.errors import ImageInputError, IncompatibleFeaturesError, LandmarkInputError, OptionError
 from scemae.matching import similarity_maps
+from scemae.model.cover_and_stride import cell_grid
 
 
 def naive_similarity(descriptors, feature_map, size=96):

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from scemae.geometry import pixels_to_half_sides
-from scemae.training.config import MotionConfig
-from scemae.training.data import INPUT, write_pack
 from scemae.training.motions import Moves, move_points, random_motions, token_centres
-from scemae.training.positional import REACH, PositionalScatter
+from scemae.training.pack import INPUT, write_pack
+from scemae.training.positional_discriminant import REACH, PositionalScatter
+from scemae.training.run_config import MotionConfig
 
 STILL_LIGHT = MotionConfig(brightness=0.0, log_contrast=0.0)
 
@@ -44,7 +44,7 @@ def test_points_are_seen_where_the_motion_says(ramps):
     moves = Moves.draw(np.random.default_rng(1), 12, STILL_LIGHT, amplitude=0.4)
     views = moves.views(ramps, np.array([0, 1, 2] * 4)).numpy()
     mirrored = 0
-    for view, places in zip(views, moves.seen_at(points), strict=True):
+    for view, places in zip(views, moves.to_moved(points), strict=True):
         inside = ((places > 1) & (places < INPUT - 2)).all(axis=1)
         for (x, y), wanted in zip(places[inside], points[inside] + 8, strict=True):
             left, top = int(x), int(y)
@@ -61,8 +61,8 @@ def test_points_are_seen_where_the_motion_says(ramps):
 def test_unmoved_undoes_seen_at():
     moves = Moves.draw(np.random.default_rng(1), 3, STILL_LIGHT, amplitude=1)
     points = np.array([(40.0, 30.0), (60.0, 64.0)])
-    for k, seen in enumerate(moves.seen_at(points)):
-        np.testing.assert_allclose(moves.unmoved(seen)[k], points, atol=1e-9)
+    for k, seen in enumerate(moves.to_moved(points)):
+        np.testing.assert_allclose(moves.to_unmoved(seen)[k], points, atol=1e-9)
     assert np.array_equal(moves.part(slice(1, 3)).motions, moves.motions[1:])
 
 

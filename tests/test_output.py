@@ -3,9 +3,9 @@ import os
 import pytest
 import torch
 
-from scemae.checkpoint import write_file
 from scemae.errors import OutputError
-from scemae.output import check_own, written_whole
+from scemae.output import atomic_write, check_own
+from scemae.weights.model_folder import write_file
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
@@ -13,7 +13,7 @@ from scemae.output import check_own, written_whole
 def test_files_have_the_rights_that_the_process_gives(tmp_path, mask, rights):
     before = os.umask(mask)
     try:
-        with written_whole(tmp_path / "new.txt") as temporary:
+        with atomic_write(tmp_path / "new.txt") as temporary:
             temporary.write_text("new")
         write_file(tmp_path / "new.safetensors", {"zeros": torch.zeros(2)}, {})
     finally:
@@ -23,7 +23,7 @@ def test_files_have_the_rights_that_the_process_gives(tmp_path, mask, rights):
 
 def test_what_fails_leaves_what_was_there(tmp_path):
     (tmp_path / "old.txt").write_text("old")
-    with pytest.raises(OutputError, match="cannot be written: disk full"), written_whole(tmp_path / "old.txt"):
+    with pytest.raises(OutputError, match="cannot be written: disk full"), atomic_write(tmp_path / "old.txt"):
         raise OSError("disk full")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 

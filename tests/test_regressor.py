@@ -8,6 +8,8 @@ from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
 import scemae
+from scemae.detector.augmentation import _copies, augment_faces
+from scemae.detector.heads import CascadeHead, HeatmapHead
 from scemae.errors import (
     IncompatibleFeaturesError,
     IncompatibleWeightsError,
@@ -19,8 +21,6 @@ from scemae.errors import (
     WeightsIntegrityError,
 )
 from scemae.geometry import CellGrid, sample_at
-from scemae.heads import CascadeHead, HeatmapHead
-from scemae.looks import _copies, annotated_looks
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def test_images_and_features_give_the_same(regressor, faces, samples):
 
 def test_batches_change_nothing(regressor, faces, monkeypatch):
     whole = regressor.predict(faces)
-    monkeypatch.setattr("scemae.regressor.BATCH", 1)
+    monkeypatch.setattr("scemae.detector.regressor.BATCH", 1)
     parts = regressor.predict([faces[0], faces[1]])
     assert np.allclose(parts.xy, whole.xy, atol=1e-3)
     assert parts.faces == whole.faces
@@ -123,8 +123,10 @@ def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
 
 
 def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmarks):
-    numbered = [dict(enumerate(xy)) for xy in landmarks]
-    fitted = scemae.fit_regressor(model, faces, numbered, mirror=np.array([(0, 1)]), normalizer=tuple(np.array([0, 1])))
+    landmark_index = [dict(enumerate(xy)) for xy in landmarks]
+    fitted = scemae.fit_regressor(
+        model, faces, landmark_index, mirror=np.array([(0, 1)]), normalizer=tuple(np.array([0, 1]))
+    )
     assert fitted.names_ == tuple("01234567")
     fitted.save(tmp_path / "r.safetensors")
     assert scemae.LandmarkRegressor.load(tmp_path / "r.safetensors", model).mirror == [[0, 1]]
@@ -186,7 +188,7 @@ def test_the_copies_of_a_face_show_each_landmark_where_they_say(model, swap):
     regressor = scemae.LandmarkRegressor(pixels)
     regressor.use_, regressor.head_ = "backbone", CascadeHead()
     regressor.mean_, regressor.std_ = torch.zeros(3), torch.ones(3)
-    data = annotated_looks(pixels, features, landmarks, swap, regressor.head_, regressor._read)
+    data = augment_faces(pixels, features, landmarks, swap, regressor.head_, regressor._read)
     sides = 1 if swap is None else 2
     assert (len(data.maps), data.originals.sum(), data.mirrored.sum()) == (10 + sides, 1, 0 if swap is None else 6)
     read = 255 * sample_at(data.maps, data.grid, data.landmarks)[..., :2]
@@ -322,9 +324,8 @@ def test_bad_input_is_refused(tmp_path, model, faces, landmarks, regressor):
 
 
 def test_the_header_is_json(tmp_path, regressor):
-    from scemae.checkpoint import read_file
-    from scemae.regressor import FORMAT
+    from scemae.weights.model_folder import REGRESSOR_FORMAT, read_file
 
     regressor.save(tmp_path / "r.safetensors")
     _, metadata = read_file(tmp_path / "r.safetensors")
-    assert json.loads(metadata[FORMAT])["kind"]["model"] == list(regressor.model.id)
+    assert json.loads(metadata[REGRESSOR_FORMAT])["kind"]["model"] == list(regressor.model.id)

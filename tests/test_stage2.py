@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import scemae
-from scemae.backbone import Backbone
-from scemae.checkpoint import save_model
-from scemae.config import BACKBONES, BackboneConfig, ModelConfig
 from scemae.errors import OptionError, RunError
-from scemae.projector import Projector
-from scemae.training.config import STAGE2_PRESETS, Options, Stage2Config
-from scemae.training.data import write_pack
+from scemae.model.backbone import Backbone
+from scemae.model.config import BACKBONES, BackboneConfig, ModelConfig
+from scemae.model.projector import Projector
 from scemae.training.engine import History, train
-from scemae.training.held_out import PLACES, HeldOutFaces
+from scemae.training.held_out_matching import PLACES, HeldOutFaces
 from scemae.training.motions import Moves
+from scemae.training.pack import write_pack
+from scemae.training.run_config import STAGE2_PRESETS, RunOptions, Stage2Config
 from scemae.training.stage2 import CorrespondenceEnhancer, Stage2, train_positional
+from scemae.weights.model_folder import save_model
 
 SMALL = BackboneConfig(width=24, heads=3, depth=4, params=0)
 
@@ -180,7 +180,7 @@ def test_eight_images_can_be_learned(small, pack):
 
 def test_a_run_writes_a_model_with_a_projector(small, pack, tmp_path):
     recipe = Stage2(dataclasses.replace(CONFIG, projector_mode="spatial_softmax"), pack, small)
-    train(recipe, tmp_path / "run", Options(precision="float32", compile=False))
+    train(recipe, tmp_path / "run", RunOptions(precision="float32", compile=False))
     folder = tmp_path / "run" / "model"
     model = scemae.load_model(f"local-dir:{folder}")
     assert (model.config.projector_dim, model.config.projector_mode) == (8, "spatial_softmax")
@@ -214,13 +214,13 @@ def test_the_model_is_exported_where_its_backbone_is(small, pack, tmp_path, monk
 
 
 def test_a_run_goes_on_with_its_own_model_only(small, pack, tmp_path):
-    train(Stage2(CONFIG, pack, small), tmp_path / "run", Options(precision="float32", compile=False))
+    train(Stage2(CONFIG, pack, small), tmp_path / "run", RunOptions(precision="float32", compile=False))
     model = scemae.load_model(small)
     other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     save_model(tmp_path / "other", other, model.config, "# small\n")
     recipe = Stage2(CONFIG, pack, f"local-dir:{tmp_path / 'other'}")
     with pytest.raises(RunError, match="started from another model; give the same --model"):
-        train(recipe, tmp_path / "run", Options(precision="float32", compile=False, resume=True))
+        train(recipe, tmp_path / "run", RunOptions(precision="float32", compile=False, resume=True))
 
 
 def test_the_closed_form_writes_a_model_with_a_projector(small, pack, tmp_path):
@@ -266,7 +266,7 @@ def test_matching_finds_what_can_be_told_apart(small, pack, monkeypatch):
 def test_chapters_of_a_card_follow_the_model(small, pack, tmp_path):
     """Chapters of a model's card follow it from run to run."""
     first = Stage2(CONFIG, pack, small)
-    train(first, tmp_path / "first", Options(precision="float32", compile=False))
+    train(first, tmp_path / "first", RunOptions(precision="float32", compile=False))
     train_positional(
         f"local-dir:{tmp_path / 'first' / 'model'}",
         pack,

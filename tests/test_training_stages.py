@@ -10,9 +10,9 @@ import pytest
 from training_runs import log_of
 
 import scemae
-from scemae.cli import main
-from scemae.training.config import STAGE2_PRESETS, AlignConfig, Stage2Config
-from scemae.training.data import Pack, sample_pack, write_pack
+from scemae.cli.main import main
+from scemae.training.pack import Pack, sample_pack, write_pack
+from scemae.training.run_config import STAGE2_PRESETS, AlignConfig, Stage2Config
 
 QUICK = ("--held-out", "3", "--batch-size", "4")
 TOGETHER = ("--faces-together", "2")

@@ -10,10 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import scemae
-from scemae import transfer, zoo
-from scemae.card import model_card, regressor_card, stated_sha256
-from scemae.checkpoint import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config
-from scemae.cli import main
+from scemae.cli.main import main
 from scemae.errors import (
     GatedWeightsError,
     IncompatibleWeightsError,
@@ -23,6 +20,9 @@ from scemae.errors import (
     WeightsIntegrityError,
     WeightsUnavailableError,
 )
+from scemae.weights import transfer, zoo
+from scemae.weights.card import find_card_hashes, model_card, regressor_card
+from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config
 
 TINY = zoo.shipped("scemae-tiny")
 NAMES = (CONFIG, WEIGHTS, CARD)
@@ -163,8 +163,8 @@ def test_cards_are_those_of_the_hub(saved, own):
 
 
 def test_a_card_states_the_hashes_of_its_files(own):
-    assert stated_sha256((own / CARD).read_text()) == {name: file_sha256(own / name) for name in (CONFIG, WEIGHTS)}
-    assert stated_sha256("| ../a.json | 1 bytes, SHA-256 `" + 64 * "0" + "` |") == {}
+    assert find_card_hashes((own / CARD).read_text()) == {name: file_sha256(own / name) for name in (CONFIG, WEIGHTS)}
+    assert find_card_hashes("| ../a.json | 1 bytes, SHA-256 `" + 64 * "0" + "` |") == {}
 
 
 def test_the_card_of_a_regressor(detector, saved):

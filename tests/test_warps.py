@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scemae.training.warps import AFFINE, MATCHING, Warps, WarpSettings, draw_warps
+from scemae.warps import AFFINE, MATCHING, Warps, WarpSettings, draw_warps
 
 STRONG = WarpSettings(all_sd=0.001, subset_sd=0.008, shift_sd=0.1, scale_sd=0.1, turn_sd=10)
 

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scemae
-from scemae import zoo
-from scemae.backbone import Backbone, sincos_positions
-from scemae.card import model_card
-from scemae.checkpoint import CARD, CONFIG, WEIGHTS, file_sha256, read_config
-from scemae.config import BACKBONES, ModelConfig
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, WeightsIntegrityError
-from scemae.hub import vouched
+from scemae.model.backbone import Backbone, sincos_positions
+from scemae.model.config import BACKBONES, ModelConfig
+from scemae.weights import zoo
+from scemae.weights.card import model_card
+from scemae.weights.hub import read_card_hashes
+from scemae.weights.model_folder import CARD, CONFIG, WEIGHTS, file_sha256, read_config
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_card_and_the_table_are_those_of_the_files(name):
     release, folder = zoo.RELEASED[name], zoo.shipped(name)
     assert release.revision is None or re.fullmatch("[0-9a-f]{40}", release.revision)
     assert release.files.keys() == {WEIGHTS, CONFIG}
-    assert vouched(folder) == release.sha256
+    assert read_card_hashes(folder) == release.sha256
     present = [path for path in (folder / WEIGHTS, folder / CONFIG) if release.bundled or path.name == CONFIG]
     assert all(release.files[path.name] == (file_sha256(path), path.stat().st_size) for path in present)
     config = read_config(folder)

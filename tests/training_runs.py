@@ -14,8 +14,8 @@ from PIL import Image
 from torch import nn
 
 from scemae.errors import ScemaeError
-from scemae.training.config import Options, RunConfig
 from scemae.training.engine import train
+from scemae.training.run_config import RunConfig, RunOptions
 from scemae.training.run_folder import CHECKPOINT, LOG
 
 os.fsync = lambda _file: None  # it takes most of the time of a toy's run, and no test loses power
@@ -69,8 +69,8 @@ def signal_self(number, numbers):
 
 
 def plain(**settings):
-    """Options that leave nothing to the machine."""
-    return Options(**{"precision": "float32", "compile": False} | settings)
+    """RunOptions that leave nothing to the machine."""
+    return RunOptions(**{"precision": "float32", "compile": False} | settings)
 
 
 def state_of(run):
@@ -106,7 +106,7 @@ def assert_same_run(first, second):
 # ---- other processes: forked from one that has imported everything and done nothing, so that they start at once
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["scemae.training.stage1", "scemae.cli", "training_runs"])
+_forks.set_forkserver_preload(["scemae.training.stage1", "scemae.cli.main", "training_runs"])
 
 
 class Other:
@@ -170,7 +170,7 @@ def _free_port():
 
 def drawn_faces(folder, count=8, size=112):
     """A pack of smooth pictures, each another, the same each time."""
-    from scemae.training.data import pack_faces
+    from scemae.training.pack import pack_faces
 
     images = folder / "drawn"
     images.mkdir(parents=True)

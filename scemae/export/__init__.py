@@ -6,12 +6,12 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scemae.detector.regressor import LandmarkRegressor
 from scemae.errors import ExportError, OptionError
 from scemae.export.formats import format_of
-from scemae.export.subjects import Subject, subject_of
-from scemae.model import SceMae
-from scemae.output import new_path, written_whole
-from scemae.regressor import LandmarkRegressor
+from scemae.export.targets import ExportTarget, export_target
+from scemae.model.sce_mae import SceMae
+from scemae.output import atomic_write, new_path
 
 __all__ = ["ExportReport", "export_graph"]
 
@@ -74,21 +74,21 @@ def export_graph(
     chosen = format_of(path)
     if faces < 1:
         raise OptionError(f"faces is {faces}; it must be at least 1.")
-    subject = subject_of(source, expansion)
-    limit = subject.tolerance if tolerance is None else tolerance
-    with written_whole(path) as temporary:
-        chosen.write(subject, temporary)
-        difference = subject.distance(chosen.load(temporary), faces)
+    target = export_target(source, expansion)
+    limit = target.tolerance if tolerance is None else tolerance
+    with atomic_write(path) as temporary:
+        chosen.write(target, temporary)
+        difference = target.distance(chosen.load(temporary), faces)
         if not difference <= limit:  # nan is too far as well
             raise ExportError(
-                f"The exported graph is up to {difference:.2g} {subject.unit} from torch on {faces} faces, more than "
+                f"The exported graph is up to {difference:.2g} {target.unit} from torch on {faces} faces, more than "
                 f"{limit:g}: {path} was not written. If that is near enough for you, pass tolerance= (--tolerance)."
             )
-    return ExportReport(str(path), _shapes(subject), subject.outputs, faces, difference, subject.unit)
+    return ExportReport(str(path), _shapes(target), target.outputs, faces, difference, target.unit)
 
 
-def _shapes(subject: Subject) -> dict[str, list[int | str]]:
+def _shapes(target: ExportTarget) -> dict[str, list[int | str]]:
     return {
-        name: [subject.axes[name].get(axis, size) for axis, size in enumerate(example.shape)]
-        for name, example in subject.inputs.items()
+        name: [target.axes[name].get(axis, size) for axis, size in enumerate(example.shape)]
+        for name, example in target.inputs.items()
     }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scemae.errors import MissingExtraError, OptionError
-from scemae.export.subjects import Arrays, Run, Subject
+from scemae.export.targets import Arrays, ExportTarget, Run
 
 OPSET = 18  # the first in which every operator is as torch has it; runtimes since 2023 know it
 ABOUT = "scemae"  # under this name the files tell, as JSON, what they are
@@ -20,9 +20,9 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Format(NamedTuple):
-    """`write(subject, path)` makes a file, `load(path)` gives what runs it; both need `packages`."""
+    """`write(target, path)` makes a file, `load(path)` gives what runs it; both need `packages`."""
 
-    write: Callable[[Subject, Path], None]
+    write: Callable[[ExportTarget, Path], None]
     load: Callable[[Path], Run]
     packages: tuple[str, ...] = ()
 
@@ -41,15 +41,15 @@ def format_of(path: Path) -> Format:
 
 
 @torch.no_grad()  # a quarter of the time
-def _write_onnx(subject: Subject, path: Path) -> None:
+def _write_onnx(target: ExportTarget, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that two inputs share the name of an axis, which is meant
         program = torch.onnx.export(
-            subject.graph.eval(),
-            tuple(subject.inputs.values()),
-            input_names=list(subject.inputs),
-            output_names=list(subject.outputs),
-            dynamic_shapes=_free_axes(subject),
+            target.graph.eval(),
+            tuple(target.inputs.values()),
+            input_names=list(target.inputs),
+            output_names=list(target.outputs),
+            dynamic_shapes=_free_axes(target),
             opset_version=OPSET,
             dynamo=True,
             optimize=False,
@@ -57,7 +57,7 @@ def _write_onnx(subject: Subject, path: Path) -> None:
         )
     assert program is not None
     _simplify(program.model)
-    program.model.metadata_props[ABOUT] = json.dumps(subject.about)
+    program.model.metadata_props[ABOUT] = json.dumps(target.about)
     program.save(path, external_data=False)
 
 
@@ -85,10 +85,10 @@ def _load_onnx(path: Path) -> Run:
 
 
 @torch.no_grad()
-def _write_torch(subject: Subject, path: Path) -> None:
-    inputs = tuple(subject.inputs.values())
-    program = torch.export.export(subject.graph.eval(), inputs, dynamic_shapes=_free_axes(subject), strict=False)
-    torch.export.save(program, path, extra_files={ABOUT: json.dumps(subject.about)})
+def _write_torch(target: ExportTarget, path: Path) -> None:
+    inputs = tuple(target.inputs.values())
+    program = torch.export.export(target.graph.eval(), inputs, dynamic_shapes=_free_axes(target), strict=False)
+    torch.export.save(program, path, extra_files={ABOUT: json.dumps(target.about)})
 
 
 def _load_torch(path: Path) -> Run:
@@ -101,10 +101,10 @@ def _load_torch(path: Path) -> Run:
     return run
 
 
-def _free_axes(subject: Subject) -> dict[str, dict[int, Any]]:
-    names = {name for axes in subject.axes.values() for name in axes.values()}
+def _free_axes(target: ExportTarget) -> dict[str, dict[int, Any]]:
+    names = {name for axes in target.axes.values() for name in axes.values()}
     dims = {name: torch.export.Dim(name, min=1) for name in names}
-    return {name: {axis: dims[free] for axis, free in axes.items()} for name, axes in subject.axes.items()}
+    return {name: {axis: dims[free] for axis, free in axes.items()} for name, axes in target.axes.items()}
 
 
 FORMATS = {".onnx": Format(_write_onnx, _load_onnx, ONNX_PACKAGES), ".pt2": Format(_write_torch, _load_torch)}

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scemae.alignment import FaceAligner
-from scemae.arithmetic import concatenated
-from scemae.cover import MARGIN
+from scemae.detector.regressor import LandmarkRegressor
 from scemae.errors import OptionError
 from scemae.extraction import ZOOM
 from scemae.geometry import sample_smoothly
-from scemae.model import SceMae
-from scemae.regressor import LandmarkRegressor
+from scemae.model.aligner import FaceAligner
+from scemae.model.cover_and_stride import MARGIN
+from scemae.model.projector import concatenate_maps
+from scemae.model.sce_mae import SceMae
 
 BOX_SIDE = 128  # patch px: from a box of at most this side a face that is aligned is seen as `predict` sees it
 
@@ -117,7 +117,7 @@ class RegressorGraph(nn.Module):
         projected = self.model.project(backbone_map)
         if self.use == "projected":
             return projected
-        return concatenated(backbone_map, projected, self.model.config.projector_mode)
+        return concatenate_maps(backbone_map, projected, self.model.config.projector_mode)
 
 
 def _on_cpu(model: SceMae) -> SceMae:

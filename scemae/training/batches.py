@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scemae.training.config import RunConfig
-from scemae.training.data import INPUT
+from scemae.training.pack import INPUT
+from scemae.training.run_config import RunConfig
 
 
 class Batches:
     """Which faces are looked at in which step: every face once per epoch, in a new order each time.
 
-    `rows(step)` is a function of the seed and the step alone; so are the random numbers of `numbers(step)`.
+    `rows(step)` is a function of the seed and the step alone; so are the random numbers of `rng(step)`.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int | Sequence[int]) -> None:
@@ -31,7 +31,7 @@ class Batches:
         places = step * self.batch_size + np.arange(self.batch_size)
         return np.array([self._order(place // self.count)[place % self.count] for place in places.tolist()])
 
-    def numbers(self, step: int) -> np.random.Generator:
+    def rng(self, step: int) -> np.random.Generator:
         """A generator for all that is random in a step."""
         return np.random.default_rng([*self.seed, 1, step])
 
@@ -40,18 +40,18 @@ class Batches:
 
 
 def random_crops(
-    numbers: np.random.Generator, count: int, size: int, area: tuple[float, float], ratio: tuple[float, float]
+    rng: np.random.Generator, count: int, size: int, area: tuple[float, float], ratio: tuple[float, float]
 ) -> NDArray[np.float32]:
     """Affines (count, 2, 3) from pixels of an input to pixels of its square: random crops, half of them mirrored.
 
     Each covers a part of the square between the two areas, and is as wide over high as between the two ratios; a side
     that would be longer than the square's is cut off (He et al. draw again).
     """
-    areas = numbers.uniform(*area, count) * size**2
-    shapes = np.exp(numbers.uniform(math.log(ratio[0]), math.log(ratio[1]), count))
+    areas = rng.uniform(*area, count) * size**2
+    shapes = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), count))
     sides = np.minimum(np.sqrt([areas * shapes, areas / shapes]), size)
-    starts = numbers.uniform(0, 1, (2, count)) * (size - sides)
-    mirrored = numbers.random(count) < 0.5
+    starts = rng.uniform(0, 1, (2, count)) * (size - sides)
+    mirrored = rng.random(count) < 0.5
     scales = sides / INPUT
     across = np.where(mirrored, -scales[0], scales[0])
     left = np.where(mirrored, starts[0] + sides[0], starts[0])

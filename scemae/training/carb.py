@@ -11,9 +11,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from scemae.backbone import chosen_tokens
 from scemae.errors import OptionError
-from scemae.training.config import Density
+from scemae.model.backbone import gather_tokens
+from scemae.training.run_config import Density
 
 NEIGHBOURS = 5  # of the density "knn"
 
@@ -44,7 +44,7 @@ def select(
         return Selection(attentive, inattentive, attentive)
     if not 1 <= num_clusters <= inattentive.shape[1]:
         raise OptionError(f"num_clusters is {num_clusters}; there are {inattentive.shape[1]} inattentive tokens.")
-    distances = pairwise_distances(chosen_tokens(tokens, inattentive))
+    distances = pairwise_distances(gather_tokens(tokens, inattentive))
     centers = cluster_centers(distances, num_clusters, density, tokens.shape[-1])
     # Each inattentive token goes to its nearest centre, a centre to itself even where another is as near.
     to_centers = distances.gather(2, centers[:, None].expand(-1, distances.shape[1], -1))

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from scemae.errors import RunError
-from scemae.output import folder_written_whole
-from scemae.training.config import Options, Precision, RunConfig
+from scemae.output import atomic_folder
+from scemae.training.acceleration import add_bias_after, compiles, fastest_precision, fuse_attention
 from scemae.training.processes import accelerator, by_main, check_same, interruptible
+from scemae.training.run_config import Precision, RunConfig, RunOptions
 from scemae.training.run_folder import MODEL, RunFolder
-from scemae.training.speed import add_bias_after, compiles, fastest_precision, fuse_attention
 
 
 class Recipe(Protocol):
@@ -72,7 +72,7 @@ class History:
     hardware: str
 
 
-def train(recipe: Recipe, out: Path, options: Options) -> History:
+def train(recipe: Recipe, out: Path, options: RunOptions) -> History:
     """Train to the end of the schedule, `max_hours` or Ctrl-C, then export `out`/model.
 
     Ctrl-C and SIGTERM end in KeyboardInterrupt when everything is written; `max_hours` counts from this call, and at
@@ -93,7 +93,7 @@ def train(recipe: Recipe, out: Path, options: Options) -> History:
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, options: Options, here: Accelerator, signals: list[int]
+        self, recipe: Recipe, folder: RunFolder, options: RunOptions, here: Accelerator, signals: list[int]
     ) -> None:
         self.recipe, self.folder, self.options, self.here, self.signals = recipe, folder, options, here, signals
         self.config = recipe.config
@@ -232,7 +232,7 @@ class _Run:
             self.folder.write_picture(self.step, self.recipe.picture())
         where = hardware(self.here.device, self.here.num_processes, self.precision)
         history = History(self.folder.lines(), self.step, self._worked() / 3600, where)
-        with folder_written_whole(self.folder.path / MODEL) as model:
+        with atomic_folder(self.folder.path / MODEL) as model:
             self.recipe.export(model, history)
         return history
 
@@ -297,7 +297,7 @@ def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def _precision(options: Options, saved: dict[str, Any] | None, device: torch.device) -> Precision:
+def _precision(options: RunOptions, saved: dict[str, Any] | None, device: torch.device) -> Precision:
     """What was asked for, or what the run began with, or what is fastest here."""
     if options.precision != "auto":
         return options.precision

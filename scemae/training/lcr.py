@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scemae.errors import OptionError
-from scemae.training.config import Locality, Reduction
+from scemae.training.run_config import Locality, Reduction
 
 
 def log_correspondence(descriptors: Tensor, temperature: float, keys: Tensor | None = None) -> Tensor:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from scemae.backbone import Backbone, chosen_tokens, sincos_positions
-from scemae.training.config import Stage1Config
+from scemae.model.backbone import Backbone, gather_tokens, initialise_linear, sincos_positions
+from scemae.training.run_config import Stage1Config
 
 
 def to_patches(images: Tensor, patch_size: int) -> Tensor:
@@ -64,13 +64,13 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
         self.decoder_positions: Tensor
         self.register_buffer("decoder_positions", sincos_positions(config.decoder_width, backbone.grid), False)
-        _initialise(self.decoder)
+        initialise_linear(self.decoder)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, images: Tensor, order: Tensor) -> dict[str, Tensor]:
         """Normalised images (B, 3, H, W), order (B, N) -> {"loss"}: mean squared error over the decoded patches."""
         order = order[:, : self.visible + self.decoded]
-        visible, wanted = chosen_tokens(to_patches(images, self.patch_size), order).split(
+        visible, wanted = gather_tokens(to_patches(images, self.patch_size), order).split(
             [self.visible, self.decoded], dim=1
         )
         if self.normalise_pixels:
@@ -83,7 +83,7 @@ class MaskedAutoencoder(nn.Module):
         """The encoder's output (B, 1 + M, D), CLS first, of pixels (B, M, P) of the first M patches of `order`."""
         patch_tokens = self.backbone.embed_patches(visible)
         positions = self.backbone.positions[:, 1:].expand(len(order), -1, -1)
-        return self.backbone.encode(patch_tokens + chosen_tokens(positions, order[:, : visible.shape[1]]))
+        return self.backbone.encode(patch_tokens + gather_tokens(positions, order[:, : visible.shape[1]]))
 
     def decode(self, encoded: Tensor, order: Tensor) -> Tensor:
         """Encoded tokens (B, 1 + visible, D) and order (B, M) -> pixels of the M - visible patches that are hidden."""
@@ -91,7 +91,7 @@ class MaskedAutoencoder(nn.Module):
         hidden = order.shape[1] - self.visible
         tokens = torch.cat([tokens, self.mask_token.expand(len(tokens), hidden, -1)], dim=1)
         cls_position, positions = self.decoder_positions[:, :1], self.decoder_positions[:, 1:]
-        positions = chosen_tokens(positions.expand(len(order), -1, -1), order)
+        positions = gather_tokens(positions.expand(len(order), -1, -1), order)
         tokens = tokens + torch.cat([cls_position.expand(len(order), -1, -1), positions], dim=1)
         tokens = self.decoder["blocks"](tokens)
         pixels: Tensor = self.decoder["head"](self.decoder["norm"](tokens[:, 1 + self.visible :]))
@@ -104,27 +104,12 @@ class MaskedAutoencoder(nn.Module):
         """
         patches = to_patches(images, self.patch_size)
         hidden = order[:, self.visible :, None].expand(-1, -1, patches.shape[-1])
-        found = self.decode(self.encode(chosen_tokens(patches, order[:, : self.visible]), order), order).float()
+        found = self.decode(self.encode(gather_tokens(patches, order[:, : self.visible]), order), order).float()
         if self.normalise_pixels:
             mean, deviation = _statistics(patches.gather(1, hidden))
             found = found * deviation + mean
         masked, filled = patches.scatter(1, hidden, 0.0), patches.scatter(1, hidden, found)
         return to_images(masked, self.patch_size), to_images(filled, self.patch_size)
-
-
-def initialise(backbone: Backbone) -> None:
-    """Fresh weights, as in MAE: Xavier-uniform linear layers and patch embedding, CLS token N(0, 0.02)."""
-    _initialise(backbone)
-    projection = backbone.vit.patch_embed.proj.weight
-    nn.init.xavier_uniform_(projection.view(len(projection), -1))
-    nn.init.normal_(backbone.cls_token, std=0.02)
-
-
-def _initialise(module: nn.Module) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
 
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scemae.geometry import Array, random_affines, sample_views
-from scemae.training.config import MotionConfig
-from scemae.training.data import INPUT, Pack
+from scemae.training.pack import INPUT, Pack
+from scemae.training.run_config import MotionConfig
 
 
-def random_motions(numbers: np.random.Generator, count: int, config: MotionConfig, amplitude: float) -> Array:
+def random_motions(rng: np.random.Generator, count: int, config: MotionConfig, amplitude: float) -> Array:
     """Affines (count, 3, 3) about the view's centre, from pixels of a moved view to those of the unmoved one."""
     deviations = ("rotation", "log_scale", "shear", "shift")
-    return random_affines(numbers, count, INPUT, **{name: amplitude * getattr(config, name) for name in deviations})
+    return random_affines(rng, count, INPUT, **{name: amplitude * getattr(config, name) for name in deviations})
 
 
 def move_points(motions: Array, xy: Array) -> Array:
@@ -36,11 +36,11 @@ class Moves:
     brightness: NDArray[np.float32]
 
     @classmethod
-    def draw(cls, numbers: np.random.Generator, count: int, config: MotionConfig, amplitude: float) -> Moves:
+    def draw(cls, rng: np.random.Generator, count: int, config: MotionConfig, amplitude: float) -> Moves:
         """Random ones, half of them mirrored."""
-        motions = random_motions(numbers, count, config, amplitude)
-        mirrored = numbers.random(count) < 0.5
-        contrast, brightness = numbers.standard_normal((2, count)).astype(np.float32)
+        motions = random_motions(rng, count, config, amplitude)
+        mirrored = rng.random(count) < 0.5
+        contrast, brightness = rng.standard_normal((2, count)).astype(np.float32)
         return cls(motions, mirrored, np.exp(config.log_contrast * contrast), config.brightness * brightness)
 
     def part(self, chosen: slice) -> Moves:
@@ -55,11 +55,11 @@ class Moves:
         contrast, brightness = (torch.from_numpy(light).view(-1, 1, 1, 1) for light in (self.contrast, self.brightness))
         return ((sample_views(pack.pixels(rows), to_square, INPUT) - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
 
-    def seen_at(self, xy: Array) -> Array:
+    def to_moved(self, xy: Array) -> Array:
         """Where points (P, 2) of the unmoved views lie in the moved ones, (n, P, 2)."""
         return move_points(np.linalg.inv(self.motions), xy)
 
-    def unmoved(self, xy: Array) -> Array:
+    def to_unmoved(self, xy: Array) -> Array:
         """Where points (P, 2) of the moved views lie in the unmoved ones, (n, P, 2)."""
         return move_points(self.motions, xy)
 

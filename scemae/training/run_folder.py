@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from scemae.errors import OutputError, RunError
-from scemae.output import folder_written_whole, written_whole
+from scemae.output import atomic_folder, atomic_write
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
 MADE = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
@@ -98,14 +98,14 @@ class RunFolder:
     def cut_log(self, step: int) -> None:
         """Drop what was logged after a step: the run goes on from there."""
         kept = [line for line in self.lines() if line["step"] <= step]
-        with written_whole(self.path / LOG) as temporary:
+        with atomic_write(self.path / LOG) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write_picture(self, step: int, picture: Image.Image) -> None:
         """Keep what a report shows."""
         folder = self.path / PICTURES
         folder.mkdir(exist_ok=True)
-        with written_whole(folder / f"{step:07d}.png") as temporary:
+        with atomic_write(folder / f"{step:07d}.png") as temporary:
             picture.save(temporary)
 
     def write_bad_batch(self, process: int, passes: Any) -> Path:
@@ -136,13 +136,13 @@ def model_written(path: Path, overwrite: bool = False) -> Iterator[Path]:
     with locked(path):
         if (path / MODEL).exists() and not overwrite:
             raise RunError(f"{path / MODEL} exists already; pass --overwrite, or choose another --out.")
-        with folder_written_whole(path / MODEL) as folder:
+        with atomic_folder(path / MODEL) as folder:
             yield folder
 
 
 def _write(path: Path, state: Any) -> None:
     try:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(state, temporary)
             with temporary.open("r+b") as file:  # Windows flushes only what is open for writing
                 os.fsync(file.fileno())  # a machine that loses power now shall have the old bytes or the new ones

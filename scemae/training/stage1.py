@@ -14,18 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 from scemae import draw
-from scemae.backbone import Backbone
-from scemae.checkpoint import read_file, write_file
-from scemae.config import ModelConfig
 from scemae.errors import OptionError, RunError
 from scemae.geometry import sample_views
+from scemae.model.backbone import Backbone, initialise_backbone
+from scemae.model.config import ModelConfig
 from scemae.training.batches import Batches, normalise, random_crops, statistics
-from scemae.training.config import Label, Stage1Config
-from scemae.training.data import INPUT, Pack, sample_pack
 from scemae.training.engine import History
-from scemae.training.masked_autoencoder import MaskedAutoencoder, initialise
-from scemae.training.release import Chapter, view_picture, write_model
-from scemae.zoo import load_model, model_folder
+from scemae.training.masked_autoencoder import MaskedAutoencoder
+from scemae.training.model_writer import CardSection, view_picture, write_model
+from scemae.training.pack import INPUT, Pack, sample_pack
+from scemae.training.run_config import CardFields, Stage1Config
+from scemae.weights.model_folder import read_file, write_file
+from scemae.weights.zoo import load_model, model_folder
 
 DECODER = "decoder.safetensors"
 SHOWN = 6  # faces in a picture
@@ -35,12 +35,12 @@ REPORTS = 20  # pictures in a run
 class Stage1:
     """The recipe that the engine trains: random crops, random masks, reconstruction."""
 
-    def __init__(self, config: Stage1Config, pack: Pack, label: Label) -> None:
+    def __init__(self, config: Stage1Config, pack: Pack, label: CardFields) -> None:
         self.config, self.pack, self.label = config, pack, label
         self.batches = Batches(len(pack), config.batch_size, config.seed)
         torch.manual_seed(config.seed)
         backbone = Backbone(config.backbone, config.input_size, config.patch_size)
-        initialise(backbone)
+        initialise_backbone(backbone)
         self.module = MaskedAutoencoder(backbone, config)
         if not self.module.decoded:
             raise OptionError(f"mask_ratio {config.mask_ratio} and decoded_ratio {config.decoded_ratio} leave nothing.")
@@ -52,10 +52,10 @@ class Stage1:
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) uint8, crops (b, 2, 3), orders of the patches (b, N)."""
-        numbers = self.batches.numbers(step)
+        rng = self.batches.rng(step)
         count, area, ratio = self.config.batch_size, self.config.crop_area, self.config.crop_ratio
-        crops = random_crops(numbers, count, self.pack.size, area, ratio)
-        orders = numbers.random((count, self.module.backbone.grid**2)).argsort(axis=1)
+        crops = random_crops(rng, count, self.pack.size, area, ratio)
+        orders = rng.random((count, self.module.backbone.grid**2)).argsort(axis=1)
         squares = self.pack.squares[self.batches.rows(step)[part]]
         return torch.from_numpy(squares), torch.from_numpy(crops[part]), torch.from_numpy(orders[part])
 
@@ -100,7 +100,7 @@ class Stage1:
         )
         backbone = {f"backbone.{name}": tensor for name, tensor in self.module.backbone.state_dict().items()}
         shown = {"reconstructions": self.reconstructions(sample_pack())}
-        chapter = Chapter.of_training("stage 1", config, history, shown)
+        chapter = CardSection.of_training("stage 1", config, history, shown)
         write_model(folder, model, backbone, chapter, self.source)
         decoder = {name: t for name, t in self.module.state_dict().items() if not name.startswith("backbone.")}
         write_file(folder / DECODER, decoder, {})

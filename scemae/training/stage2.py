@@ -17,23 +17,23 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from scemae.backbone import Backbone, chosen_tokens
 from scemae.errors import OptionError, RunError
-from scemae.model import SceMae
-from scemae.projector import Projector
+from scemae.model.backbone import Backbone, gather_tokens
+from scemae.model.projector import Projector
+from scemae.model.sce_mae import SceMae
+from scemae.training.acceleration import fastest_precision
 from scemae.training.batches import Batches, normalise
 from scemae.training.carb import Selection, select
-from scemae.training.config import Stage2Config
-from scemae.training.data import Pack, sample_pack
 from scemae.training.engine import History, hardware
-from scemae.training.held_out import HeldOutFaces
+from scemae.training.held_out_matching import HeldOutFaces
 from scemae.training.lcr import lcr_loss, repellence
+from scemae.training.model_writer import CardSection, circumstances, write_model
 from scemae.training.motions import Moves, token_centres
-from scemae.training.positional import TokenSource, positional_projection, token_encoder
-from scemae.training.release import Chapter, circumstances, write_model
+from scemae.training.pack import Pack, sample_pack
+from scemae.training.positional_discriminant import TokenSource, positional_projection, token_encoder
+from scemae.training.run_config import Stage2Config
 from scemae.training.run_folder import model_written
-from scemae.training.speed import fastest_precision
-from scemae.zoo import load_model, model_folder
+from scemae.weights.zoo import load_model, model_folder
 
 
 class CorrespondenceEnhancer(nn.Module):
@@ -54,7 +54,7 @@ class CorrespondenceEnhancer(nn.Module):
         projected = self.projector(feature_map).flatten(2).transpose(1, 2)
         kept = selection.kept
         descriptors, positions = (
-            chosen_tokens(tokens, kept).unflatten(0, (-1, config.faces_together)).flatten(1, 2)
+            gather_tokens(tokens, kept).unflatten(0, (-1, config.faces_together)).flatten(1, 2)
             for tokens in (projected, places)
         )
         face, token = (part.to(kept.device) for part in _numbered(config.faces_together, kept.shape[1]))
@@ -77,11 +77,11 @@ class CorrespondenceEnhancer(nn.Module):
         patch_tokens = tokens[:, 1:].float()
         selection = select(patch_tokens, similarity, config.attentive_ratio, config.num_clusters, config.density)
         if config.sequence == "full":
-            kept = chosen_tokens(backbone.blocks(tokens, config.cluster_block)[:, 1:], selection.kept)
+            kept = gather_tokens(backbone.blocks(tokens, config.cluster_block)[:, 1:], selection.kept)
         else:
-            sequence = torch.cat([tokens[:, :1], chosen_tokens(tokens[:, 1:], selection.kept)], dim=1)
+            sequence = torch.cat([tokens[:, :1], gather_tokens(tokens[:, 1:], selection.kept)], dim=1)
             kept = backbone.blocks(sequence, config.cluster_block)[:, 1:]
-        return selection, chosen_tokens(kept, selection.substitute)
+        return selection, gather_tokens(kept, selection.substitute)
 
 
 def _numbered(faces: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -124,8 +124,8 @@ class Stage2:
             views = self.pack.central_views(torch.from_numpy(self.pack.squares[rows]))
             places = np.tile(centres, (len(rows), 1, 1))
         else:
-            moves = Moves.draw(self.batches.numbers(step), config.batch_size, config, config.amplitude).part(part)
-            views, places = moves.views(self.pack, rows), moves.unmoved(centres)
+            moves = Moves.draw(self.batches.rng(step), config.batch_size, config, config.amplitude).part(part)
+            views, places = moves.views(self.pack, rows), moves.to_unmoved(centres)
         return views, self.model.grid(1).to_cells(torch.from_numpy(places)).float()
 
     def inputs(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -148,7 +148,7 @@ class Stage2:
 
     def export(self, folder: Path, history: History) -> None:
         """Write the source model with this projector as a model folder."""
-        chapter = Chapter.of_training("stage 2", self.config, history, {})
+        chapter = CardSection.of_training("stage 2", self.config, history, {})
         model = self.model.to(self.module.projector.weight.device)  # the engine moved its backbone only
         write_projected(folder, model, self.source, self.module.projector, chapter, self.measure(), self.label)
 
@@ -178,7 +178,7 @@ def train_positional(
         projector = Projector(len(mean), config.projector_dim)
         projector.load_state_dict({"weight": projection.T[..., None, None], "bias": -mean @ projection})
         unseen = HeldOutFaces(model, pack, held_out)
-        chapter = Chapter(
+        chapter = CardSection(
             "stage 2 by positional discriminant",
             circumstances(
                 (time.monotonic() - start) / 3600, hardware(model.device, 1, fastest_precision(model.device))
@@ -196,7 +196,7 @@ def write_projected(
     model: SceMae,
     source: str,
     projector: Projector,
-    chapter: Chapter,
+    chapter: CardSection,
     measured: Mapping[str, float],
     label: Mapping[str, Any] | None,
 ) -> None:

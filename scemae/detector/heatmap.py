@@ -1,0 +1,143 @@
+"""The paper's head: soft-argmax over many heat maps per landmark, trained by gradient descent (Sec. 4.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scemae.detector.annotated_maps import AnnotatedMaps
+from scemae.geometry import CellGrid, soft_argmax
+
+INPUT_SIZE = 96
+
+
+class HeatmapNet(nn.Module):
+    """Maps (n, C, h, w) -> `heatmaps` soft-argmax places per landmark -> landmarks (n, K, 2) in -1..1.
+
+    `block` puts a 3 x 3 convolution, batch norm and ReLU in front of the 1 x 1 convolution.
+    """
+
+    def __init__(self, channels: int, count: int, heatmaps: int, block: bool, multiplier: float) -> None:
+        super().__init__()
+        hidden = 256
+        front = [nn.Conv2d(channels, hidden, 3, padding=1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU()]
+        self.front = nn.Sequential(*front) if block else nn.Identity()
+        self.activations = nn.Conv2d(hidden if block else channels, count * heatmaps, 1, bias=False)
+        # Each landmark starts as the mean of its places.
+        self.mix = nn.Parameter(torch.eye(2).repeat(heatmaps, 1).expand(count, -1, -1) / heatmaps)
+        self.multiplier = multiplier
+
+    def forward(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
+        """Landmarks (n, K, 2) in -1..1 over the input, and the heat maps (n, K, heatmaps, h, w), each of sum one."""
+        activations = self.multiplier * self.activations(self.front(maps))
+        heatmaps = activations.flatten(2).softmax(-1).view_as(activations)
+        places = _to_unit(soft_argmax(heatmaps, grid)).unflatten(1, (len(self.mix), -1)).flatten(2)
+        return torch.einsum("nki,kid->nkd", places, self.mix), heatmaps.unflatten(1, (len(self.mix), -1))
+
+
+class HeatmapHead:
+    """The paper's head (Sec. 4.2, after DVE): soft-argmax places of 50 heat maps per landmark, mixed linearly.
+
+    `block`: see `HeatmapNet`; the paper has it with all annotations, not with few. Trained with AdamW on smooth L1 of
+    10 x the coordinates, batches of 32, cosine rate. `multiplier`: of the activations before the softmax. All mirror
+    images are used. Far slower than the cascade; it is here to compare with.
+    """
+
+    name = "heatmap"
+    max_folds = 3
+    moved_copies = False
+
+    def __init__(
+        self,
+        heatmaps: int = 50,
+        block: bool = False,
+        steps: int = 1000,
+        rate: float = 1e-3,
+        weight_decay: float = 5e-4,
+        multiplier: float = 10.0,
+        seed: int = 0,
+    ) -> None:
+        self.heatmaps = heatmaps
+        self.block = block
+        self.steps = steps
+        self.rate = rate
+        self.weight_decay = weight_decay
+        self.multiplier = multiplier
+        self.seed = seed
+        self.net: HeatmapNet | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What `__init__` takes; JSON-ready."""
+        return {name: value for name, value in vars(self).items() if name != "net"}
+
+    def state(self) -> dict[str, Tensor]:
+        """The network's tensors."""
+        assert self.net is not None
+        return self.net.state_dict()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take what `state` gave."""
+        count = len(state["mix"])
+        front = state.get("front.0.weight")
+        channels = state["activations.weight"].shape[1] if front is None else front.shape[1]
+        self.net = self._new_net(channels, count)
+        self.net.load_state_dict(state)
+        self.net.eval().requires_grad_(False)
+
+    def fit(self, data: AnnotatedMaps, validate: bool = True) -> tuple[Tensor, bool]:
+        """Fit; returns held-out predictions (n, K, 2) of the original faces, and whether mirror images were used."""
+        originals = torch.from_numpy(data.originals)
+        held_out = torch.full_like(data.landmarks[originals], torch.nan)
+        blocks = np.unique(data.blocks)
+        if validate and len(blocks) > 1:
+            for block in blocks:
+                inside = torch.from_numpy(data.blocks[data.originals] == block)
+                self._train(data, data.blocks != block)
+                held_out[inside] = self.predict(data.maps[originals][inside], data.grid)[0]
+        self._train(data, np.ones(len(data.blocks), dtype=bool))
+        return held_out, bool(data.mirrored.any())
+
+    def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
+        """Landmarks (n, K, 2) in input px on standardised maps (n, C, h, w), and their confidence (n, K), 0..1.
+
+        The confidence is the largest share that one cell holds of a heat map, averaged over the landmark's maps.
+        """
+        assert self.net is not None
+        unit, heatmaps = self.net(maps, grid)
+        return _from_unit(unit.double()), heatmaps.flatten(3).amax(-1).mean(-1).double()
+
+    def _new_net(self, channels: int, count: int) -> HeatmapNet:
+        return HeatmapNet(channels, count, self.heatmaps, self.block, self.multiplier)
+
+    def _train(self, data: AnnotatedMaps, chosen: NDArray[np.bool_]) -> None:
+        faces = torch.from_numpy(np.flatnonzero(chosen))
+        maps, targets = data.maps[faces], _to_unit(data.landmarks[faces]).float()
+        known = torch.isfinite(targets)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed GPUs too
+            self.net = self._new_net(maps.shape[1], targets.shape[1])
+            optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.rate, weight_decay=self.weight_decay)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+            for _ in range(self.steps):
+                batch = torch.randperm(len(faces))[:32]
+                found, _ = self.net(maps[batch], data.grid)
+                error = 10 * (found - targets[batch])[known[batch]]
+                loss = nn.functional.smooth_l1_loss(error, torch.zeros_like(error))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        self.net.eval().requires_grad_(False)
+
+
+def _to_unit(xy_input: Tensor) -> Tensor:
+    """Input px to -1..1, from the centre of the first pixel to that of the last."""
+    return 2 * xy_input / (INPUT_SIZE - 1) - 1
+
+
+def _from_unit(unit: Tensor) -> Tensor:
+    return (unit + 1) * (INPUT_SIZE - 1) / 2

@@ -1,0 +1,38 @@
+"""What a regressor's errors are divided by, so that those of large and small faces compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scemae.errors import LandmarkInputError
+from scemae.features import Face
+from scemae.landmark_input import landmark_index
+from scemae.metrics import box_diagonal, distance_between
+
+Normalizer = tuple[str, str] | tuple[int, int] | None
+NOWHERE = "landmarks {} and {} of the normalizer coincide or are not annotated together on any face."
+
+
+def normalizer_lengths(
+    normalizer: Normalizer, xy: NDArray[np.float64], names: Sequence[str] | None, faces: Sequence[Face]
+) -> NDArray[np.float64]:
+    """The normalizer of each face, of landmarks (n, K, 2): image px (n,), nan where it is not annotated.
+
+    See `fit_regressor`. Raises LandmarkInputError where no face has it.
+    """
+    if normalizer is not None:
+        first, second = (landmark_index(landmark, names, xy.shape[1], "normalizer") for landmark in normalizer)
+        lengths = distance_between(xy, first, second)
+    elif xy.shape[1] == 1:
+        lengths = np.array([face.crop.size * face.crop.scale for face in faces])
+    else:
+        lengths = box_diagonal(xy)
+    if not (lengths > 0).any():
+        raise LandmarkInputError(
+            "The error cannot be normalised: "
+            + ("no face shows two landmarks." if normalizer is None else NOWHERE.format(*normalizer))
+        )
+    return np.where(lengths > 0, lengths, np.nan)

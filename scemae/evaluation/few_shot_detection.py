@@ -1,0 +1,222 @@
+"""Landmark detection from few or all annotations (paper Sec. 4.2, Tables 2 and 3): fits, predictions, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from scemae import FaceFeatures, LandmarkRegressor, Landmarks, fit_regressor
+from scemae.datasets import FaceDataset
+from scemae.detector.heads import HeatmapHead
+from scemae.errors import OptionError
+from scemae.evaluation.evaluation_folder import EvaluationFolder
+from scemae.evaluation.setup import EvaluationSetup, data_settings
+from scemae.extraction import Extractor
+from scemae.geometry import Array
+from scemae.metrics import distance_between, normalised_errors
+from scemae.weights.model_folder import read_file, write_file
+
+FITS = "fits"
+FAILURE = 10.0  # % of the inter-ocular distance: a face whose mean error is larger counts as failed
+
+
+class PapersHead(HeatmapHead):
+    """The heat-map head, all of its time spent on the fit: no face is held out to tell an error that nobody reads."""
+
+    max_folds = 1
+
+
+HEADS: dict[str, Any] = {
+    "cascade": "cascade",
+    "heatmap": PapersHead(),
+    "heatmap-block": PapersHead(block=True),
+    "mean-shape": None,
+}
+
+
+@dataclass(frozen=True)
+class MeanShape:
+    """The regressor that looks at nothing: the mean of the annotated shapes, (K, 2), input px of each face's crop.
+
+    How far the crops alone get, and with them the alignment.
+    """
+
+    shape: Array
+
+    @classmethod
+    def fit(cls, features: FaceFeatures, landmarks: Array) -> Self:
+        """Of faces as they are aligned in `features`."""
+        return cls(features.to_input(landmarks).mean(axis=0))
+
+    def predict(self, features: FaceFeatures) -> Landmarks:
+        """The same place in every crop."""
+        xy = features.to_image(np.broadcast_to(self.shape, (len(features), *self.shape.shape)))
+        return Landmarks(xy, np.ones(xy.shape[:2]), None, features.faces)
+
+    def save(self, path: Path, *, overwrite: bool) -> None:
+        """Write the shape as a safetensors file."""
+        write_file(path, {"mean_shape": torch.from_numpy(self.shape)}, {}, overwrite)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        return cls(read_file(path)[0]["mean_shape"].numpy())
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One regressor: the head, how many annotated faces, which draw of them."""
+
+    head: str
+    count: int
+    draw: int
+
+    def __str__(self) -> str:
+        return f"{self.head}/{self.count}/{self.draw}"
+
+    def chosen(self, pool: int) -> Array:
+        """Which faces of the pool, the same for every head and every extractor."""
+        if self.count == pool:
+            return np.arange(pool)
+        return np.random.default_rng(self.draw).choice(pool, self.count, replace=False)
+
+
+def plan_fits(heads: Sequence[str], counts: Sequence[int], pool: int) -> list[Fit]:
+    """20 draws of one face, 5 of more, one of all; raises OptionError where the pool is too small."""
+    for head in heads:
+        if head not in HEADS:
+            raise OptionError(f"There is no head {head!r}; there are {', '.join(HEADS)}.")
+    wrong = [count for count in counts if not 1 <= count <= pool]
+    if wrong:
+        raise OptionError(f"{wrong[0]} annotated faces are wanted, but the pool has {pool}; ask for 1 to {pool}.")
+    return [
+        Fit(head, count, draw)
+        for head in heads
+        for count in counts
+        for draw in range(1 if count == pool else 20 if count == 1 else 5)
+    ]
+
+
+def detection_settings(
+    setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit]
+) -> dict[str, Any]:
+    """What a run of `detect` is."""
+    return {
+        "evaluation": "detection",
+        **setup.settings(),
+        "pool": data_settings(pool),
+        "test": data_settings(test),
+        "eyes": list(test.eyes),
+        "fits": [str(fit) for fit in fits],
+    }
+
+
+def detect(
+    setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit], run: EvaluationFolder
+) -> None:
+    """Fit what is not fitted yet, then write a line for each test face that is not written yet, image px.
+
+    Features of each test face are extracted once, for all the regressors together, and not kept.
+    """
+    done = run.done()
+    todo = [i for i in range(len(test)) if str(i) not in done]
+    if not todo:
+        return
+    _fit_missing(setup, pool, fits, run.path / FITS)
+    regressors = {str(fit): _load(run.path / FITS, fit, setup.extractor) for fit in fits}
+    faces = iter(todo)
+    with tqdm(total=len(todo), unit="face", desc="test", delay=2, disable=None) as bar:
+        for features in setup.stream(test[todo]):
+            found = {name: regressor.predict(features).xy for name, regressor in regressors.items()}
+            run.append(
+                {
+                    "key": str(i),
+                    "image": test.samples[i].path.name,
+                    "pose": test.samples[i].pose,
+                    "truth": test.samples[i].landmarks,
+                    "found": {name: xy[row] for name, xy in found.items()},
+                }
+                for row, i in enumerate(next(faces) for _ in range(len(features)))
+            )
+            bar.update(len(features))
+
+
+def _fit_missing(setup: EvaluationSetup, pool: FaceDataset, fits: Sequence[Fit], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    missing = [fit for fit in fits if not _path(folder, fit).exists()]
+    if not missing:
+        return
+    needed = sorted({int(i) for fit in missing for i in fit.chosen(len(pool))})
+    features = FaceFeatures.concatenate(list(tqdm(setup.stream(pool[needed]), desc="pool", delay=2, disable=None)))
+    row_of = {face: row for row, face in enumerate(needed)}
+    for fit in tqdm(missing, unit="fit", delay=2, disable=None):
+        rows = [row_of[int(i)] for i in fit.chosen(len(pool))]
+        faces = pool[[needed[row] for row in rows]]
+        _fitted(setup, fit.head, features[rows], faces).save(_path(folder, fit), overwrite=True)
+
+
+def _fitted(
+    setup: EvaluationSetup, head: str, features: FaceFeatures, faces: FaceDataset
+) -> LandmarkRegressor | MeanShape:
+    if HEADS[head] is None:
+        return MeanShape.fit(features, faces.landmarks)
+    return fit_regressor(
+        setup.extractor,
+        features,
+        _inside(features, faces.landmarks),
+        names=faces.names,
+        head=HEADS[head],
+        use=setup.use,
+        normalizer=faces.eyes,
+    )
+
+
+def _inside(features: FaceFeatures, landmarks: Array) -> Array:
+    """Landmarks (n, K, 2), nan where a label lies outside its picture; at its edge if no face has it inside."""
+    last = np.array([face.image_size for face in features.faces])[:, None] - 0.5
+    inside = ((landmarks >= -0.5) & (landmarks <= last)).all(axis=-1, keepdims=True)
+    nowhere = ~inside.any(axis=0)
+    return np.where(inside, landmarks, np.where(nowhere, np.clip(landmarks, -0.5, last), np.nan))
+
+
+def _path(folder: Path, fit: Fit) -> Path:
+    return folder / f"{fit.head}-{fit.count}-{fit.draw}.safetensors"
+
+
+def _load(folder: Path, fit: Fit, extractor: Extractor) -> LandmarkRegressor | MeanShape:
+    path = _path(folder, fit)
+    return MeanShape.load(path) if HEADS[fit.head] is None else LandmarkRegressor.load(path, extractor)
+
+
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """Errors of N test faces, % of the inter-ocular distance: by fit (N, K). `poses` (N,), 0 where there is none."""
+
+    by_fit: dict[str, Array]
+    poses: Array
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]], eyes: Sequence[int]) -> Self:
+        """From the lines of a run's file."""
+        truth = np.array([row["truth"] for row in rows])
+        distances = distance_between(truth, *eyes)
+        names = rows[0]["found"]
+        by_fit = {
+            name: 100 * normalised_errors(np.array([row["found"][name] for row in rows]), truth, distances)
+            for name in names
+        }
+        return cls(by_fit, np.array([row["pose"] or 0 for row in rows]))
+
+    def draws(self, head: str, count: int) -> list[Array]:
+        """Errors (N, K) of each draw."""
+        return [errors for name, errors in self.by_fit.items() if name.startswith(f"{head}/{count}/")]
+
+    def per_face(self, head: str, count: int) -> Array:
+        """Mean error of each face in each draw, one after the other."""
+        return np.concatenate([errors.mean(axis=1) for errors in self.draws(head, count)])

@@ -1,0 +1,124 @@
+"""What an export is made of: a graph, its inputs and outputs, what to write about it, and how far a copy is from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scemae.detector.regressor import LandmarkRegressor
+from scemae.errors import OptionError
+from scemae.export.graphs import MapsGraph, RegressorGraph
+from scemae.export.trial_faces import trial_faces
+from scemae.model.config import ModelId
+from scemae.model.cover_and_stride import MARGIN
+from scemae.model.sce_mae import SceMae
+
+Arrays = Mapping[str, NDArray[Any]]
+Run = Callable[[Arrays], Sequence[NDArray[Any]]]  # an exported graph: arrays by name in, arrays in order out
+BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ExportTarget:
+    """`inputs`: examples by name; `axes`: the names of those axes of theirs that are free; `outputs`: their names.
+
+    `about` is JSON-ready and goes into the file. `distance(run, faces)` is how far `run` is from torch on so many
+    faces, in `unit`; more than `tolerance` is too far.
+    """
+
+    graph: nn.Module
+    inputs: dict[str, Tensor]
+    axes: dict[str, dict[int, str]]
+    outputs: tuple[str, ...]
+    about: dict[str, Any]
+    distance: Callable[[Run, int], float]
+    unit: str
+    tolerance: float
+
+
+def export_target(source: SceMae | LandmarkRegressor, expansion: int | None) -> ExportTarget:
+    """What is to be exported of a model, at an expansion, or of a fitted regressor."""
+    if not isinstance(source, LandmarkRegressor):
+        return _of_model(source, source.config.expansion if expansion is None else expansion)
+    if expansion is not None:
+        raise OptionError("A regressor keeps the expansion that it was fitted with; leave expansion out.")
+    return _of_regressor(source)
+
+
+def _of_model(model: SceMae, expansion: int) -> ExportTarget:
+    grid, size = model.grid(expansion), model.config.input_size + 2 * MARGIN
+    graph = MapsGraph(model, expansion)
+    about = _about("maps", model.id, model) | {"expansion": expansion, "grid": vars(grid), "margin": MARGIN}
+
+    def distance(run: Run, faces: int) -> float:
+        views = trial_faces(faces, model.config.input_size, MARGIN) / np.float32(255)
+        return max(_map_distance(graph.model, expansion, batch, run({"views": batch})) for batch in _batches(views))
+
+    return ExportTarget(
+        graph,
+        {"views": torch.zeros(2, 3, size, size)},
+        {"views": {0: "batch"}},
+        ("backbone_map",) if model.projector is None else ("backbone_map", "projected_map"),
+        about,
+        distance,
+        "of a map's standard deviation",
+        1e-3,
+    )
+
+
+def _of_regressor(regressor: LandmarkRegressor) -> ExportTarget:
+    graph = RegressorGraph(regressor)
+    side, margin = graph.box_side, graph.box_side // 2
+    box = np.array([margin, margin, margin + side, margin + side], dtype=np.float32)
+    about = _about("landmarks", regressor.kind_.model, graph.model)
+    on_cpu = copy.copy(regressor).set_params(model=graph.model)  # a GPU may round products to ten bits (TF32)
+    about |= {"landmarks": regressor.names_, "box_side": side}
+
+    def distance(run: Run, faces: int) -> float:
+        batches = _batches(trial_faces(faces, side, margin))
+        return max(_landmark_distance(on_cpu, batch, np.tile(box, (len(batch), 1)), run) for batch in batches)
+
+    return ExportTarget(
+        graph,
+        {
+            "patches": torch.zeros(2, 3, 2 * side, 2 * side + 8, dtype=torch.uint8),
+            "boxes": torch.from_numpy(np.stack([box, box])),
+        },
+        {"patches": {0: "batch", 2: "height", 3: "width"}, "boxes": {0: "batch"}},
+        ("landmarks", "scores"),
+        about,
+        distance,
+        "px",
+        0.01,
+    )
+
+
+def _about(kind: str, identity: ModelId, model: SceMae) -> dict[str, Any]:
+    return {"output": kind, "model": identity._asdict(), "license": model.config.license}
+
+
+def _batches(faces: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Batches of one and of up to `BATCH`: a graph has to serve both."""
+    return chain([faces[:1]], (faces[start : start + BATCH] for start in range(1, len(faces), BATCH)))
+
+
+def _map_distance(model: SceMae, expansion: int, views: NDArray[Any], found: Sequence[NDArray[Any]]) -> float:
+    with torch.inference_mode():
+        backbone_map = model(model.normalise(torch.from_numpy(views)), expansion)
+        maps = [backbone_map] if model.projector is None else [backbone_map, model.project(backbone_map)]
+    truth = [wanted.cpu().numpy() for wanted in maps]
+    return max(float(np.abs(a - b).max() / b.std()) for a, b in zip(found, truth, strict=True))
+
+
+def _landmark_distance(regressor: LandmarkRegressor, patches: NDArray[Any], boxes: NDArray[Any], run: Run) -> float:
+    xy, _ = run({"patches": patches, "boxes": boxes})
+    truth = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes)
+    return float(np.linalg.norm(xy - truth.xy, axis=-1).max())

@@ -1,0 +1,137 @@
+"""What describes a model: frozen values, the table of backbones, and their JSON (config.json beside the weights)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from scemae.errors import IncompatibleWeightsError, OptionError
+
+Use = Literal["backbone", "projected", "both"]
+ProjectorMode = Literal["linear", "spatial_softmax"]
+
+
+def validate_use(use: str) -> Use:
+    """`use`, if it names the features of a model: "backbone", "projected" or "both"."""
+    if use not in get_args(Use):
+        raise OptionError(f"use is {use!r}; it must be one of {get_args(Use)}.")
+    return use  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A DeiT of 12 blocks at 96 px and patch 8 (paper Sec. 4.1); `params` counts the position embedding."""
+
+    width: int
+    heads: int
+    depth: int
+    params: int
+
+
+BACKBONES = {
+    "deit-tiny": BackboneConfig(width=192, heads=3, depth=12, params=5_403_840),
+    "deit-small": BackboneConfig(width=384, heads=6, depth=12, params=21_424_512),
+    "deit-base": BackboneConfig(width=768, heads=12, depth=12, params=85_316_352),
+}
+
+
+@dataclass(frozen=True)
+class AlignerConfig:
+    """Alignment learned without labels (docs/alignment.md).
+
+    `points`: places of the canonical frame that the aligner predicts, (x, y) in half-sides (-1..1, corners at the
+    pixel edges). `scale`: the part of that frame, by side, that the canonical view shows. `steps`: which stage each
+    step uses. `similarity_steps`: how many of them, from the first, only turn, scale and shift: shear and aspect are
+    hard to see, and what a step gets wrong of them while the face is still askew takes many steps to undo.
+    `projection_dim`: numbers kept of each token. `residual`: how far the last step may still move the face,
+    root-mean-square over the points in half-sides, for a confidence of one half.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    scale: float
+    steps: tuple[int, ...]
+    similarity_steps: int
+    projection_dim: int
+    residual: float
+
+    @property
+    def stages(self) -> int:
+        """How many trained stages `steps` draws on."""
+        return max(self.steps) + 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that defines a model but its numbers, and how to feed it."""
+
+    name: str
+    architecture: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    images_seen: int
+    training_data: str
+    description: str
+    license: str = "other"
+    license_link: str = ""
+    projector_dim: int | None = None
+    projector_mode: ProjectorMode = "linear"
+    aligner: AlignerConfig | None = None
+    expansion: int = 2
+    matching_use: Use = "backbone"
+    regression_use: Use = "backbone"
+    few_shot_use: Use = "backbone"  # for a regressor on at most regressor.FEW annotated faces
+    prior_sigma: float = 0.0  # input px: see match_landmarks; 0 switches the prior off
+    input_size: int = 96
+    patch_size: int = 8
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.architecture not in BACKBONES:
+            raise IncompatibleWeightsError(
+                f"Model {self.name!r} has the architecture {self.architecture!r}; known are {sorted(BACKBONES)}."
+            )
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The row of `BACKBONES` that this model's architecture names."""
+        return BACKBONES[self.architecture]
+
+    @property
+    def params(self) -> int:
+        """Parameters of the backbone, position embedding included, projector and aligner not (the paper's count)."""
+        return self.backbone.params
+
+    def to_json(self) -> str:
+        """The text of config.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Read config.json; raises IncompatibleWeightsError where a field is missing, unknown or no JSON at all."""
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            for name in ("mean", "std"):
+                fields[name] = tuple(fields[name])
+            aligner = fields["aligner"]
+            if aligner is not None:
+                aligner["points"] = tuple((float(x), float(y)) for x, y in aligner["points"])
+                aligner["steps"] = tuple(aligner["steps"])
+                fields["aligner"] = AlignerConfig(**aligner)
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IncompatibleWeightsError(
+                f"This config.json does not describe a scemae model ({type(error).__name__}: {error}). "
+                "Was it written by another version of scemae, or edited by hand?"
+            ) from error
+
+
+class ModelId(NamedTuple):
+    """Which model made a value: its name and the SHA-256 of its weight file."""
+
+    name: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.sha256[:12]})"

@@ -1,0 +1,130 @@
+"""Model cards, written from config.json, the header of a regressor and the files' hashes, never by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scemae.model.config import ModelConfig
+from scemae.weights.model_folder import CARD
+
+FILE_ROW = re.compile(r"^\| ([\w-]+\.(?:safetensors|json)) \| [\d,]+ bytes, SHA-256 `([0-9a-f]{64})` \|$", re.M | re.A)
+LINKED = re.compile(r"\]\(([\w-]+\.(?:png|jsonl))\)", re.A)
+RUN_HEADING = "## How it was made: "  # of a section of a model's card
+PURPOSE = """\
+It is for finding points of faces: matching landmarks between pictures, and fitting a landmark detector on a few
+annotated ones. It is not for identification, not for reading emotions or character, and not for surveillance. How
+well it works for different groups of people has not been measured.
+"""
+
+
+def model_card(config: ModelConfig, weights_sha256: str, weights_bytes: int) -> str:
+    """The README.md of a model folder: Hub metadata, what the model is, what it is not, how to use it."""
+    aligner = "learned without labels" if config.aligner else "none"
+    projector = f"1 x 1, {config.projector_dim} dimensions" if config.projector_dim else "none"
+    text = config.to_json().encode()
+    return f"""---
+library_name: scemae
+pipeline_tag: keypoint-detection
+license: {config.license.lower()}
+license_link: {config.license_link}
+tags: [face, landmarks, self-supervised, masked-autoencoder]
+---
+
+# {config.name}
+
+{config.description}
+
+| | |
+|---|---|
+| backbone | {config.architecture}, {config.params:,} parameters |
+| input | {config.input_size} x {config.input_size} px, patches of {config.patch_size} px |
+| projector | {projector} |
+| alignment | {aligner} |
+| training data | {config.training_data} |
+| images seen | {config.images_seen:,} |
+| licence of the weights | {config.license} ({config.license_link}) |
+{_file_row("model.safetensors", weights_bytes, weights_sha256)}
+{_file_row("config.json", len(text), hashlib.sha256(text).hexdigest())}
+
+```python
+import scemae
+
+model = scemae.{load_call(config.name)}
+```
+
+{PURPOSE}"""
+
+
+def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha256: str, size: int) -> str:
+    """The README.md of a landmark regressor on the Hub. `header`: the JSON in its file; `held_out_error`: or nan."""
+    kind = header["kind"]
+    faces = "1 annotated face" if header["faces"] == 1 else f"{header['faces']} annotated faces"
+    of = error_unit(header["asked"]["normalizer"], header["landmarks"])
+    error = "not known" if held_out_error != held_out_error else f"{100 * held_out_error:.2f} % of {of}"
+    return f"""---
+library_name: scemae
+pipeline_tag: keypoint-detection
+tags: [face, landmarks, few-shot]
+---
+
+# {repo.rpartition("/")[2]}
+
+A detector of {header["landmarks"]} landmarks of a face, fitted on {faces}.
+
+| | |
+|---|---|
+| landmarks | {", ".join(header["names"] or ["not named"])} |
+| error on held-out faces | {error} |
+| features | {kind["model"][0]} (SHA-256 `{kind["model"][1]}`), {header["use"]}, expansion {kind["expansion"]} |
+| head | {header["head"]} |
+{_file_row("regressor.safetensors", size, sha256)}
+
+```python
+from scemae import LandmarkRegressor
+
+regressor = LandmarkRegressor.load("hf-hub:{repo}")
+```
+
+{PURPOSE}"""
+
+
+def error_unit(normalizer: Sequence[str] | Sequence[int] | None, landmarks: int) -> str:
+    """What a regressor of so many landmarks gives its errors as a part of."""
+    if normalizer is not None:
+        return "the distance of landmarks {}, {}".format(*normalizer)
+    return "the landmarks' diagonal" if landmarks > 1 else "the side of the square that the model saw"
+
+
+def load_call(source: str) -> str:
+    """How a model is loaded, as the cards show it."""
+    return f'load_model("{source}")'
+
+
+def find_card_hashes(card: str) -> dict[str, str]:
+    """File name -> SHA-256, of the files that a card states it of."""
+    return dict(FILE_ROW.findall(card))
+
+
+def linked_files(card: str, folder: Path) -> list[str]:
+    """The pictures and logs that a card shows or links to, those of them that are in its folder."""
+    return [name for name in LINKED.findall(card) if (folder / name).is_file()]
+
+
+def _file_row(name: str, size: int, sha256: str) -> str:
+    return f"| {name} | {size:,} bytes, SHA-256 `{sha256}` |"
+
+
+def copy_earlier_sections(source: Path, folder: Path) -> str:
+    """The chapters of a card, the files that they link to copied beside the new one."""
+    if not (source / CARD).is_file():
+        return ""
+    card = (source / CARD).read_text(encoding="utf-8")
+    chapters = card[card.find(f"\n{RUN_HEADING}") :] if RUN_HEADING in card else ""
+    for name in linked_files(chapters, source):
+        shutil.copyfile(source / name, folder / name)
+    return chapters

@@ -1,0 +1,345 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from training_runs import Other, log_of, state_of
+
+import scemae
+from scemae.cli.dataclass_options import add_fields, given_fields
+from scemae.cli.main import main
+from scemae.model.config import BACKBONES, BackboneConfig
+from scemae.training.run_config import STAGE1_PRESETS, CardFields, RunOptions, Stage1Config
+
+SMALL = (
+    *("--architecture", "test-tiny", "--patch-size", "16", "--batch-size", "4", "--steps", "6"),
+    *("--decoder-width", "16", "--decoder-depth", "1", "--precision", "float32", "--no-compile"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _architecture(tiny_backbone):
+    """Every test here trains it."""
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of eight pictures."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((100, 100)).save(folder / f"{number}.png")
+    return folder
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def train(capsys, *words):
+    return run(capsys, "train", "stage1", *SMALL, *words)
+
+
+# ---- from the fields of a dataclass to options
+
+
+def parser_of(kind, presets):
+    import argparse
+
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_fields(parser, kind, presets)
+    return parser
+
+
+WORDS = {
+    "architecture": ("deit-small", "deit-small"),
+    "mean": ("0.1,0.2,0.3", (0.1, 0.2, 0.3)),
+    "std": (["0.1", "0.2", "0.3"], (0.1, 0.2, 0.3)),
+    "betas": (["0.8,", "0.9"], (0.8, 0.9)),
+    "crop_area": ("0.5 1", (0.5, 1.0)),
+    "crop_ratio": ("1,1", (1.0, 1.0)),
+    "clip_norm": ("1.5", 1.5),
+    "continue_from": ("scemae-tiny", "scemae-tiny"),
+    "precision": ("bf16", "bf16"),
+    "compile": (None, True),
+    "normalise_pixels": ("no", False),
+    "resume": (None, True),
+    "overwrite": (None, True),
+}
+
+
+@pytest.mark.parametrize("kind", [Stage1Config, RunOptions, CardFields])
+def test_every_field_can_be_set(kind):
+    example = CardFields(name="a", training_data="b") if kind is CardFields else kind()
+    parser = parser_of(kind, {"": example})
+    for field in dataclasses.fields(kind):
+        default = getattr(example, field.name)
+        other = f"{default}x" if isinstance(default, str) else 7 if isinstance(default, int) else 0.125
+        words, value = WORDS.get(field.name, (str(other), other))
+        flag = "--" + field.name.replace("_", "-")
+        if words == "no":
+            line = [flag.replace("--", "--no-")]
+        else:
+            line = [flag, *([] if words is None else [words] if isinstance(words, str) else words)]
+        given = given_fields(parser.parse_args(line), kind)
+        assert given == {field.name: value}
+        assert type(given[field.name]) is type(value)
+    assert given_fields(parser.parse_args([]), kind) == {}
+
+
+def test_none_is_a_value():
+    parser = parser_of(Stage1Config, STAGE1_PRESETS)
+    assert given_fields(parser.parse_args(["--clip-norm", "none"]), Stage1Config) == {"clip_norm": None}
+
+
+def test_help_comes_from_the_comments_and_names_what_presets_say(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "stage1", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--learning-rate FLOAT at its highest [cpu: 0.001, paper: 0.0003]" in text
+    assert (
+        "--mask-ratio FLOAT part of the patches that the encoder does not see; the paper gives no number [0.75]" in text
+    )
+    assert "--clip-norm FLOAT|none" in text
+    assert "--normalise-pixels, --no-normalise-pixels" in text
+    assert "--precision {auto,float32,bf16}" in text
+    for kind in (Stage1Config, RunOptions, CardFields):
+        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)]
+        assert all(f"{flag} " in text or f"{flag}, " in text for flag in flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--mean", "0.1,0.2"), "--mean: wanted 3 numbers"),
+        (("--betas", "a,b"), "--betas: wanted 2 numbers"),
+        (("--steps", "many"), "invalid int value"),
+        (("--precision", "fp8"), "invalid choice"),
+        (("--mask-ration", "0.5"), "unrecognized arguments"),
+        (("--preset", "gpu"), "invalid choice"),
+    ],
+)
+def test_words_that_are_no_settings(capsys, images, tmp_path, words, said):
+    with pytest.raises(SystemExit) as stopped:
+        train(capsys, "--data", images, "--out", tmp_path / "run", *words)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+# ---- the commands
+
+
+def test_images_become_a_pack_and_a_model(capsys, images, tmp_path):
+    out = tmp_path / "run"
+    code, text, _ = train(capsys, "--data", images, "--out", out, "--json", "--license", "MIT", "--mask-ratio", "0.6")
+    assert code == 0
+    result = json.loads(text)
+    assert (result["model"], result["step"], result["steps"]) == (str(out / "model"), 6, 6)
+    assert result["loss"] == log_of(out)[-1]["loss"]
+    assert "float32" in result["hardware"]
+    assert (out / "pack" / "pack.json").exists()
+    config = scemae.model_info(out / "model").config
+    assert (config.name, config.training_data, config.license) == ("run", "8 faces of images", "MIT")
+    saved = json.loads(state_of(out)["config"])
+    assert (saved["mask_ratio"], saved["steps"], saved["learning_rate"]) == (0.6, 6, 1e-3)
+    code, text, _ = run(capsys, "info", f"local-dir:{out}/model")
+    assert code == 0
+    assert "images_seen: 24" in text
+
+
+def test_the_preset_is_where_settings_start(capsys, images, tmp_path):
+    code, _, _ = train(capsys, "--data", images, "--out", tmp_path / "run", "--preset", "paper", "--decoder-heads", "4")
+    assert code == 0
+    saved = Stage1Config.from_json(state_of(tmp_path / "run")["config"])
+    given = {"architecture": "test-tiny", "patch_size": 16, "batch_size": 4, "steps": 6}
+    assert saved == dataclasses.replace(
+        STAGE1_PRESETS["paper"], **given, decoder_width=16, decoder_depth=1, decoder_heads=4
+    )
+
+
+def test_a_run_is_resumed_and_its_pack_used_again(capsys, images, tmp_path):
+    out = tmp_path / "run"
+    words = ("--data", images, "--out", out, "--name", "mine")
+    assert json.loads(train(capsys, *words, "--max-hours", "0", "--json")[1])["step"] == 1
+    (images / "new.png").write_bytes((images / "1.png").read_bytes())  # the run goes on with the faces it has
+    code, text, _ = train(capsys, *words, "--resume")
+    assert code == 0
+    assert "step 6 of 6, loss 0." in text or "step 6 of 6, loss 1." in text
+    assert text.endswith(f"model: local-dir:{out}/model\n")
+    assert scemae.model_info(out / "model").config.name == "mine"
+    code, _, err = train(capsys, *words)
+    assert code == 2
+    assert "--resume" in err
+    assert err.count("\n") == 1
+    code, _, err = train(capsys, *words, "--resume", "--seed", "4")
+    assert code == 2
+    assert "seed: 0 -> 4" in err
+    assert train(capsys, *words, "--overwrite")[0] == 0
+    assert scemae.model_info(out / "model").config.training_data == "9 faces of images"
+    code, _, err = train(capsys, *words, "--overwrite", "--continue-from", f"local-dir:{out}/model")
+    assert code == 2
+    assert "model is where this run would start and what it would replace" in err
+    assert scemae.model_info(out / "model").config.name == "mine"
+    (tmp_path / "others").mkdir()
+    code, _, err = train(capsys, "--data", tmp_path / "others", "--out", out, "--resume")
+    assert code == 2
+    assert "was made of" in err
+
+
+def test_a_pack_is_taken_as_it_is(capsys, images, tmp_path):
+    code, text, _ = run(capsys, "data", "pack", images, tmp_path / "pack", "--size", "112")
+    assert code == 0
+    assert "8 faces of 112 x 112 px" in text
+    assert train(capsys, "--data", tmp_path / "pack", "--out", tmp_path / "run")[0] == 0
+    assert not (tmp_path / "run" / "pack").exists()
+
+
+def test_data_pack_counts_what_it_leaves_out(capsys, images, tmp_path):
+    (images / "3.png").write_bytes(b"")
+    out = tmp_path / "pack"
+    code, text, _ = run(capsys, "data", "pack", images, out, "--json")
+    assert code == 0
+    result = json.loads(text)
+    assert (result["out"], result["faces"], result["size"]) == (str(out), 7, 136)
+    assert list(result["skipped"]) == ["3.png"]
+    assert "left out: 3.png: " in run(capsys, "data", "pack", images, out, "--overwrite")[1]
+    code, _, err = run(capsys, "data", "pack", images, out)
+    assert code == 2
+    assert "--overwrite" in err
+    (images / "4.png").write_bytes(b"")
+    code, _, err = run(capsys, "data", "pack", images, tmp_path / "other", "--json")
+    assert code == 2
+    assert json.loads(err)["error"] == "DataError"
+    assert run(capsys, "data", "pack", images, tmp_path / "other", "--skip-at-most", "0.5")[0] == 0
+
+
+def test_boxes_of_a_folder_and_of_a_tar(capsys, images, tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "faces.tar", "w") as archive:
+        archive.add(images / "2.png", "faces/2.png")
+    for table, source, name in (
+        (tmp_path / "folder.csv", images, "images/2.png"),
+        (tmp_path / "tar.csv", tmp_path / "faces.tar", "faces/2.png"),
+    ):
+        table.write_text(f"path,x0,y0,x1,y1\n{name},20,20,68,68\n")
+        out = tmp_path / table.stem
+        words = ("--boxes", table, "--skip-at-most", "0.9", "--json")
+        code, text, err = run(capsys, "data", "pack", source, out, *words)
+        assert code == 0, err
+        assert json.loads(text)["faces"] == 1
+    packs = [np.fromfile(tmp_path / name / "squares.uint8", np.uint8) for name in ("folder", "tar")]
+    assert np.array_equal(*packs)
+
+
+def test_bad_input_is_one_clear_line(capsys, images, tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "run"
+    for words, said in (
+        (("--data", tmp_path / "empty", "--out", out), "holds no images"),
+        (("--data", tmp_path / "absent", "--out", out), "no such file or folder"),
+        (("--data", images, "--out", out, "--mask-ratio", "2"), "mask_ratio is 2.0; it must be in 0..1"),
+        (("--data", images, "--out", out, "--continue-from", "scemae-tyni"), "Did you mean 'scemae-tiny'"),
+        (("--data", images, "--out", out, "--resume", "--overwrite"), "cannot both be"),
+        (("--data", images, "--out", images / "1.png"), "cannot be written"),
+    ):
+        code, text, err = train(capsys, *words)
+        assert (code, text) == (2, ""), words
+        assert said in err
+        assert err.count("\n") == 1
+    code, _, err = run(capsys, "data", "pack", tmp_path / "absent", tmp_path / "pack", "--json")
+    assert json.loads(err)["error"] == "DataError"
+
+
+def test_several_processes_do_not_pack(capsys, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = train(capsys, "--data", images, "--out", tmp_path / "run")
+    assert code == 2
+    assert "scemae data pack" in err
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.delitem(sys.modules, "scemae.cli.train_commands")
+    for words in (("train", "stage1", "--data", "faces", "--out", "run"), ("data", "pack", "faces", "pack")):
+        code, _, err = run(capsys, *words)
+        assert code == 2
+        assert 'pip install "scemae[train]"' in err
+    assert "no_faces" in run(capsys, "data", "check", "celeba", "no_faces")[2]
+
+
+def test_other_commands_do_not_load_the_training():
+    code = (
+        "import sys; from scemae.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "main(['models'])\n"
+        "assert not [name for name in sys.modules if name.startswith(('scemae.training', 'torch', 'accelerate'))]"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "train" in shown
+    assert "data" in shown
+
+
+def interrupted_command(words):
+    BACKBONES["test-tiny"] = BackboneConfig(width=32, heads=2, depth=2, params=0)
+    sys.exit(main(words))
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_model(capfd, images, tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "stage1", *SMALL, "--data", str(images), "--out", str(out), "--steps", "100000"]
+    process = Other(tmp_path / "note", interrupted_command, words)
+    end = time.monotonic() + 60
+    while not (out / "log.jsonl").exists() or (out / "log.jsonl").stat().st_size == 0:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.kill(process.process.pid, signal.SIGINT)
+    assert process.end() == 130
+    step = state_of(out)["step"]
+    assert 0 < step < 100_000
+    assert scemae.model_info(out / "model").config.images_seen == 4 * step
+    assert f"step {step} of 100,000" in (out / "model" / "README.md").read_text().replace("steps | ", "step ")
+
+
+# ---- launchers
+
+
+LAUNCHERS = {
+    "accelerate": ("accelerate.commands.launch", "--num_processes", "2", "--cpu"),
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launched(images, tmp_path, launcher):
+    """Without MPI `accelerate launch --cpu` starts one process, whatever number it is given; the command says so."""
+    from scemae.training.pack import pack_faces
+
+    pack_faces(images, tmp_path / "pack")
+    words = ["-m", "scemae", "train", "stage1", "--data", str(tmp_path / "pack"), "--out", str(tmp_path / "run")]
+    small = list(SMALL)
+    small[small.index("test-tiny")], small[small.index("16")] = "deit-tiny", "32"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[launcher], *words, *small, "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    processes = 2 if launcher == "torchrun" else 1
+    assert json.loads(done.stdout)["hardware"].startswith(f"{processes} x ")  # told once
+    assert ("starts a single process" in done.stderr) == (processes == 1)
+    assert len(log_of(tmp_path / "run")) == 6
+    assert scemae.load_model(f"local-dir:{tmp_path}/run/model").config.images_seen == 24
