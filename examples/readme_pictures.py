@@ -34,15 +34,16 @@ def draw_faces():
     tilted = Image.open(new.path).rotate(25, Image.Resampling.BICUBIC, center=(225.5, 131.5))
     found = regressor.predict(tilted, boxes=new.box)
 
-    side, second = draw.PANEL, draw.PANEL + draw.GAP
+    side, cut = draw.PANEL, 42  # px of a panel, and of them cut off at the outer sides
+    target = side + draw.GAP  # where the panel of the first target begins
     panels = {  # without the captions and the legends
-        "similarity to a nose tip": similar.draw_similarity().crop((second, 0, second + side, side)),
-        "matched points, no training": matches.draw().crop((0, 0, second + side, side)),
-        "detector from one face": found.draw().crop((0, 0, side, side)),
+        "similarity to a nose tip": similar.draw_similarity().crop((target + cut, 0, target + side - cut, side)),
+        "matched points, no training": matches.draw().crop((cut, 0, target + side - cut, side)),
+        "detector from one face": found.draw().crop((cut, 0, side - cut, side)),
     }
-    titles = [Image.new("RGB", (panel.width, 52), DARK) for panel in panels.values()]
+    titles = [Image.new("RGB", (panel.width, 48), DARK) for panel in panels.values()]
     for title, text in zip(titles, panels, strict=True):
-        draw.write(ImageDraw.Draw(title), (title.width / 2, 32), text, 30, anchor="mm")
+        draw.write(ImageDraw.Draw(title), (title.width / 2, 30), text, 27, anchor="mm")
     return draw.stack_rows([draw.row(titles), draw.row(list(panels.values()))])
 
 
@@ -63,7 +64,7 @@ def draw_curve():
     axes.text(112, errors[-1], "scemae", color=ACCENT, va="center", weight="bold")
     for count, error, deviation in zip(FEW_SHOT_COUNTS, errors, deviations, strict=True):
         axes.text(count, error - deviation - 0.5, f"{error:.2f}", color=ACCENT, ha="center", va="top", size=13)
-    axes.text(300, 23, "dashed: published, with\nanother head, not aligned", ha="right", va="top", size=13)
+    axes.text(280, 23, "dashed: published, with\nanother head, not aligned", ha="right", va="top", size=13)
     axes.set(
         xscale="log",
         xlim=(0.78, 300),
