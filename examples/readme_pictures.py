@@ -26,18 +26,17 @@ def draw_faces():
     model = scemae.load_model()
     images, boxes = [annotated.path, new.path], [annotated.box, new.box]
     fine = scemae.extract_features(model, images, boxes=boxes, expansion=4)
-    nose = {"nose_tip": annotated.landmarks["nose_tip"]}
-    similar = scemae.match_landmarks(fine[0], nose, fine[1], use="projected", keep_similarity=True)
+    similar = scemae.match_landmarks(fine[0], annotated.landmarks, fine[1], use="projected", keep_similarity=True)
+    heat = similar.draw_similarity("nose_tip")
     faces = scemae.extract_features(model, images, boxes=boxes)
     matches = scemae.match_landmarks(faces[0], annotated.landmarks, faces[1], use="both")
     regressor = scemae.fit_regressor(model, faces[0], annotated.landmarks | EYES | NOSE)
     tilted = Image.open(new.path).rotate(25, Image.Resampling.BICUBIC, center=(225.5, 131.5))
     found = regressor.predict(tilted, boxes=new.box)
-
     side, cut = draw.PANEL, 42  # px of a panel, and of them cut off at the outer sides
     target = side + draw.GAP  # where the panel of the first target begins
     panels = {  # without the captions and the legends
-        "similarity to a nose tip": similar.draw_similarity().crop((target + cut, 0, target + side - cut, side)),
+        "similarity to a nose tip": heat.crop((target + cut, 0, target + side - cut, side)),
         "matched points, no training": matches.draw().crop((cut, 0, target + side - cut, side)),
         "detector from one face": found.draw().crop((cut, 0, side - cut, side)),
     }
@@ -65,15 +64,10 @@ def draw_curve():
     for count, error, deviation in zip(FEW_SHOT_COUNTS, errors, deviations, strict=True):
         axes.text(count, error - deviation - 0.5, f"{error:.2f}", color=ACCENT, ha="center", va="top", size=13)
     axes.text(280, 23, "dashed: published, with\nanother head, not aligned", ha="right", va="top", size=13)
-    axes.set(
-        xscale="log",
-        xlim=(0.78, 300),
-        ylim=(0, 24),
-        xlabel="annotated faces",
-        ylabel="error, % of inter-ocular distance",
-    )
+    axes.set(xscale="log", xlim=(0.78, 300), ylim=(0, 24))
+    axes.set(xlabel="annotated faces", ylabel="error, % of inter-ocular distance")
     axes.set_xticks(FEW_SHOT_COUNTS, FEW_SHOT_COUNTS)
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
     axes.grid(axis="y", color=LIGHT, alpha=0.12)
     return figure
 
