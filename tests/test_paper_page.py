@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from test_docs import FENCE, options_of
 
-from scemae.cli.main import TRAINING
 from scemae.evaluation import paper_results
 from scemae.training.run_config import STAGE1_PRESETS, STAGE2_PRESETS
 
@@ -26,6 +25,7 @@ WORDS = ["MAE", "CARB", "LCR", "cover-and-stride", "attentive", "density peak cl
 WORDS += ["hypercolumn", "projector", "temperature", "repellence", "t-SNE"]
 CODE = re.compile(r"`(scemae/[\w/]+\.py)(?:: (\w+))?`")
 COMMANDS = sorted(set(re.findall(r"`scemae ([a-z][^`]*)`", PROSE)))
+GROUPS = ("train", "eval", "data")  # commands with commands of their own
 LEFT_OUT = {"eval": "--data FOLDER --out OUT", "train": "--data PACK --out RUN"}  # as the page says
 SETTINGS = [row for row in TABLES if row[0] in ("stage 1", "stage 2")]
 
@@ -51,7 +51,7 @@ def test_each_part_of_the_paper_has_a_row(label):
 
 
 def test_each_row_has_a_verdict():
-    assert all(len(row) == 4 and row[3] for row in MAPPED if row[1] or row[2])
+    assert all(len(row) == 4 and row[3] for row in MAPPED)
 
 
 @pytest.mark.parametrize("label", [*EQUATIONS, *TABLE_NAMES, "Fig. 5"])
@@ -74,7 +74,7 @@ def test_the_code_exists(path, name):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_parse(command):
     words = shlex.split(command)
-    if len(words) == 1 or (len(words) == 2 and words[0] in TRAINING):  # only named
+    if len(words) == 1 or (len(words) == 2 and words[0] in GROUPS):  # only named
         with pytest.raises(SystemExit) as end:
             options_of([*words, "--help"])
         assert end.value.code == 0
