@@ -8,8 +8,10 @@ from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
 import scemae
-from scemae.detector.augmentation import _copies, augment_faces
-from scemae.detector.heads import CascadeHead, HeatmapHead
+from scemae.detector.augmentation import _copy_count, augment_faces
+from scemae.detector.cascade import CascadeHead
+from scemae.detector.heatmap import HeatmapHead
+from scemae.detector.map_reader import MapReader
 from scemae.errors import (
     IncompatibleFeaturesError,
     IncompatibleWeightsError,
@@ -138,13 +140,13 @@ def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmark
             scemae.fit_regressor(model, faces, [s.landmarks for s in samples], normalizer=normalizer)
 
 
-def test_a_loaded_regressor_is_fitted_anew_as_if_it_had_not_been_saved(tmp_path, model, faces, landmarks):
+def test_a_loaded_regressor_is_fitted_again_as_if_it_had_not_been_saved(tmp_path, model, faces, landmarks):
     one = scemae.fit_regressor(model, faces[0], landmarks[:1])
     one.save(tmp_path / "one.safetensors")
     loaded = scemae.LandmarkRegressor.load(tmp_path / "one.safetensors", model)
     assert loaded.get_params() == one.get_params()
     assert (loaded.use, loaded.head) == (None, "cascade")
-    assert loaded.fit(faces, landmarks).head_.ridge == one.fit(faces, landmarks).head_.ridge
+    assert loaded.fit(faces, landmarks).head_.ridge_ == one.fit(faces, landmarks).head_.ridge_
 
 
 def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
@@ -158,7 +160,7 @@ def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
         scemae.fit_regressor(model, faces, named, mirror="on")
 
 
-class Pixels:
+class PixelModel:
     """A model whose maps hold the pixels of the view, at the centres of the cells."""
 
     def __init__(self, model):
@@ -183,12 +185,10 @@ def test_the_copies_of_a_face_show_each_landmark_where_they_say(model, swap):
     ramp = np.arange(256, dtype=np.uint8)
     picture = np.stack([*np.meshgrid(ramp, ramp), np.zeros((256, 256), dtype=np.uint8)], axis=-1)
     landmarks = np.array([[(110.0, 115.0), (150.0, 112.0), (131.0, 140.0)]])
-    pixels = Pixels(model)
+    pixels = PixelModel(model)
     features = scemae.extract_features(pixels, picture, boxes=(70, 70, 190, 190), align=False)
-    regressor = scemae.LandmarkRegressor(pixels)
-    regressor.use_, regressor.head_ = "backbone", CascadeHead()
-    regressor.mean_, regressor.std_ = torch.zeros(3), torch.ones(3)
-    data = augment_faces(pixels, features, landmarks, swap, regressor.head_, regressor._read)
+    reader = MapReader("backbone", torch.zeros(3), torch.ones(3))
+    data = augment_faces(pixels, features, landmarks, swap=swap, head=CascadeHead(), reader=reader)
     sides = 1 if swap is None else 2
     assert (len(data.maps), data.originals.sum(), data.mirrored.sum()) == (10 + sides, 1, 0 if swap is None else 6)
     read = 255 * sample_at(data.maps, data.grid, data.landmarks)[..., :2]
@@ -200,7 +200,7 @@ def test_the_copies_of_a_face_show_each_landmark_where_they_say(model, swap):
 
 @pytest.mark.parametrize(("faces", "copies"), [(1, 10), (2, 5), (3, 4), (100, 4), (150, 2), (400, 1), (401, 0)])
 def test_few_faces_have_many_copies(faces, copies):
-    assert _copies(faces) == copies
+    assert _copy_count(faces) == copies
 
 
 def test_the_fixed_crop_works_too(model, samples, landmarks):
@@ -276,7 +276,7 @@ def test_a_file_that_cannot_be_loaded_says_why(tmp_path, model, regressor):
         with pytest.raises(WeightsIntegrityError, match="truncated"):
             scemae.LandmarkRegressor.load(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(IncompatibleWeightsError, match="no landmark regressor"):
+    with pytest.raises(IncompatibleWeightsError, match="not a landmark regressor"):
         scemae.LandmarkRegressor.load(path)
 
 
@@ -300,24 +300,44 @@ def test_another_model_is_refused(tmp_path, model, regressor, faces):
             regressor.predict(replace(faces, **change))
 
 
-def test_bad_input_is_refused(tmp_path, model, faces, landmarks, regressor):
+@pytest.mark.parametrize(
+    ("faces_given", "options", "error", "message"),
+    [
+        pytest.param(1, {}, LandmarkInputError, "for 1 faces, but there are 2", id="landmarks of fewer faces"),
+        pytest.param(2, {"names": ["a", "b"]}, LandmarkInputError, "2 names for 8", id="fewer names"),
+        pytest.param(2, {"names": ["a", *"aceghij"]}, LandmarkInputError, "same name", id="a name twice"),
+        pytest.param(2, {"head": "mlp"}, OptionError, "head is 'mlp'", id="unknown head"),
+        pytest.param(
+            2,
+            {"mirror": False},
+            OptionError,
+            "mirror is False; it must be 'auto', 'off' or a list",
+            id="mirror is not one of its values",
+        ),
+    ],
+)
+def test_bad_input_of_fit_is_refused(model, faces, landmarks, faces_given, options, error, message):
+    with pytest.raises(error, match=message):
+        scemae.fit_regressor(model, faces, landmarks[:faces_given], **options)
+
+
+def test_a_regressor_that_is_not_fitted_says_so(tmp_path, model, faces):
+    regressor = scemae.LandmarkRegressor(model)
     with pytest.raises(NotFittedError, match="call fit"):
-        scemae.LandmarkRegressor(model).predict(faces)
-    with pytest.raises(LandmarkInputError, match="for 1 faces, but there are 2"):
-        scemae.fit_regressor(model, faces, landmarks[:1])
-    with pytest.raises(LandmarkInputError, match="2 names for 8"):
-        scemae.fit_regressor(model, faces, landmarks, names=["a", "b"])
-    with pytest.raises(LandmarkInputError, match="same name"):
-        scemae.fit_regressor(model, faces, landmarks[:, :2], names=["a", "a"])
-    with pytest.raises(OptionError, match="head is 'mlp'"):
-        scemae.fit_regressor(model, faces, landmarks, head="mlp")
+        regressor.predict(faces)
+    with pytest.raises(NotFittedError, match="call fit"):
+        regressor.save(tmp_path / "r.safetensors")
+
+
+def test_landmarks_that_cannot_be_scored_are_refused(model, faces, landmarks, regressor):
     with pytest.raises(LandmarkInputError, match="8 names for 5 landmarks"):
         regressor.score(faces, landmarks[:, :5].tolist())
-    with pytest.raises(OptionError, match="mirror is False; it must be 'auto', 'off' or a list"):
-        scemae.fit_regressor(model, faces, landmarks, mirror=False)
     nameless = scemae.LandmarkRegressor(model, head=CascadeHead(ridge=1.0), mirror="off").fit(faces, landmarks)
     with pytest.raises(LandmarkInputError, match="landmarks have names, those of the regressor have none"):
         nameless.score(faces, [{str(k): xy for k, xy in enumerate(face)} for face in landmarks])
+
+
+def test_a_folder_that_is_missing_is_not_made(tmp_path, regressor):
     with pytest.raises(OutputError, match="no folder"):
         regressor.save(tmp_path / "nowhere" / "r.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -329,3 +349,9 @@ def test_the_header_is_json(tmp_path, regressor):
     regressor.save(tmp_path / "r.safetensors")
     _, metadata = read_file(tmp_path / "r.safetensors")
     assert json.loads(metadata[REGRESSOR_FORMAT])["kind"]["model"] == list(regressor.model.id)
+
+
+def test_a_loaded_regressor_is_saved_as_the_same_file(tmp_path, model, regressor):
+    regressor.save(tmp_path / "first.safetensors")
+    scemae.LandmarkRegressor.load(tmp_path / "first.safetensors", model).save(tmp_path / "second.safetensors")
+    assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
