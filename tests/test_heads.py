@@ -163,7 +163,9 @@ def test_a_place_is_described_by_the_nine_places_around_it_row_by_column():
 # The cascade.
 
 
-@pytest.mark.parametrize("samples", [10, 40])  # fewer rows than features, and more
+@pytest.mark.parametrize(
+    "samples", [10, pytest.param(40, marks=pytest.mark.slow)]
+)  # fewer rows than features, and more
 def test_the_cascade_finds_planted_landmarks(everyone, samples):
     data, maps, shapes = everyone
     head = CascadeHead(samples=samples)
@@ -207,6 +209,7 @@ def test_state_brings_a_cascade_back(fitted, everyone):
     assert other.ridge_ == head.ridge_
 
 
+@pytest.mark.slow
 def test_held_out_predictions_are_those_of_a_head_without_the_block(everyone):
     """The jitter is drawn for all faces at once, so the head without the block sees other noise: close, not equal."""
     data, _, _ = everyone
@@ -248,6 +251,7 @@ def test_a_missing_landmark_touches_no_other(fitted, everyone):
     assert 0.005 < errors(before, after)[:, 2].max() < 1
 
 
+@pytest.mark.slow
 def test_a_landmark_missing_at_the_centre_changes_only_its_own_weights(everyone):
     """The nose is put at the mean of the others here, so the jitter of the others stays as it was."""
     data, _, _ = everyone
@@ -263,6 +267,7 @@ def test_a_landmark_missing_at_the_centre_changes_only_its_own_weights(everyone)
     assert difference[2] > 1e-3
 
 
+@pytest.mark.slow
 def test_the_ridge_is_chosen_on_held_out_faces(everyone):
     data, _, _ = everyone
     chosen = CascadeHead(samples=10)
@@ -335,7 +340,7 @@ def test_principal_components_hold_what_varies_most():
 # The heat maps.
 
 
-@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("block", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_heat_maps_learn_planted_landmarks_and_come_back_from_their_state(block):
     data = annotated_maps(random_faces(16), np.zeros(16, dtype=int), expansion=1)  # one block: none is held out
     head = HeatmapHead(heatmaps=8, steps=150, block=block)

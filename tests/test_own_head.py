@@ -7,6 +7,7 @@ from made_up_faces import coloured_faces
 from sklearn.base import clone
 
 import scemae
+from scemae.detector.cascade import CascadeHead
 from scemae.detector.head import HeadFit
 from scemae.errors import IncompatibleWeightsError, OptionError, RunError
 from scemae.evaluation.detection_scores import detection_scores, detection_tables
@@ -90,7 +91,8 @@ def test_it_is_saved_and_loaded(tmp_path, model, fitted, faces, landmarks):
 def test_a_file_of_another_head_says_so(tmp_path, model, fitted, faces, landmarks):
     own, built_in = tmp_path / "own.safetensors", tmp_path / "built_in.safetensors"
     fitted.save(own)
-    scemae.fit_regressor(model, faces[0], landmarks[:1]).save(built_in)
+    quick = CascadeHead(sigmas=(2.0,), samples=1)
+    scemae.fit_regressor(model, faces, landmarks, head=quick, mirror="off").save(built_in)
     with pytest.raises(IncompatibleWeightsError, match=r"the head 'template', which is not one .*head=\.\.\."):
         scemae.LandmarkRegressor.load(own, model)
     with pytest.raises(IncompatibleWeightsError, match=r"the head 'cascade'; head= is the class of 'template'"):

@@ -52,6 +52,7 @@ def test_batches_change_nothing(regressor, faces, monkeypatch):
     assert parts.faces == whole.faces
 
 
+@pytest.mark.slow
 def test_one_face_is_enough_and_claims_no_error(model, faces, samples, landmarks):
     one = scemae.fit_regressor(model, faces[0], samples[0].landmarks)
     assert np.isnan(one.held_out_error_)
@@ -61,6 +62,7 @@ def test_one_face_is_enough_and_claims_no_error(model, faces, samples, landmarks
     assert np.median(errors) < 0.12 * np.linalg.norm(landmarks[1, 0] - landmarks[1, 1])
 
 
+@pytest.mark.slow
 def test_the_held_out_error_is_of_faces_that_were_not_seen(model, faces, landmarks, regressor):
     """With two faces and a fixed ridge it is what fitting on one and testing on the other gives."""
     head = CascadeHead(ridge=4.0, samples=20)
@@ -77,6 +79,7 @@ def test_the_held_out_error_is_of_faces_that_were_not_seen(model, faces, landmar
     assert "held-out error" in repr(regressor)
 
 
+@pytest.mark.slow
 def test_missing_landmarks_are_left_out(model, faces, landmarks):
     partial = landmarks.copy()
     partial[0, 3] = np.nan
@@ -89,6 +92,7 @@ def test_missing_landmarks_are_left_out(model, faces, landmarks):
         scemae.fit_regressor(model, faces, partial)
 
 
+@pytest.mark.slow
 def test_a_face_that_cannot_be_normalised_is_learned_from_and_has_no_error(model, faces, landmarks):
     partial = landmarks.copy()
     partial[1, 0, 1] = np.nan  # half an eye
@@ -106,6 +110,7 @@ def test_a_face_that_cannot_be_normalised_is_learned_from_and_has_no_error(model
         scemae.fit_regressor(model, faces, partial)
 
 
+@pytest.mark.slow
 def test_a_single_landmark_is_measured_by_the_square(tmp_path, model, faces, landmarks):
     fitted = scemae.fit_regressor(model, faces, landmarks[:, 2:3])
     off = fitted.predict(faces).xy[:, 0] - landmarks[:, 2]
@@ -116,6 +121,7 @@ def test_a_single_landmark_is_measured_by_the_square(tmp_path, model, faces, lan
     assert "of the side of the square" in repr(fitted)
 
 
+@pytest.mark.slow
 def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
     hidden = landmarks.copy()
     hidden[0, 2] = 0  # what some annotations have for a landmark that is hidden
@@ -124,6 +130,7 @@ def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
     assert warned[0].filename == __file__  # where the user called
 
 
+@pytest.mark.slow
 def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmarks):
     landmark_index = [dict(enumerate(xy)) for xy in landmarks]
     fitted = scemae.fit_regressor(
@@ -140,6 +147,7 @@ def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmark
             scemae.fit_regressor(model, faces, [s.landmarks for s in samples], normalizer=normalizer)
 
 
+@pytest.mark.slow
 def test_a_loaded_regressor_is_fitted_again_as_if_it_had_not_been_saved(tmp_path, model, faces, landmarks):
     one = scemae.fit_regressor(model, faces[0], landmarks[:1])
     one.save(tmp_path / "one.safetensors")
@@ -149,6 +157,7 @@ def test_a_loaded_regressor_is_fitted_again_as_if_it_had_not_been_saved(tmp_path
     assert loaded.fit(faces, landmarks).head_.ridge_ == one.fit(faces, landmarks).head_.ridge_
 
 
+@pytest.mark.slow
 def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
     named = [s.landmarks for s in samples]
     pairs = [("left_eye", "right_eye"), ("left_mouth", "right_mouth")]
@@ -211,6 +220,7 @@ def test_the_fixed_crop_works_too(model, samples, landmarks):
     assert np.abs(found.xy - landmarks).max() < 12
 
 
+@pytest.mark.slow
 def test_the_papers_head(model, faces, landmarks):
     head = HeatmapHead(heatmaps=5, steps=60, rate=0.01)
     fitted = scemae.fit_regressor(model, faces, landmarks, head=head)
@@ -219,6 +229,7 @@ def test_the_papers_head(model, faces, landmarks):
     assert np.isfinite(fitted.held_out_error_)
 
 
+@pytest.mark.slow
 def test_scikit_learn_can_clone_and_cross_validate(model, faces, landmarks):
     regressor = scemae.LandmarkRegressor(model, mirror="off")
     copied = clone(regressor)
@@ -234,6 +245,7 @@ def test_scikit_learn_can_clone_and_cross_validate(model, faces, landmarks):
         regressor.set_params(alpha=1)
 
 
+@pytest.mark.slow
 def test_a_second_fit_heeds_its_own_settings(model, samples, landmarks):
     paths, boxes = [s.path for s in samples], [s.box for s in samples]
     regressor = scemae.LandmarkRegressor(model, expansion=2).fit(paths, landmarks, boxes=boxes)
@@ -242,6 +254,7 @@ def test_a_second_fit_heeds_its_own_settings(model, samples, landmarks):
     assert regressor.predict(paths, boxes=boxes).faces[0].alignment is None
 
 
+@pytest.mark.slow
 def test_images_are_seen_with_the_margin_of_the_features_that_were_fitted(model, samples, landmarks):
     paths, boxes = [s.path for s in samples], [s.box for s in samples]
     reflected = scemae.extract_features(model, paths, boxes=boxes, margin="reflect")
@@ -250,6 +263,7 @@ def test_images_are_seen_with_the_margin_of_the_features_that_were_fitted(model,
 
 
 @pytest.mark.parametrize("head", ["cascade", HeatmapHead(heatmaps=3, steps=2), HeatmapHead(3, block=True, steps=2)])
+@pytest.mark.slow
 def test_save_and_load_give_identical_predictions(tmp_path, model, faces, samples, head):
     fitted = scemae.fit_regressor(model, faces, [s.landmarks for s in samples], head=head)
     path = tmp_path / "lips.safetensors"
@@ -329,6 +343,7 @@ def test_a_regressor_that_is_not_fitted_says_so(tmp_path, model, faces):
         regressor.save(tmp_path / "r.safetensors")
 
 
+@pytest.mark.slow
 def test_landmarks_that_cannot_be_scored_are_refused(model, faces, landmarks, regressor):
     with pytest.raises(LandmarkInputError, match="8 names for 5 landmarks"):
         regressor.score(faces, landmarks[:, :5].tolist())
