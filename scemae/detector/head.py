@@ -43,8 +43,8 @@ class HeadFit:
     """What `Head.fit` reports.
 
     Attributes:
-        held_out: (m, K, 2), input px: landmarks of the m original faces, each predicted without its block; nan where
-            no face could be held out.
+        held_out: (m, K, 2), input px, float64: landmarks of the m original faces, each predicted without its block;
+            nan if none was held out.
         mirrored: whether mirror images were used.
     """
 
@@ -60,7 +60,7 @@ class Head(Protocol):
     such as `ridge_`. All tensors are on the CPU.
     """
 
-    name: ClassVar[str]  # under which files know the class; not that of a built-in head
+    name: ClassVar[str]  # a word for the class in files and tables; not that of a built-in head
     max_folds: ClassVar[int]  # into how many blocks, at most, the faces are divided to be held out; 1 holds none out
     moved_copies: ClassVar[bool]  # whether `fit` is given moved copies of the faces
 
@@ -68,10 +68,10 @@ class Head(Protocol):
         """The constructor's arguments, JSON-ready: `type(head)(**head.params())` is an equal head, not fitted."""
 
     def fit(self, data: AnnotatedMaps) -> HeadFit:
-        """Fit on all faces of `data`; hold its blocks out first, to tell the error on new faces.
+        """Fit on all faces of `data`, and before that without each block, to predict the faces of that block.
 
-        A face's label must not reach its held-out prediction, nor that of a face in its block. Whether the mirror
-        images help is for the head to decide. Equal data must give an equal fit.
+        A face's landmarks must not influence the held-out predictions of its block. The head decides whether to use
+        the mirror images. The same data must give the same fit.
         """
 
     def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:

@@ -257,7 +257,8 @@ class LandmarkRegressor(Estimator):
         Raises:
             WeightsIntegrityError: a damaged file.
             IncompatibleWeightsError: another kind of file, another model than the regressor was fitted on, or a head
-                that is not one of scemae's without head=. From the Hub, all that `load_model` raises.
+                that is not one of scemae's without head=.
+            From the Hub, also all that `load_model` raises.
         """
         validate_hub_options(hub)
         arguments, fitted = load_detector(path, model, head, hub)
