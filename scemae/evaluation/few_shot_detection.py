@@ -13,7 +13,9 @@ from tqdm.auto import tqdm
 
 from scemae import FaceFeatures, LandmarkRegressor, Landmarks, fit_regressor
 from scemae.datasets import FaceDataset
-from scemae.detector.heads import HeatmapHead
+from scemae.detector.built_in_heads import HEADS as BUILT_IN_HEADS
+from scemae.detector.head import Head
+from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import OptionError
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.setup import EvaluationSetup, data_settings
@@ -27,13 +29,13 @@ FAILURE = 10.0  # % of the inter-ocular distance: a face whose mean error is lar
 
 
 class PapersHead(HeatmapHead):
-    """The heat-map head, all of its time spent on the fit: no face is held out to tell an error that nobody reads."""
+    """The heat-map head without held-out faces, whose error is not used here: a quarter of the time."""
 
     max_folds = 1
 
 
-HEADS: dict[str, Any] = {
-    "cascade": "cascade",
+HEADS: dict[str, str | Head | None] = {
+    **{name: name for name in BUILT_IN_HEADS},
     "heatmap": PapersHead(),
     "heatmap-block": PapersHead(block=True),
     "mean-shape": None,
@@ -71,14 +73,19 @@ class MeanShape:
 
 @dataclass(frozen=True)
 class Fit:
-    """One regressor: the head, how many annotated faces, which draw of them."""
+    """One regressor: the head, one of `HEADS` or your own; how many annotated faces; which draw of them."""
 
-    head: str
+    head: str | Head
     count: int
     draw: int
 
     def __str__(self) -> str:
-        return f"{self.head}/{self.count}/{self.draw}"
+        return f"{self.head_name}/{self.count}/{self.draw}"
+
+    @property
+    def head_name(self) -> str:
+        """What it is called in files and tables."""
+        return self.head if isinstance(self.head, str) else self.head.name
 
     def chosen(self, pool: int) -> Array:
         """Which faces of the pool, the same for every head and every extractor."""
@@ -87,10 +94,13 @@ class Fit:
         return np.random.default_rng(self.draw).choice(pool, self.count, replace=False)
 
 
-def plan_fits(heads: Sequence[str], counts: Sequence[int], pool: int) -> list[Fit]:
-    """20 draws of one face, 5 of more, one of all; raises OptionError where the pool is too small."""
+def plan_fits(heads: Sequence[str | Head], counts: Sequence[int], pool: int) -> list[Fit]:
+    """20 draws of one face, 5 of more, one of all; raises OptionError where the pool is too small.
+
+    `heads`: names of `HEADS`, or heads of your own.
+    """
     for head in heads:
-        if head not in HEADS:
+        if isinstance(head, str) and head not in HEADS:
             raise OptionError(f"There is no head {head!r}; there are {', '.join(HEADS)}.")
     wrong = [count for count in counts if not 1 <= count <= pool]
     if wrong:
@@ -107,6 +117,7 @@ def detection_settings(
     setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit]
 ) -> dict[str, Any]:
     """What a run of `detect` is."""
+    own = {fit.head.name: fit.head.params() for fit in fits if not isinstance(fit.head, str)}
     return {
         "evaluation": "detection",
         **setup.settings(),
@@ -114,6 +125,7 @@ def detection_settings(
         "test": data_settings(test),
         "eyes": list(test.eyes),
         "fits": [str(fit) for fit in fits],
+        **({"own_heads": own} if own else {}),
     }
 
 
@@ -162,16 +174,17 @@ def _fit_missing(setup: EvaluationSetup, pool: FaceDataset, fits: Sequence[Fit],
 
 
 def _fitted(
-    setup: EvaluationSetup, head: str, features: FaceFeatures, faces: FaceDataset
+    setup: EvaluationSetup, head: str | Head, features: FaceFeatures, faces: FaceDataset
 ) -> LandmarkRegressor | MeanShape:
-    if HEADS[head] is None:
+    built = HEADS[head] if isinstance(head, str) else head
+    if built is None:
         return MeanShape.fit(features, faces.landmarks)
     return fit_regressor(
         setup.extractor,
         features,
         _inside(features, faces.landmarks),
         names=faces.names,
-        head=HEADS[head],
+        head=built,
         use=setup.use,
         normalizer=faces.eyes,
     )
@@ -186,11 +199,13 @@ def _inside(features: FaceFeatures, landmarks: Array) -> Array:
 
 
 def _path(folder: Path, fit: Fit) -> Path:
-    return folder / f"{fit.head}-{fit.count}-{fit.draw}.safetensors"
+    return folder / f"{fit.head_name}-{fit.count}-{fit.draw}.safetensors"
 
 
 def _load(folder: Path, fit: Fit, extractor: Extractor) -> LandmarkRegressor | MeanShape:
     path = _path(folder, fit)
+    if not isinstance(fit.head, str):
+        return LandmarkRegressor.load(path, extractor, head=type(fit.head))
     return MeanShape.load(path) if HEADS[fit.head] is None else LandmarkRegressor.load(path, extractor)
 
 
