@@ -9,7 +9,7 @@ import scemae
 
 FLOORS = {
     0: "errors",
-    1: "geometry metrics numerics output progress ridge warps draw",
+    1: "geometry metrics numerics output plots progress ridge warps draw",
     2: "model images tables",
     3: "features weights samples",
     4: "landmarks extraction",
