@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from scemae.errors import MissingExtraError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIZE, DPI = (7.2, 4.0), 100  # inches, and pixels per inch
+LEGEND_ROWS = 18  # that fit into the height
 Scale = Literal["linear", "log"]
 
 
@@ -35,18 +41,39 @@ def line_plot(
 
     Raises MissingExtraError where matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError('Plots need matplotlib: pip install "scemae[train]" or "scemae[eval]".') from error
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure = _new_figure()
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, title=title, xscale=x_scale, yscale=y_scale)
     for name, (x, y) in series.items():
         axes.plot(x, y, marker=marker, label=name)
     axes.grid(alpha=0.3, which="both")
     if len(series) > 1:
         axes.legend()
+    return _render(figure)
+
+
+def scatter_plot(clusters: Mapping[str, NDArray[Any]], x_label: str, y_label: str) -> Image.Image:
+    """Points (N, 2) of each cluster in a colour of its own, with a legend; as `line_plot` otherwise."""
+    figure = _new_figure()
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+    for number, (name, xy) in enumerate(clusters.items()):
+        hue = number / len(clusters)
+        axes.scatter(*xy.T, s=4, color=colorsys.hsv_to_rgb(hue, 0.9, 0.85), label=name)
+    columns = -(-len(clusters) // LEGEND_ROWS)
+    figure.legend(loc="outside right center", ncols=columns, markerscale=3, fontsize="small")
+    return _render(figure)
+
+
+def _new_figure() -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError('Plots need matplotlib: pip install "scemae[train]" or "scemae[eval]".') from error
+    return Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+
+
+def _render(figure: Figure) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
