@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -63,11 +64,16 @@ def scatter_plot(clusters: Mapping[str, NDArray[Any]], x_label: str, y_label: st
     return _render(figure)
 
 
+def require_matplotlib() -> None:
+    """Raise MissingExtraError where matplotlib is not installed. Call it before long work that ends in a plot."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError('Plots need matplotlib: pip install "scemae[train]" or "scemae[eval]".')
+
+
 def _new_figure() -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError('Plots need matplotlib: pip install "scemae[train]" or "scemae[eval]".') from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=SIZE, dpi=DPI, layout="constrained")
 
 

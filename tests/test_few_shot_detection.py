@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import torch
 from made_up_faces import coloured_faces, mtfl_folder, two_block_folder
 
-from scemae import load_model
+from scemae import load_model, plots
 from scemae.cli.evaluate_commands import evaluate
 from scemae.datasets import DATASETS, read_dataset
-from scemae.errors import DataError, OptionError, RunError
+from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.evaluation import ablation
 from scemae.evaluation import few_shot_detection as detection_module
 from scemae.evaluation.detection_scores import detection_scores, detection_tables
@@ -177,6 +178,7 @@ def test_published_rows_are_those_of_the_test_set(flat, tmp_path):
     assert "| DVE 64, published (aflw_rc) | – | 5.58 |" in corrected.to_markdown()
 
 
+@pytest.mark.slow
 def test_silhouette_of_planted_clusters(flat, tmp_path):
     dataset = coloured_faces(tmp_path, 8)
     run = EvaluationFolder.open(tmp_path / "run", silhouette_settings(flat, dataset, 2))
@@ -229,6 +231,13 @@ def test_cumulative_curve_rises():
     assert right < left - 200  # rows are counted from the top
 
 
+def test_without_matplotlib_an_evaluation_does_not_begin(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="matplotlib"):
+        command("detection")
+    assert not (tmp_path / "detection").exists()
+
+
 def test_tables_become_markdown_csv_and_json():
     table = Table(
         name="t",
@@ -244,10 +253,18 @@ def test_tables_become_markdown_csv_and_json():
     assert Spread.of([1.0]).to_dict() == {"mean": 1.0, "sd": None, "count": 1}
 
 
+@pytest.fixture(scope="module")
+def mtfl(tmp_path_factory):
+    """A made-up MTFL and the number of faces of its splits."""
+    folder = tmp_path_factory.mktemp("mtfl")
+    return folder, mtfl_folder(folder, test=11, training=4)
+
+
 @pytest.fixture
-def command(tmp_path, monkeypatch, small_folder):
+def command(tmp_path, monkeypatch, small_folder, mtfl):
     """Run a command on a made-up MTFL with the quick model, unless told otherwise; returns its result and text."""
-    counts = mtfl_folder(tmp_path / "mtfl", test=11, training=4)
+    folder, counts = mtfl
+    shutil.copytree(folder, tmp_path / "mtfl")
     monkeypatch.setitem(DATASETS, "mtfl", replace(DATASETS["mtfl"], splits=counts))
     parser = argparse.ArgumentParser()
     common = argparse.ArgumentParser(add_help=False)
@@ -281,6 +298,7 @@ def test_the_matching_command(command, tmp_path, small_model):
         command(*arguments, "--no-align")
 
 
+@pytest.mark.slow
 def test_the_detection_command(command, tmp_path):
     arguments = ("--annotated", "1,all", "--head", "cascade", "--head", "mean-shape", "--expansion", "1")
     result, text = command("detection", *arguments, "--pictures", "1")
@@ -320,6 +338,7 @@ def test_the_silhouette_command(command, tmp_path):
     assert (tmp_path / "silhouette" / "tsne.png").exists()
 
 
+@pytest.mark.slow
 def test_the_ablation_command(command, tmp_path, monkeypatch, small_folder):
     monkeypatch.setattr(ablation, "model_rows", lambda model: [ablation.variant_row("projected, expansion 4", model)])
     result, text = command(

@@ -100,6 +100,7 @@ def least_errors(pairs, times, kind):
     return np.array(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "times"), [("twice", 2), ("original", 0)])
 def test_perfect_features_give_the_floor_of_the_rounded_labels(small_model, dataset, tmp_path, source, times):
     pairs = draw_pairs(dataset, COUNT, 0)
@@ -137,6 +138,7 @@ def test_flat_features_are_reported_as_ties_in_the_corner(small_model, dataset, 
     assert (np.array([row["found"] for row in run.read_predictions()]) == 0).all()
 
 
+@pytest.mark.slow
 def test_no_motion_is_the_distance_of_the_labels(small_model, dataset, tmp_path):
     setup = flat_setup(small_model)
     run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset))
@@ -190,6 +192,7 @@ def test_pairs_are_frozen_and_a_function_of_seed_and_face(dataset, tmp_path):
         load_or_draw_pairs(tmp_path / "pairs.npz", dataset, COUNT, 0, rounded=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_matching_is_resumed(small_model, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(pair_matching, "CHUNK", 2)
     setup = EvaluationSetup.of(small_model, align=False, expansion=1, use="backbone")

@@ -38,6 +38,7 @@ from scemae.evaluation.silhouette import (
     silhouette_table,
 )
 from scemae.extraction import Extractor
+from scemae.plots import require_matplotlib
 from scemae.weights.zoo import DTYPES, load_model
 
 Outcome = tuple[Any, str]
@@ -62,6 +63,7 @@ def evaluate_matching(args: argparse.Namespace) -> Outcome:
 
 def evaluate_detection(args: argparse.Namespace) -> Outcome:
     """Fit landmark detectors on few or all annotated faces and test them (Tables 2 and 3 of the paper)."""
+    require_matplotlib()
     pool, test, extractor = _read_fit_split(args), _read_test_split(args), _load_extractor(args)
     setup = _build_setup(args, extractor, args.use)
     fits = plan_fits(args.head or ["cascade"], _parse_counts(args.annotated, len(pool)), len(pool))
@@ -80,6 +82,7 @@ def evaluate_detection(args: argparse.Namespace) -> Outcome:
 
 def evaluate_silhouette(args: argparse.Namespace) -> Outcome:
     """Cluster the landmark descriptors of the first 1,000 faces: t-SNE and silhouette (Fig. 5 of the paper)."""
+    require_matplotlib()
     dataset, extractor = _read_test_split(args)[: None if args.faces else FIRST_FACES], _load_extractor(args)
     use = args.use or extractor.config.matching_use
     setup = _build_setup(args, extractor, use)
