@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -58,7 +58,7 @@ def scatter_plot(clusters: Mapping[str, NDArray[Any]], x_label: str, y_label: st
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
     for number, (name, xy) in enumerate(clusters.items()):
         hue = number / len(clusters)
-        axes.scatter(*xy.T, s=4, color=colorsys.hsv_to_rgb(hue, 0.9, 0.85), label=name)
+        axes.scatter(xy[:, 0], xy[:, 1], s=4, color=colorsys.hsv_to_rgb(hue, 0.9, 0.85), label=name)
     columns = -(-len(clusters) // LEGEND_ROWS)
     figure.legend(loc="outside right center", ncols=columns, markerscale=3, fontsize="small")
     return _render(figure)
@@ -78,8 +78,6 @@ def _new_figure() -> Figure:
 
 
 def _render(figure: Figure) -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return Image.open(file).convert("RGB")
