@@ -25,7 +25,7 @@ def plot_cumulative_errors(errors: Mapping[str, Array]) -> Image.Image:
     """The fraction of faces with at most an error; `errors` (N,), % of the inter-ocular distance, by curve."""
     levels = np.linspace(0, LARGEST, 200)
     curves = {
-        name: (levels, np.searchsorted(np.sort(values), levels, side="right") / len(values))
+        name: (levels.tolist(), (np.searchsorted(np.sort(values), levels, side="right") / len(values)).tolist())
         for name, values in errors.items()
     }
     return line_plot(curves, "mean error of a face (% of the inter-ocular distance)", "fraction of the faces")
