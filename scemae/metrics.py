@@ -6,6 +6,7 @@ The field's NME (normalised mean error), in percent, is 100 times the mean of `n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,3 +41,10 @@ def normalised_errors(found_px: Array, truth_px: Array, normalizer_px: Array) ->
             f"on face {int(np.argmin(normalizer_px > 0))}."
         )
     return pixel_errors(found_px, truth_px) / normalizer_px[:, None]
+
+
+def error_unit(normalizer: Sequence[str] | Sequence[int] | None, landmarks: int) -> str:
+    """In words, the length that errors of a detector of K landmarks are divided by."""
+    if normalizer is not None:
+        return "the distance of landmarks {}, {}".format(*normalizer)
+    return "the landmarks' diagonal" if landmarks > 1 else "the side of the square that the model saw"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scemae.metrics import error_unit
 from scemae.model.config import ModelConfig
 from scemae.weights.model_folder import CARD
 
@@ -91,13 +91,6 @@ regressor = LandmarkRegressor.load("hf-hub:{repo}")
 ```
 
 {PURPOSE}"""
-
-
-def error_unit(normalizer: Sequence[str] | Sequence[int] | None, landmarks: int) -> str:
-    """What a regressor of so many landmarks gives its errors as a part of."""
-    if normalizer is not None:
-        return "the distance of landmarks {}, {}".format(*normalizer)
-    return "the landmarks' diagonal" if landmarks > 1 else "the side of the square that the model saw"
 
 
 def load_call(source: str) -> str:
