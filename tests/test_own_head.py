@@ -121,6 +121,6 @@ def test_it_is_evaluated(model, tmp_path):
     detect(setup, pool, test, fits, run)
     scores, _ = detection_scores(run)
     assert scores["heads"]["template"]["2"]["inter_ocular_percent"].count == 5
-    assert "| template on scemae-tiny" in detection_tables(setup, pool, test, fits, scores)[0].markdown()
+    assert "| template on scemae-tiny" in detection_tables(setup, pool, test, fits, scores)[0].to_markdown()
     with pytest.raises(RunError, match="own_heads"):  # other params make another evaluation
         EvaluationFolder.open(tmp_path / "run", settings(plan_fits([TemplateHead(1.0), "mean-shape"], [2], len(pool))))
