@@ -182,15 +182,15 @@ def _fit_missing(setup: EvaluationSetup, pool: FaceDataset, fits: Sequence[Fit],
 def _fit_detector(
     setup: EvaluationSetup, head: str | Head, features: FaceFeatures, faces: FaceDataset
 ) -> LandmarkRegressor | MeanShape:
-    built = HEADS[head] if isinstance(head, str) else head
-    if built is None:
+    chosen = HEADS[head] if isinstance(head, str) else head
+    if chosen is None:
         return MeanShape.fit(features, faces.landmarks)
     return fit_regressor(
         setup.extractor,
         features,
         _mask_labels_outside(features, faces.landmarks),
         names=faces.names,
-        head=built,
+        head=chosen,
         use=setup.use,
         normalizer=faces.eyes,
     )

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scemae.metrics import error_unit
 from scemae.model.config import ModelConfig
 from scemae.weights.model_folder import CARD
 
@@ -62,6 +61,8 @@ model = scemae.{load_call(config.name)}
 
 def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha256: str, size: int) -> str:
     """The README.md of a landmark regressor on the Hub. `header`: the JSON in its file; `held_out_error`: or nan."""
+    from scemae.metrics import error_unit  # here, as `scemae models` reads cards and must not wait for numpy
+
     kind = header["kind"]
     faces = "1 annotated face" if header["faces"] == 1 else f"{header['faces']} annotated faces"
     of = error_unit(header["asked"]["normalizer"], header["landmarks"])
