@@ -51,7 +51,7 @@ class DetectionErrors:
 
     def draws(self, head: str, count: int) -> list[Array]:
         """Errors (N, K) of each draw of `count` annotated faces."""
-        return [errors for fit, errors in self.by_fit.items() if (fit.head, fit.count) == (head, count)]
+        return [errors for fit, errors in self.by_fit.items() if (fit.head_name, fit.count) == (head, count)]
 
     def per_face(self, head: str, count: int) -> Array:
         """Mean error of each face in each draw, (draws * N,)."""
@@ -63,9 +63,9 @@ def detection_scores(folder: EvaluationFolder) -> tuple[dict[str, Any], Detectio
     errors = DetectionErrors.from_predictions(folder.read_predictions(), folder.settings["eyes"])
     scores: dict[str, Any] = {}
     for fit in map(Fit.from_key, folder.settings["fits"]):
-        by_count = scores.setdefault(fit.head, {})
+        by_count = scores.setdefault(fit.head_name, {})
         if str(fit.count) not in by_count:
-            by_count[str(fit.count)] = _score_draws(errors.draws(fit.head, fit.count), errors.poses)
+            by_count[str(fit.count)] = _score_draws(errors.draws(fit.head_name, fit.count), errors.poses)
     return {"faces": len(errors.poses), "heads": scores}, errors
 
 
