@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 import scemae
-from scemae import extraction
 from scemae.cli.main import main
 from scemae.detector.heads import HeatmapHead
 from scemae.errors import ExportError, MissingExtraError, NotFittedError, OptionError, OutputError
 from scemae.export import graphs
 from scemae.export.graphs import RegressorGraph
 from scemae.export.trial_faces import trial_faces
+from scemae.model import aligner
 from scemae.weights.model_folder import save_model
 from scemae.weights.zoo import load_model
 
@@ -140,8 +140,7 @@ def test_boxes_of_any_shape_and_place_agree(regressor):
 def test_steps_that_lose_the_face_are_not_taken(regressor, monkeypatch):
     patches, boxes = trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1))
     free = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes).xy
-    for module in (extraction, graphs):
-        monkeypatch.setattr(module, "ZOOM", (0.98, 1.02))
+    monkeypatch.setattr(aligner, "ZOOM", (0.98, 1.02))
     assert difference(regressor, patches, boxes) < 0.01
     bound = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes).xy
     assert (np.abs(bound - free).max((1, 2)) > 0.1).any()  # some steps were refused
@@ -183,9 +182,9 @@ def test_a_model_as_onnx(capsys, model, tmp_path):
 
 
 def test_a_model_without_projector_gives_one_map(model, tmp_path):
-    plain = copy.deepcopy(model)
-    plain.projector = None
-    report = scemae.export_graph(plain, tmp_path / "maps.pt2", expansion=1, faces=2)
+    unprojected = copy.deepcopy(model)
+    unprojected.projector = None
+    report = scemae.export_graph(unprojected, tmp_path / "maps.pt2", expansion=1, faces=2)
     assert report.outputs == ("backbone_map",)
 
 
@@ -211,21 +210,31 @@ def test_the_command_takes_the_file_of_a_detector(capsys, regressor, tmp_path):
     assert "keeps the expansion" in capsys.readouterr().err
 
 
-def test_what_is_asked_is_checked_before_the_work(model, regressor, tmp_path, monkeypatch):
-    with pytest.raises(OptionError, match=r"ends in none of \.onnx, \.pt2"):
-        scemae.export_graph(model, tmp_path / "maps.tflite")
-    with pytest.raises(OptionError, match="keeps the expansion"):
-        scemae.export_graph(regressor, tmp_path / "r.onnx", expansion=2)
-    with pytest.raises(OptionError, match="expansion is 3"):
-        scemae.export_graph(model, tmp_path / "maps.onnx", expansion=3)
-    with pytest.raises(OptionError, match="faces is 0"):
-        scemae.export_graph(model, tmp_path / "maps.onnx", faces=0)
-    with pytest.raises(OptionError, match="float32"):
-        scemae.export_graph(load_model(dtype="bfloat16"), tmp_path / "maps.onnx")
-    with pytest.raises(NotFittedError):
-        scemae.export_graph(scemae.LandmarkRegressor(model), tmp_path / "r.onnx")
-    with pytest.raises(OutputError, match="no folder"):
-        scemae.export_graph(model, tmp_path / "nowhere" / "maps.onnx")
+@pytest.mark.parametrize(
+    ("source", "file", "options", "error", "message"),
+    [
+        pytest.param("model", "maps.tflite", {}, OptionError, r"ends in none of \.onnx, \.pt2", id="suffix"),
+        pytest.param("regressor", "r.onnx", {"expansion": 2}, OptionError, "keeps the expansion", id="regressor"),
+        pytest.param("model", "maps.onnx", {"expansion": 3}, OptionError, "expansion is 3", id="expansion"),
+        pytest.param("model", "maps.onnx", {"faces": 0}, OptionError, "faces is 0", id="faces"),
+        pytest.param("bfloat16", "maps.onnx", {}, OptionError, "float32", id="dtype"),
+        pytest.param("not fitted", "r.onnx", {}, NotFittedError, "not fitted", id="not fitted"),
+        pytest.param("model", "nowhere/maps.onnx", {}, OutputError, "no folder", id="no folder"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_work(model, regressor, tmp_path, source, file, options, error, message):
+    sources = {
+        "model": lambda: model,
+        "regressor": lambda: regressor,
+        "bfloat16": lambda: load_model(dtype="bfloat16"),
+        "not fitted": lambda: scemae.LandmarkRegressor(model),
+    }
+    with pytest.raises(error, match=message):
+        scemae.export_graph(sources[source](), tmp_path / file, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_packages_for_onnx_the_extra_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'onnx, onnxscript, onnxruntime: pip install "scemae\[onnx\]"'):
         scemae.export_graph(model, tmp_path / "maps.onnx")

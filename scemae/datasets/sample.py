@@ -83,12 +83,6 @@ class FaceDataset:
         return distance_between(self.landmarks, *self.eyes)
 
 
-def central(left: float, top: float, side: float) -> Box:
-    """The central 96/136 of a square by its top left corner (pixel edges) and side: "to 136, crop the central 96"."""
-    inset = side * 20 / 136
-    return (left + inset, top + inset, left + side - inset, top + side - inset)
-
-
 def matlab(path: Path) -> dict[str, object]:
     """The variables of a .mat file."""
     try:

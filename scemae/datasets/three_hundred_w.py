@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from scemae.datasets.sample import Sample, central, matlab
+from scemae.datasets.sample import Sample, matlab
 from scemae.errors import DataError
-from scemae.geometry import Array
+from scemae.geometry import Array, central_part
 
 PARTS = {
     "train": ("afw", "helen/trainset", "lfpw/trainset"),
@@ -48,7 +48,7 @@ def window_box(tight: Array) -> tuple[float, float, float, float]:
     scale = FACE / (tight[2] - tight[0] + 1)
     middle = np.floor(scale * (tight[:2] + (tight[2:] - tight[:2] + 2) / 2))
     left, top = (middle - WINDOW / 2 - (0, RAISED)) / scale
-    return central(float(left), float(top), float(WINDOW / scale))
+    return central_part(float(left), float(top), float(WINDOW / scale))
 
 
 def read_points(path: Path) -> Array:

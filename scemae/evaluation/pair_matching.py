@@ -16,7 +16,7 @@ from scemae.evaluation import paper_results
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.result_table import PUBLISHED, Spread, Table
 from scemae.evaluation.setup import EvaluationSetup, data_settings
-from scemae.evaluation.warped_pairs import BOX, FRAME, INPUT, INSET, Pairs, Source, frozen_pairs
+from scemae.evaluation.warped_pairs import BOX, FRAME, INSET, Pairs, Source, frozen_pairs
 from scemae.geometry import Array
 from scemae.metrics import distance_between, normalised_errors, pixel_errors
 
@@ -117,7 +117,9 @@ def _matched(setup: EvaluationSetup, pairs: Pairs, chunk: list[int], run: Evalua
 
 def _in_view(features: FaceFeatures, xy: Array) -> Array:
     """Landmarks that lie outside the view, or outside the picture, moved to its edge: none is left out."""
-    inside = features.to_image(features.to_input(xy[None]).clip(0, INPUT - 1))[0].clip(0, FRAME - 1)
+    inside = features.to_image(features.to_input(xy[None]).clip(0, features.faces[0].crop.size - 1))[0].clip(
+        0, FRAME - 1
+    )
     seen = np.abs(features.to_input(inside[None])[0] - features.to_input(xy[None])[0]).max(axis=1) < 1e-6
     return np.where(seen[:, None], xy, inside)
 
