@@ -33,11 +33,8 @@ class HeatmapNet(nn.Module):
         """Landmarks (n, K, 2) in -1..1 over the input, and the heat maps (n, K, heatmaps, h, w), each of sum one."""
         activations = self.multiplier * self.activations(self.front(maps))
         heatmaps = activations.flatten(2).softmax(-1).view_as(activations)
-        places = (
-            pixels_to_unit(soft_argmax(heatmaps, grid), grid.extent(maps.shape[-1]))
-            .unflatten(1, (len(self.mix), -1))
-            .flatten(2)
-        )
+        places = pixels_to_unit(soft_argmax(heatmaps, grid), grid.extent(maps.shape[-1]))
+        places = places.unflatten(1, (len(self.mix), -1)).flatten(2)
         return torch.einsum("nki,kid->nkd", places, self.mix), heatmaps.unflatten(1, (len(self.mix), -1))
 
 
@@ -110,9 +107,8 @@ class HeatmapHead:
         """
         assert self.net is not None
         unit, heatmaps = self.net(maps, grid)
-        return unit_to_pixels(unit.double(), grid.extent(maps.shape[-1])), heatmaps.flatten(3).amax(-1).mean(
-            -1
-        ).double()
+        confidence = heatmaps.flatten(3).amax(-1).mean(-1)
+        return unit_to_pixels(unit.double(), grid.extent(maps.shape[-1])), confidence.double()
 
     def _new_net(self, channels: int, count: int) -> HeatmapNet:
         return HeatmapNet(channels, count, self.heatmaps, self.block, self.multiplier)

@@ -117,9 +117,8 @@ def _matched(setup: EvaluationSetup, pairs: Pairs, chunk: list[int], run: Evalua
 
 def _in_view(features: FaceFeatures, xy: Array) -> Array:
     """Landmarks that lie outside the view, or outside the picture, moved to its edge: none is left out."""
-    inside = features.to_image(features.to_input(xy[None]).clip(0, features.faces[0].crop.size - 1))[0].clip(
-        0, FRAME - 1
-    )
+    size = features.faces[0].crop.size
+    inside = features.to_image(features.to_input(xy[None]).clip(0, size - 1))[0].clip(0, FRAME - 1)
     seen = np.abs(features.to_input(inside[None])[0] - features.to_input(xy[None])[0]).max(axis=1) < 1e-6
     return np.where(seen[:, None], xy, inside)
 
