@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from small_models import load_small_model
 
 import scemae
 from scemae.cli.main import main
@@ -119,6 +120,17 @@ def test_every_kind_of_regressor_agrees(short_model, samples, options):
     side = RegressorGraph(regressor).box_side
     box = np.array([side / 2, side / 2, 1.5 * side, 1.5 * side])
     assert difference(regressor, trial_faces(3, side, side // 2), np.tile(box, (3, 1))) < 0.01
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_model_of_another_size_is_exported_and_agrees(samples, tmp_path):
+    model = load_small_model(tmp_path / "model", 64, 16)
+    assert (
+        difference(fit(model, samples, expansion=2), trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1)))
+        < 0.01
+    )
+    report = scemae.export_graph(model, tmp_path / "maps.pt2", faces=2, expansion=1)
+    assert report.inputs == {"views": ["batch", 3, 80, 80]}
 
 
 def test_a_regressor_on_mirrored_margins_agrees(short_model, samples):
