@@ -114,9 +114,10 @@ def moved_copy(picture, box, degrees, scale, shift):
     return ImageEnhance.Brightness(copy).enhance(1.2), affine
 
 
-def test_points_are_found_again_on_moved_copies(model, samples, capsys):
+@pytest.mark.slow
+def test_points_are_found_again_on_moved_copies(model, samples):
     """100 points of each face, the box left where it was: alignment alone has to find the face again."""
-    near, still = [], []
+    near = []
     for sample in samples:
         picture = Image.open(sample.path).convert("RGB")
         x0, y0, x1, y1 = sample.box
@@ -130,9 +131,6 @@ def test_points_are_found_again_on_moved_copies(model, samples, capsys):
                     truth = target.to_input(apply_affine(affine, points)[None])
                     found = target.to_input(scemae.match_landmarks(reference, points, target, prior=0).xy)
                     near.append((np.linalg.norm(found - truth, axis=-1) <= 2).mean())
-                    still.append((np.linalg.norm(reference.to_input(points[None]) - truth, axis=-1) <= 2).mean())
-    with capsys.disabled():
-        print(f"\nmoved copies, within 2 input px: {np.mean(near):.1%}; no motion, aligned: {np.mean(still):.1%}")
     assert np.mean(near) >= 0.9
 
 

@@ -17,6 +17,7 @@ from scemae.samples import sample_faces
 PATH, BOX = sample_faces()[0].path, sample_faces()[0].box
 
 
+@pytest.mark.slow
 def test_all_kinds_of_input_give_the_same_features(model, samples):
     sample = samples[1]
     picture = Image.open(sample.path).convert("RGB")
@@ -31,6 +32,7 @@ def test_all_kinds_of_input_give_the_same_features(model, samples):
     assert features.faces[6].source == "image 6"
 
 
+@pytest.mark.slow
 def test_batches_and_streams_change_nothing(model, samples):
     sources = [s.path for s in samples] * 2
     boxes = [s.box for s in samples] * 2
@@ -132,6 +134,7 @@ def test_features_do_not_follow_their_model_to_another_device(model, samples):
     assert torch.equal(features.projected_map, wanted)
 
 
+@pytest.mark.slow
 def test_eight_threads_give_the_bytes_of_one(model, samples):
     from concurrent.futures import ThreadPoolExecutor
 
