@@ -61,6 +61,7 @@ def difference(regressor, patches, boxes):
     return np.linalg.norm(xy.numpy() - found.xy, axis=-1).max()
 
 
+@pytest.mark.slow
 def test_the_detector_agrees_with_predict(detector, regressor):
     path, report = detector
     assert report.faces == 9
@@ -80,6 +81,7 @@ def test_the_detector_agrees_with_predict(detector, regressor):
     assert np.ptp(scores) > 0.01
 
 
+@pytest.mark.slow
 def test_the_detector_runs_without_torch(detector, regressor, samples):
     """The example, in a Python where torch and all that needs it cannot be imported."""
     small = samples[1]  # its box has less than 128 px: the example passes on the photo's own pixels
@@ -97,6 +99,7 @@ runpy.run_path({str(EXAMPLE)!r})
     assert np.abs(np.array([line[1:3] for line in lines], dtype=float) - found.xy[0]).max() < 0.02
 
 
+@pytest.mark.slow
 def test_large_faces_go_through_the_example_nearly_as_through_predict(detector, regressor, samples):
     large = samples[0]
     command = [sys.executable, EXAMPLE, detector[0], large.path, *map(str, large.box)]
@@ -106,6 +109,7 @@ def test_large_faces_go_through_the_example_nearly_as_through_predict(detector, 
     assert apart < 0.01 * (large.box[2] - large.box[0])  # the patch is half as fine as the photo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -133,6 +137,7 @@ def test_a_model_of_another_size_is_exported_and_agrees(samples, tmp_path):
     assert report.inputs == {"views": ["batch", 3, 80, 80]}
 
 
+@pytest.mark.slow
 def test_a_regressor_on_mirrored_margins_agrees(short_model, samples):
     features = scemae.extract_features(
         short_model, [s.path for s in samples], boxes=[s.box for s in samples], expansion=2, margin="reflect"
@@ -141,6 +146,7 @@ def test_a_regressor_on_mirrored_margins_agrees(short_model, samples):
     assert difference(regressor, trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1))) < 0.01
 
 
+@pytest.mark.slow
 def test_boxes_of_any_shape_and_place_agree(regressor):
     """Small, wide, far off the face, half outside the patch: views that leave the patch, and what is beyond it."""
     boxes = np.array(
@@ -149,6 +155,7 @@ def test_boxes_of_any_shape_and_place_agree(regressor):
     assert difference(regressor, trial_faces(5, 128, 64), boxes) < 0.01
 
 
+@pytest.mark.slow
 def test_steps_that_lose_the_face_are_not_taken(regressor, monkeypatch):
     patches, boxes = trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1))
     free = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes).xy
@@ -165,6 +172,7 @@ def test_a_face_that_moves_out_of_the_patch_is_left_alone(regressor):
     assert difference(regressor, patches, boxes) < 0.01
 
 
+@pytest.mark.slow
 def test_a_regressor_as_torch_program(regressor, tmp_path):
     path = tmp_path / "detector.pt2"
     assert scemae.export_graph(regressor, path, faces=2).difference < 0.01
@@ -175,6 +183,7 @@ def test_a_regressor_as_torch_program(regressor, tmp_path):
     assert xy.shape == (1, 8, 2)
 
 
+@pytest.mark.slow
 def test_a_model_as_onnx(capsys, model, tmp_path):
     path = tmp_path / "maps.onnx"
     code = main(["export", "scemae-tiny", str(path), "--expansion", "2", "--faces", "4", "--json"])
@@ -193,6 +202,7 @@ def test_a_model_as_onnx(capsys, model, tmp_path):
         assert np.abs(projected_map - model.project(truth).numpy()).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_without_projector_gives_one_map(model, tmp_path):
     unprojected = copy.deepcopy(model)
     unprojected.projector = None
@@ -200,6 +210,7 @@ def test_a_model_without_projector_gives_one_map(model, tmp_path):
     assert report.outputs == ("backbone_map",)
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_is_not_left_on_disk(model, tmp_path, monkeypatch):
     path = tmp_path / "maps.pt2"
     path.write_bytes(b"what was there")

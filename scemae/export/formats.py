@@ -1,4 +1,4 @@
-"""The kinds of file: how each is written, and how it is run to be compared with torch."""
+"""The file formats: how each is written, and how it is run for comparison with torch."""
 
 from __future__ import annotations
 
