@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 import scemae
 from scemae.matching import similarity_maps
-from scemae.model.cover_and_stride import MARGIN, shifts
+from scemae.model.cover_and_stride import shifts, view_margin
 
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 16
 dtypes = sys.argv[2].split(",") if len(sys.argv) > 2 else ["float32", "bfloat16"]
+MARGIN = view_margin()
 views = torch.rand(count, 3, 96 + 2 * MARGIN, 96 + 2 * MARGIN) * 4 - 2
 
 

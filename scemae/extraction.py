@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from scemae.errors import BoxInputError, ImageInputError, OptionError
+from scemae.errors import ImageInputError, OptionError
 from scemae.features import Face, FaceFeatures
-from scemae.geometry import Array, CellGrid, Crop, compose, sample_view
-from scemae.images import ImageLike, Photo, count_images, cut_patch, is_single, iter_photos, validate_box
-from scemae.model.aligner import FaceAligner
+from scemae.geometry import IDENTITY, Array, CellGrid, Crop, sample_view
+from scemae.images import ImageBatch, ImageLike, Photo, cut_patch, validate_box
+from scemae.model.aligner import FaceAligner, is_plausible
 from scemae.model.config import ModelConfig, ModelId
 from scemae.model.projector import Projector
 from scemae.numerics import default_numerics
@@ -26,14 +26,12 @@ from scemae.progress import with_progress
 
 Margin = Literal["context", "reflect"]
 Boxes = ArrayLike | Iterable[ArrayLike | None] | None
-IDENTITY = np.eye(3)[:2]
-ZOOM = (0.25, 4.0)  # an alignment that rescales by more than this has lost the face
 
 
 class Extractor(Protocol):
-    """What the verbs need of a model. `SceMae` is one, and so is whatever else turns views of faces into maps.
+    """What extraction needs of a model. `SceMae` is one; anything that turns views of faces into maps can be.
 
-    A view shows the face's crop in `view_size` px a side, and `view_margin` px of its surroundings all round.
+    A view shows the face's crop at `view_size` x `view_size` px, with `view_margin` px of surroundings on each side.
     """
 
     id: ModelId
@@ -55,16 +53,16 @@ class Extractor(Protocol):
     def projector(self) -> Projector | None: ...
 
     def normalise(self, views: Tensor) -> Tensor:
-        """Views of pixels 0..1, on the CPU, to what the other methods take."""
+        """Views of pixels 0..1, on the CPU, to the input of the other methods."""
 
     def patch_tokens(self, views: Tensor) -> Tensor:
-        """What the aligner reads, (B, N, D), in normalised views of `config.input_size` px without margin."""
+        """The aligner's input, tokens (B, N, D), of normalised views of `config.input_size` px without margin."""
 
     def __call__(self, views: Tensor, expansion: int) -> Tensor:
-        """Normalised views (B, 3, S, S), S with both margins, to maps (B, D, h, w)."""
+        """Normalised views (B, 3, S, S), S = view_size + 2 view_margin, to maps (B, D, h, w)."""
 
     def grid(self, expansion: int) -> CellGrid:
-        """Where the cells of these maps lie, in pixels of the input."""
+        """Where the cells of these maps lie, in input pixels; raises OptionError for an expansion it does not have."""
 
 
 def extract_features(
@@ -81,35 +79,32 @@ def extract_features(
     """Dense features of one face in each image.
 
     Args:
-        model: what `load_model` gives.
-        images: one image or any iterable of them, mixed as they come: path, bytes, file object, PIL image, array
+        model: from `load_model`.
+        images: one image or any iterable of them, of any kinds: path, bytes, file object, PIL image, array
             (H, W, 3), tensor (3, H, W), RGB. EXIF rotation is applied.
-        boxes: None, where the face fills the picture as in the datasets (the central 96/136 of the largest centred
-            square is looked at); or one (x0, y0, x1, y1) per image, pixel edges of the upright image, around the
-            face from brow to chin. One that is not square grows to a square.
+        boxes: one (x0, y0, x1, y1) per image, pixel edges of the upright image, around the face from brow to chin;
+            one that is not square grows to a square. None uses the central 96/136 of the largest centred square, for
+            images in which the face fills the frame as in the datasets.
         align: turn, scale and centre each face first, learned without labels (default: yes if the model can). False
             is the paper's fixed crop.
         expansion: cells per patch side gained by cover-and-stride, 1, 2, 4 or 8; the time grows with its square.
             Default: the model's.
         margin: what the shifts see beyond the view: "context", the photo's own pixels, or "reflect", the view
             mirrored, as in the paper's protocol.
-        batch_size: how many faces go through the model together.
-        progress: show a bar; None shows one on a terminal when the work is long.
+        batch_size: number of faces in one pass through the model.
+        progress: show a progress bar; None shows one on a terminal when the work is long.
 
     Returns:
         FaceFeatures of all images in their order, on the CPU.
 
     Raises:
-        ImageInputError: an image that cannot be used; says which.
-        BoxInputError: a box that cannot be right, or not one per image.
-        OptionError: an expansion or margin that is none, or a model without aligner.
+        ImageInputError: an image cannot be used; the message names it.
+        BoxInputError: a box cannot be right, or there is not one per image.
+        OptionError: the model does not have this expansion or has no aligner, or margin is neither of the two.
     """
-    _refuse_nothing(images)
-    counted = count_images(images)
-    steps = iter_features(
-        model, images, boxes=boxes, align=align, expansion=expansion, margin=margin, batch_size=batch_size
-    )
-    return FaceFeatures.concatenate(list(with_progress(steps, counted, progress)))
+    batch = _open_batch(images, boxes)
+    parts = stream_features(model, batch, align=align, expansion=expansion, margin=margin, batch_size=batch_size)
+    return FaceFeatures.concatenate(list(with_progress(parts, batch.count, progress)))
 
 
 def iter_features(
@@ -122,7 +117,21 @@ def iter_features(
     margin: Margin = "context",
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
-    """Like `extract_features`, one batch at a time: for more images than memory holds, and for generators."""
+    """Like `extract_features`, one batch at a time: for generators, and for more images than fit in memory."""
+    batch = _open_batch(images, boxes)
+    return stream_features(model, batch, align=align, expansion=expansion, margin=margin, batch_size=batch_size)
+
+
+def stream_features(
+    model: Extractor,
+    batch: ImageBatch,
+    *,
+    align: bool | None = None,
+    expansion: int | None = None,
+    margin: Margin = "context",
+    batch_size: int = 16,
+) -> Iterator[FaceFeatures]:
+    """What `iter_features` gives, of images that were opened already. Options are checked before it returns."""
     if align and model.aligner is None:
         raise OptionError(f"Model {model.config.name!r} has no aligner; pass align=False.")
     if margin not in ("context", "reflect"):
@@ -131,8 +140,8 @@ def iter_features(
         raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
     aligner = model.aligner if align is None or align else None
     expansion = model.config.expansion if expansion is None else expansion
-    model.grid(expansion)  # raises at once where the expansion is not one
-    return _batches(model, _pairs(images, boxes), aligner, expansion, margin, batch_size)
+    model.grid(expansion)  # raises OptionError for an expansion that the model does not have
+    return _extract_batches(model, iter(batch), aligner, expansion, margin, batch_size)
 
 
 def features_through_crops(
@@ -144,50 +153,19 @@ def features_through_crops(
     """
     faces = [replace(face, crop=crop) for face, crop in zip(features.faces, crops, strict=True)]
     maps = [
-        _maps(model, faces[start : start + batch_size], features.expansion, features.margin)
+        _encode_faces(model, faces[start : start + batch_size], features.expansion, features.margin)
         for start in range(0, len(faces), batch_size)
     ]
     return replace(features, backbone_map=torch.cat(maps), faces=tuple(faces))
 
 
-def _refuse_nothing(images: Any) -> None:
+def _open_batch(images: Any, boxes: Any) -> ImageBatch:
     if isinstance(images, FaceFeatures):
         raise ImageInputError("images are FaceFeatures already: pass them to match_landmarks or fit_regressor.")
+    return ImageBatch(images, boxes)
 
 
-def _pairs(images: Any, boxes: Any) -> Iterator[tuple[Photo, Any]]:
-    """Each photo with its box; raises BoxInputError where their numbers differ."""
-    photos = iter_photos(images)
-    if boxes is None:
-        return ((photo, None) for photo in photos)
-    if is_single(images):
-        given: list[Any] = list(boxes) if isinstance(boxes, Iterable) else [boxes]
-        boxes = [given] if given and given[0] is not None and np.ndim(given[0]) == 0 else given
-    counts = count_images(images), _count_boxes(boxes)
-    if None not in counts and counts[0] != counts[1]:
-        raise BoxInputError(
-            f"{counts[1]} boxes for {counts[0]} images; wanted one (x0, y0, x1, y1) per image. For several faces of "
-            "one photo give it once for each: [photo] * n."
-        )
-    return _zipped(photos, iter(boxes))
-
-
-def _count_boxes(boxes: Any) -> int | None:
-    return len(boxes) if isinstance(boxes, (Sequence, np.ndarray, Tensor)) else None
-
-
-def _zipped(photos: Iterator[Photo], boxes: Iterator[Any]) -> Iterator[tuple[Photo, Any]]:
-    missing = object()
-    for photo in photos:
-        box = next(boxes, missing)
-        if box is missing:
-            raise BoxInputError(f"There is no box for {photo.source}; wanted one (x0, y0, x1, y1) per image.")
-        yield photo, box
-    if next(boxes, missing) is not missing:
-        raise BoxInputError("There are more boxes than images; wanted one (x0, y0, x1, y1) per image.")
-
-
-def _batches(
+def _extract_batches(
     model: Extractor,
     pairs: Iterator[tuple[Photo, Any]],
     aligner: FaceAligner | None,
@@ -200,15 +178,14 @@ def _batches(
     while batch := list(islice(pairs, batch_size)):
         photos = [photo for photo, _ in batch]
         at_input_scale = aligner is None and model.view_size == model.config.input_size
-        faces = [_first_look(photo, box, at_input_scale, model.config.input_size) for photo, box in batch]
+        faces = [_cut_face(photo, box, at_input_scale, model.config.input_size) for photo, box in batch]
         if aligner is not None:
-            faces = _aligned(model, aligner, photos, faces)
-        maps = _maps(model, faces, expansion, margin)
+            faces = _align_faces(model, aligner, photos, faces)
         yield FaceFeatures(
-            maps,
-            model.grid(expansion),
-            tuple(faces),
-            expansion,
+            backbone_map=_encode_faces(model, faces, expansion, margin),
+            grid=model.grid(expansion),
+            faces=tuple(faces),
+            expansion=expansion,
             aligned=aligner is not None,
             margin=margin,
             model=model.id,
@@ -217,60 +194,55 @@ def _batches(
         )
 
 
-def _first_look(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> Face:
+def _cut_face(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> Face:
     crop = Crop.from_box(validate_box(box, photo), input_size)
-    return Face(photo.source, photo.image.size, crop, cut_patch(photo.image, crop, at_input_scale))
+    patch = cut_patch(photo.image, crop, at_input_scale)
+    return Face(source=photo.source, image_size=photo.image.size, crop=crop, patch=patch)
 
 
 @default_numerics()
-def _aligned(model: Extractor, aligner: FaceAligner, photos: list[Photo], faces: list[Face]) -> list[Face]:
+def _align_faces(model: Extractor, aligner: FaceAligner, photos: list[Photo], faces: list[Face]) -> list[Face]:
     """The faces with the crops that the aligner's steps lead to.
 
-    A step that loses the face (see `_plausible`) is not taken; if it is the last one, the confidence is 0.
+    A step that loses the face (see `is_plausible`) is not taken; if it is the last one, the confidence is 0.
     """
-    faces = list(faces)
-    starts = [face.crop for face in faces]
-    totals = [IDENTITY] * len(faces)
-    residuals = [np.inf] * len(faces)
-    for step, stage in enumerate(aligner.config.steps):
+    starts, faces = [face.crop for face in faces], list(faces)
+
+    def move_faces(affines: list[Array]) -> None:
+        crops = [start.refine(affine) for start, affine in zip(starts, affines, strict=True)]
+        moved = zip(faces, crops, photos, strict=True)
+        faces[:] = [_move_face(face, crop, photo, model.view_margin) for face, crop, photo in moved]
+
+    def encode(affines: list[Array]) -> Tensor:
+        move_faces(affines)
         views = torch.stack([sample_view(face.patch, face.crop) for face in faces])
         with torch.inference_mode():
-            points = aligner(model.patch_tokens(model.normalise(views)), stage)
-        for i, (affine, residual) in enumerate(aligner.affines(points, step)):
-            total = compose(totals[i], affine)
-            taken = _plausible(total, starts[i], photos[i])
-            residuals[i] = residual if taken else np.inf
-            if taken:
-                totals[i] = total
-                faces[i] = _moved(faces[i], starts[i].refine(total), photos[i], model.view_margin)
+            return model.patch_tokens(model.normalise(views))
+
+    def accept(index: int, affine: Array) -> bool:
+        centre, extent = starts[index].refine(affine).centre, np.array(photos[index].image.size)
+        return bool(is_plausible(np.linalg.det(affine[:, :2]), centre, extent))
+
+    affines, residuals = aligner.align([IDENTITY] * len(faces), encode, accept)
+    move_faces(affines)
     return [
-        replace(face, alignment=aligner.describe(total, residual))
-        for face, total, residual in zip(faces, totals, residuals, strict=True)
+        replace(face, alignment=aligner.describe(affine, residual))
+        for face, affine, residual in zip(faces, affines, residuals, strict=True)
     ]
 
 
-def _plausible(total: Array, start: Crop, photo: Photo) -> bool:
-    """Whether an affine, aligned to starting crop, keeps handedness, rescales within `ZOOM` and stays in the photo."""
-    determinant = float(np.linalg.det(total[:, :2]))
-    if determinant <= 0 or not ZOOM[0] <= np.sqrt(determinant) <= ZOOM[1]:
-        return False
-    centre = start.refine(total).to_image([(start.size - 1) / 2] * 2)
-    return bool((centre >= -0.5).all() and (centre <= np.array(photo.image.size) - 0.5).all())
-
-
-def _moved(face: Face, crop: Crop, photo: Photo, margin: int) -> Face:
-    """The face seen through another crop, its patch cut anew where the old one does not serve."""
+def _move_face(face: Face, crop: Crop, photo: Photo, margin: int) -> Face:
+    """The face seen through another crop; its patch is cut again where the old one does not serve."""
     patch = face.patch if face.patch.serves(crop.pad(margin)) else cut_patch(photo.image, crop)
     return replace(face, crop=crop, patch=patch)
 
 
 @default_numerics()
-def _maps(model: Extractor, faces: Sequence[Face], expansion: int, margin: str) -> Tensor:
+def _encode_faces(model: Extractor, faces: Sequence[Face], expansion: int, margin: str) -> Tensor:
     """Backbone maps (B, D, h, w) of the faces' crops, on the CPU."""
     context = model.view_margin if margin == "context" else 0
     crops = [face.crop.resample(model.view_size).pad(context) for face in faces]
     views = torch.stack([sample_view(face.patch, crop) for face, crop in zip(faces, crops, strict=True)])
     views = F.pad(model.normalise(views), (model.view_margin - context,) * 4, mode="reflect")
     with torch.no_grad():  # not inference mode: people train heads of their own on these maps
-        maps: Tensor = model(views, expansion)
-    return maps.cpu()
+        return model(views, expansion).cpu()

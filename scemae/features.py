@@ -1,4 +1,4 @@
-"""FaceFeatures: dense features of faces; frozen values that carry their geometry and can draw themselves."""
+"""FaceFeatures: dense features of faces, frozen values that carry their geometry and can draw themselves."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ from scemae.numerics import default_numerics
 Index = int | slice | Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Face:
-    """Where one face was looked at: its photo, the crop that the model saw, the pixels around it.
+    """One face of an image, and what the model saw of it.
 
-    `source` names the photo, `image_size` is its upright (width, height), `alignment` is None where it was off.
+    Attributes:
+        source: the name of the image.
+        image_size: (width, height) of the upright image, px.
+        crop: the square that the model saw.
+        patch: the pixels around it.
+        alignment: what alignment did to the crop of the box; None where it was off.
     """
 
     source: str
@@ -36,7 +41,7 @@ class Face:
     alignment: Alignment | None = None
 
     def view(self, size: int = 288) -> Image.Image:
-        """The square that the model saw (upright and centred if aligned), as a picture of `size` px."""
+        """The square that the model saw (upright and centred if aligned), as an image of `size` px."""
         return draw_crop(self.patch, self.crop.resample(size))
 
 
@@ -47,33 +52,43 @@ def chosen_rows(index: Index, count: int) -> list[int]:
     return [int(i) for i in np.arange(count)[index]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureKind:
-    """What features share that may be compared or regressed together: the model, and how they were extracted."""
+    """What features must have in common to be compared or regressed together."""
 
     model: ModelId
-    expansion: int
+    expansion: int  # cells per patch side
     aligned: bool
-    margin: str
+    margin: str  # "context" or "reflect", see `extract_features`
 
     def __str__(self) -> str:
         aligned = "aligned" if self.aligned else "not aligned"
         return f"{self.model}, expansion {self.expansion}, {aligned}, margin {self.margin}"
 
     def require(self, wanted: FeatureKind, own_name: str, wanted_name: str) -> None:
-        """Raise IncompatibleFeaturesError unless this is the kind that is wanted."""
+        """Raise IncompatibleFeaturesError unless this is the wanted kind; the names are for its message."""
         if self != wanted:
             raise IncompatibleFeaturesError(
                 f"{own_name} were made with {self}; {wanted_name} with {wanted}. Extract both with the same settings."
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FaceFeatures:
     """Dense features of B faces.
 
-    `backbone_map` (B, D, h, w) float; its cells lie at `grid`, in input pixels of each face's `crop`. `faces[0]`,
-    `faces[1:]`, `faces[[3, 5]]` are FaceFeatures too; iterating gives one face at a time.
+    `features[0]`, `features[1:]` and `features[[3, 5]]` are FaceFeatures too; iterating gives one face at a time.
+
+    Attributes:
+        backbone_map: (B, D, h, w), float32.
+        grid: where its cells lie, in input pixels of each face's crop.
+        faces: the B faces, with crops and patches.
+        expansion: cells per patch side.
+        aligned: whether the faces were aligned.
+        margin: "context" or "reflect", see `extract_features`.
+        model: the name and hash of the model.
+        config: the model's configuration.
+        project: the model's projector, from a backbone map to a projected map; None if it has none.
     """
 
     backbone_map: Tensor
@@ -103,7 +118,7 @@ class FaceFeatures:
 
     @classmethod
     def concatenate(cls, parts: Sequence[FaceFeatures]) -> FaceFeatures:
-        """One value from several of the same model, expansion and alignment."""
+        """Join features of the same kind (model, expansion, alignment, margin)."""
         first = parts[0]
         for part in parts[1:]:
             part.kind.require(first.kind, "These features", "the first ones")
@@ -113,11 +128,11 @@ class FaceFeatures:
     @property
     def kind(self) -> FeatureKind:
         """The model and the settings of the extraction."""
-        return FeatureKind(self.model, self.expansion, self.aligned, self.margin)
+        return FeatureKind(model=self.model, expansion=self.expansion, aligned=self.aligned, margin=self.margin)
 
     @property
     def projected_map(self) -> Tensor:
-        """The projector's map (B, C, h, w), computed now; raises OptionError for a model without projector."""
+        """The projector's map (B, C, h, w), computed on access; raises OptionError for a model without projector."""
         if self.project is None:
             raise OptionError(f"Model {self.model.name!r} has no projector: use='backbone' is what it offers.")
         with torch.no_grad(), default_numerics():  # not inference mode: people train heads of their own on these maps
@@ -141,7 +156,7 @@ class FaceFeatures:
         return np.stack([face.crop.to_image(xy) for face, xy in zip(self.faces, landmarks_input, strict=True)])
 
     def descriptors(self, landmarks: NDArray[np.float64], use: Use = "backbone") -> Tensor:
-        """Descriptors (B, K, C) at landmarks (B, K, 2) in image pixels, read bilinearly, not normalised; nan at nan."""
+        """Descriptors (B, K, C) at landmarks (B, K, 2), image pixels: bilinear, not normalised, nan at nan."""
         places = torch.from_numpy(self.to_input(landmarks))
         read = sample_at(self.map(use), self.grid, places)
         return read.masked_fill(places.isnan().any(-1, keepdim=True), torch.nan)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +19,10 @@ from scemae.errors import BoxInputError, ImageInputError
 from scemae.geometry import Array, Box, Crop, Patch, central_box
 
 ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array | torch.Tensor
-MIN_BOX = 8  # image px: a face smaller than this is a smudge, and a box this small a mistake
-DENSITY = 2  # patch px per input px, so that a view may turn and zoom without losing detail
-REACH = 2  # patch side over crop side
-UPRIGHT = {  # what undoes each orientation of EXIF
+MIN_BOX = 8  # image px: a smaller box is a mistake, or its face cannot be recognised
+DENSITY = 2  # patch px per input px, so that a view can be turned and zoomed without losing detail
+REACH = 2  # side of a patch over that of its crop
+UPRIGHT = {  # the transpose that undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,28 +31,62 @@ UPRIGHT = {  # what undoes each orientation of EXIF
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ROUNDING = 1e-3  # so far beyond 0..1 resizing and blending leave float pixels
+ROUNDING = 1e-3  # how far resizing and blending may leave float pixels outside 0..1
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One image, upright RGB, and what to call it in messages."""
+    """One image, upright RGB, and its name in messages."""
 
     source: str
     image: Image.Image
 
 
+class ImageBatch:
+    """The images of one call and their boxes, if there are any. Iterating gives each photo with its box, or None.
+
+    Photos are read one at a time, as `iter_photos` does. `count` is their number, None where only reading them tells.
+    Raises ImageInputError where there are no images in it, BoxInputError where there is not one box per image: at once
+    if both can be counted, otherwise when the first of them runs out.
+    """
+
+    def __init__(self, images: Any, boxes: Any = None) -> None:
+        single = is_single(images)
+        if not single and not isinstance(images, Iterable):
+            raise ImageInputError(
+                f"images is a {type(images).__name__}; wanted a path, bytes, PIL image, array or tensor, or many of "
+                "them."
+            )
+        self._images: Iterable[Any] = [images] if single else images
+        self._boxes: Iterable[Any] | None = _boxes_of_one(boxes) if single and boxes is not None else boxes
+        self.count = _length(self._images)
+        boxes_count = _length(self._boxes)
+        if None not in (self.count, boxes_count) and self.count != boxes_count:
+            raise BoxInputError(
+                f"{boxes_count} boxes for {self.count} images; wanted one (x0, y0, x1, y1) per image. For several "
+                "faces in one photo, repeat it: [photo] * n."
+            )
+
+    def __iter__(self) -> Iterator[tuple[Photo, Any]]:
+        boxes, missing = repeat(None) if self._boxes is None else iter(self._boxes), object()
+        for index, item in enumerate(self._images):
+            photo, box = _read_photo(item, index), next(boxes, missing)
+            if box is missing:
+                raise BoxInputError(f"There is no box for {photo.source}; wanted one (x0, y0, x1, y1) per image.")
+            yield photo, box
+        if self._boxes is not None and next(boxes, missing) is not missing:
+            raise BoxInputError("There are more boxes than images; wanted one (x0, y0, x1, y1) per image.")
+
+
 def iter_photos(images: ImageLike | Iterable[ImageLike]) -> Iterator[Photo]:
-    """One image or any iterable of images, mixed as they come, as upright RGB photos, read one at a time.
+    """One image or any iterable of images, of any kinds, as upright RGB photos, read one at a time.
 
     An image is a path, the bytes of a file, a binary file object, a PIL image of any mode, an array (H, W),
     (H, W, 1 | 3 | 4) or (B, H, W, 3), or a tensor (3, H, W) or (B, 3, H, W); arrays and tensors are RGB, uint8,
-    uint16, or float in 0..1. EXIF rotation is applied, transparency is laid on white.
+    uint16, or float in 0..1. EXIF rotation is applied, transparency is blended with white.
     Raises ImageInputError, naming the image.
     """
-    for index, item in enumerate(_items(images)):
-        source = os.fspath(item) if isinstance(item, (str, os.PathLike)) else _name(item, index)
-        yield Photo(source, _upright_rgb(_open(item, source), source))
+    return (photo for photo, _ in ImageBatch(images))
 
 
 def is_single(images: Any) -> bool:
@@ -61,26 +96,26 @@ def is_single(images: Any) -> bool:
     return isinstance(images, (str, os.PathLike, bytes, Image.Image)) or hasattr(images, "read")
 
 
-def count_images(images: Any) -> int | None:
-    """How many images there are, if that can be told without reading them."""
-    return 1 if is_single(images) else len(images) if hasattr(images, "__len__") else None
+def _boxes_of_one(boxes: Any) -> list[Any]:
+    """The boxes of one image: a box, or an iterable of one box."""
+    given = list(boxes) if isinstance(boxes, Iterable) else [boxes]
+    return [given] if given and given[0] is not None and np.ndim(given[0]) == 0 else given
+
+
+def _length(items: Any) -> int | None:
+    return len(items) if hasattr(items, "__len__") else None
+
+
+def _read_photo(item: Any, index: int) -> Photo:
+    source = os.fspath(item) if isinstance(item, (str, os.PathLike)) else _name_image(item, index)
+    return Photo(source, _upright_rgb(_open(item, source), source))
 
 
 def _is_text(images: Any) -> bool:
     return isinstance(images, np.ndarray) and images.dtype.kind in "US"
 
 
-def _items(images: Any) -> Iterable[Any]:
-    if is_single(images):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise ImageInputError(
-            f"images is a {type(images).__name__}; wanted a path, bytes, PIL image, array or tensor, or many of them."
-        )
-    return images
-
-
-def _name(item: Any, index: int) -> str:
+def _name_image(item: Any, index: int) -> str:
     own = getattr(item, "filename", None) or getattr(item, "name", None)
     return own if isinstance(own, str) and own else f"image {index}"
 
@@ -102,15 +137,15 @@ def _open(item: Any, source: str) -> Image.Image:
         raise ImageInputError(
             f"{source} is a {type(item).__name__}; wanted a path, bytes, file object, PIL image, array or tensor."
         )
-    with _reading(source):
+    with _translate_errors(source):
         image = Image.open(item)
         image.load()
     return image
 
 
 @contextmanager
-def _reading(source: str) -> Iterator[None]:
-    """Whatever Pillow fails with, as ImageInputError: its readers have no base of their errors in common."""
+def _translate_errors(source: str) -> Iterator[None]:
+    """Turn any error of Pillow into ImageInputError: the errors of its readers have no common base class."""
     try:
         yield
     except FileNotFoundError as error:
@@ -169,8 +204,8 @@ def _to_uint8(array: Array, source: str) -> Array:
 
 def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
     if 0 in image.size:
-        raise ImageInputError(f"{source} is {image.width} x {image.height} pixels: there is nothing in it.")
-    with _reading(source):  # a PIL image that the caller opened loads only here
+        raise ImageInputError(f"{source} is {image.width} x {image.height} pixels: it is empty.")
+    with _translate_errors(source):  # a PIL image that the caller opened loads only here
         image.load()
     method = UPRIGHT.get(_orientation(image))
     if method is not None:
@@ -185,15 +220,15 @@ def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What EXIF says, or XMP. ImageOps.exif_transpose would write all of EXIF anew, and fails where a tag is wrong."""
+    """As EXIF or XMP has it. ImageOps.exif_transpose would rewrite all of EXIF, and fails where a tag is invalid."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # its EXIF is no EXIF: as good as none
+    except Exception:  # invalid EXIF counts as none
         return None
 
 
 def _deep_grey(image: Image.Image) -> Array:
-    """Pixels of a 16- or 32-bit grey image; whole numbers are 16-bit ones, as Pillow opens 16-bit files."""
+    """Pixels of a 16- or 32-bit grey image; integers are taken as 16-bit ones, as Pillow opens 16-bit files."""
     pixels = np.asarray(image)
     return pixels if pixels.dtype.kind == "f" else np.clip(pixels, 0, 65535).astype(np.uint16)
 
@@ -201,7 +236,7 @@ def _deep_grey(image: Image.Image) -> Array:
 def validate_box(box: Any, photo: Photo) -> Box:
     """The face box (x0, y0, x1, y1) of a photo, pixel edges; None means the central 96/136 (geometry.central_box).
 
-    Raises BoxInputError for one that is inverted, smaller than 8 px, or that lies for the most part outside.
+    Raises BoxInputError for one that is inverted, smaller than 8 px, or mostly outside the image.
     """
     width, height = photo.image.size
     if box is None:
@@ -224,7 +259,7 @@ def validate_box(box: Any, photo: Photo) -> Box:
     inside = max(0.0, min(x1, width) - max(x0, 0)) * max(0.0, min(y1, height) - max(y0, 0))
     if inside < 0.5 * (x1 - x0) * (y1 - y0):
         raise BoxInputError(
-            f"{shown} lies for the most part outside. Is it (x, y, width, height), or of another size or rotation?"
+            f"{shown} is mostly outside it. Is it (x, y, width, height), or of another size or rotation?"
         )
     return (x0, y0, x1, y1)
 
@@ -232,9 +267,9 @@ def validate_box(box: Any, photo: Photo) -> Box:
 def cut_patch(image: Image.Image, crop: Crop, at_input_scale: bool = False) -> Patch:
     """The anti-aliased upright square of twice the crop's side around it, 2 pixels per crop pixel.
 
-    It is never finer than the photo: where the photo has fewer pixels it holds just those. With `at_input_scale` its
-    pixels are the crop's own (an upright crop is then a slice of it, the protocol's "resize to 136, crop 96").
-    Beyond the image its pixels are mirrored.
+    It is never finer than the photo: where the photo has fewer pixels it has the photo's own. With `at_input_scale` it
+    has the crop's pixels (an upright crop is then a slice of it, the protocol's "resize to 136, crop 96").
+    Beyond the image, pixels are mirrored.
     """
     step = crop.scale if at_input_scale else max(crop.scale / DENSITY, 1.0)
     count = int(np.ceil(REACH * crop.size * crop.scale / step))
@@ -254,8 +289,7 @@ def cut_square(image: Image.Image, crop: Crop, count: int) -> Array:
 
 def _square_start(crop: Crop, step: float, count: int) -> Array:
     """The pixel edge, (x, y) in image pixels, where a square of `count` pixels of `step` around the crop begins."""
-    start: Array = crop.to_image([(crop.size - 1) / 2] * 2) + 0.5 - step * count / 2
-    return start
+    return crop.centre + 0.5 - step * count / 2
 
 
 def _resize_inside(image: Image.Image, start: Array, step: float, count: int) -> Array:
@@ -264,7 +298,7 @@ def _resize_inside(image: Image.Image, start: Array, step: float, count: int) ->
     first = np.maximum(np.ceil(-start / step - 1e-6), 0).astype(int)
     last = np.minimum(np.floor((extent - start) / step + 1e-6), count).astype(int)
     low, high = np.maximum(start + first * step, 0), np.minimum(start + last * step, extent)
-    last = np.maximum(last, first + 1)  # of an image thinner than one pixel of the patch, all there is
+    last = np.maximum(last, first + 1)  # an image thinner than one pixel of the patch fills one
     size = (int(last[0] - first[0]), int(last[1] - first[1]))
     inner = image.resize(size, Image.Resampling.BILINEAR, box=(*low.tolist(), *high.tolist()))
     padding = [(int(first[1]), count - int(last[1])), (int(first[0]), count - int(last[0])), (0, 0)]

@@ -115,7 +115,7 @@ class LandmarkMatches(Landmarks):
 
 def _framed(face: Face, xy: NDArray[np.float64]) -> tuple[Image.Image, NDArray[np.float64]]:
     """The face upright as in its photo, with some of its surroundings, and where image points lie in that picture."""
-    centre = face.crop.to_image([(face.crop.size - 1) / 2] * 2)
+    centre = face.crop.centre
     half = SURROUNDINGS * face.crop.size * face.crop.scale / 2
     crop = Crop.from_box((*(centre + 0.5 - half), *(centre + 0.5 + half)), draw.PANEL)
     return draw_crop(face.patch, crop), crop.to_input(xy)
@@ -123,7 +123,7 @@ def _framed(face: Face, xy: NDArray[np.float64]) -> tuple[Image.Image, NDArray[n
 
 def _on_view(face: Face, xy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Image points as places on `face.view(draw.PANEL)`."""
-    return (face.crop.to_input(xy) + 0.5) * draw.PANEL / face.crop.size - 0.5
+    return face.crop.resample(draw.PANEL).to_input(xy)
 
 
 def _number(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Arithmetic that all verbs share, and that is their own, whatever torch is set to around them."""
+"""The settings of torch that results depend on, fixed whatever the caller has set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def default_numerics() -> Iterator[None]:
-    """No autocast, and new tensors on the CPU, whatever the caller is in."""
+    """Without autocast, and with the CPU as default device, whatever the caller has set."""
     elsewhere = torch.get_default_device().type != "cpu"
     with (
         torch.autocast("cpu", enabled=False),

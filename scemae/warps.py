@@ -1,7 +1,7 @@
 """Random thin-plate-spline and affine warps that move landmarks with the image, in DVE's parametrisation.
 
-A warp is a backward map: for each place of the warped picture, where in the original its pixel comes from. In
-coordinates that run from -1 to 1 between the centres of the outermost pixels it is
+A warp is a backward map: for each pixel of the warped image, the place in the original that it shows. In unit
+coordinates (-1..1 between the centres of the outermost pixels) it is
 
     source(u) = a + A u + sum_i w_i U(|u - c_i|^2),    U(r) = r log(r + 1e-5),
 
@@ -20,26 +20,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPSILON = 1e-5  # of U, so that its logarithm exists at a control point
+from scemae.geometry import pixels_to_unit, unit_to_pixels
+
+EPSILON = 1e-5  # in U, so that its logarithm exists at a control point
 NEWTON_STEPS = 30
 CONVERGED = 1e-9  # in -1..1: some 5e-8 px of a 96 px image
 COARSE, REACH = 41, 1.6  # the search for a landmark starts from the best of 41 x 41 places in -1.6..1.6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WarpSettings:
-    """Standard deviations of random warps, in coordinates that span the image from -1 to 1.
+    """Standard deviations of random warps, in unit coordinates of the image."""
 
-    `all_sd` is that of the spline weights, half of which (each with probability 1/2) have `subset_sd` instead.
-    The affine part has `shift_sd`, `scale_sd` (about 1) and `turn_sd` (degrees).
-    """
-
-    all_sd: float = 0.0005
-    subset_sd: float = 0.005
+    all_sd: float = 0.0005  # of the spline weights
+    subset_sd: float = 0.005  # of half of the spline weights, instead (each with probability 1/2)
     shift_sd: float = 0.05
-    scale_sd: float = 0.05
-    turn_sd: float = 2.5
-    control_points: int = 10  # along each side
+    scale_sd: float = 0.05  # about 1
+    turn_sd: float = 2.5  # degrees
+    control_points: int = 10  # along each side, not a deviation
 
 
 MATCHING = WarpSettings()  # the pairs of the landmark-matching protocol
@@ -63,26 +61,26 @@ class Warps:
     def landmarks(self, xy: Any, size: int, *, rounded: bool = False) -> Tensor:
         """Where landmarks (B, K, 2), pixels of S x S images, lie in the warped images: (B, K, 2), float64, pixels.
 
-        The backward map is inverted numerically. nan where a landmark is nan, or lies so far outside that no place of
-        the warped picture within `REACH` comes from it. With `rounded` it is the whole pixel of the warped image whose
-        source is nearest to the landmark, as in the protocol.
+        The backward map is inverted numerically. nan where a landmark is nan, or so far outside that no place of the
+        warped image within `REACH` shows it. With `rounded` it is the whole pixel of the warped image whose source is
+        nearest to the landmark, as in the protocol.
         """
-        wanted = _to_unit(torch.as_tensor(xy, dtype=torch.float64).cpu(), size)
+        wanted = pixels_to_unit(torch.as_tensor(xy, dtype=torch.float64).cpu(), size)
         if not rounded:
-            return _from_unit(self._inverted(wanted), size)
+            return unit_to_pixels(self._invert(wanted), size)
         places = _pixel_places(size)
         nearest = torch.cdist(wanted.nan_to_num(), self.source(places)).argmin(-1)
-        found = _from_unit(places[nearest], size).round()
+        found = unit_to_pixels(places[nearest], size).round()
         return torch.where(wanted.isnan(), torch.nan, found)
 
     def source(self, places: Tensor) -> Tensor:
-        """Where places (P, 2) or (B, P, 2) of the warped images come from, (B, P, 2); both in -1..1."""
+        """Where in the originals places (P, 2) or (B, P, 2) of the warped images come from, (B, P, 2); both unit."""
         return _design(places, self._centres()) @ self.weights
 
     def _centres(self) -> Tensor:
         return _lattice(math.isqrt(self.weights.shape[1] - 3), 1.0)
 
-    def _inverted(self, wanted: Tensor) -> Tensor:
+    def _invert(self, wanted: Tensor) -> Tensor:
         """Newton's method from the best of a coarse lattice of places."""
         lattice = _lattice(COARSE, REACH)
         places = lattice[torch.cdist(wanted.nan_to_num(), self.source(lattice)).argmin(-1)]
@@ -106,10 +104,10 @@ class Warps:
 
 def draw_warps(seeds: Iterable[int], settings: WarpSettings = MATCHING) -> Warps:
     """One random warp for each seed, a function of that seed and the settings alone."""
-    return Warps(torch.stack([_drawn(torch.Generator().manual_seed(seed), settings) for seed in seeds]))
+    return Warps(torch.stack([_draw_warp(torch.Generator().manual_seed(seed), settings) for seed in seeds]))
 
 
-def _drawn(generator: torch.Generator, settings: WarpSettings) -> Tensor:
+def _draw_warp(generator: torch.Generator, settings: WarpSettings) -> Tensor:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
@@ -138,11 +136,3 @@ def _lattice(count: int, reach: float) -> Tensor:
 
 def _pixel_places(size: int) -> Tensor:
     return _lattice(size, 1.0)
-
-
-def _to_unit(xy: Tensor, size: int) -> Tensor:
-    return 2 * xy / (size - 1) - 1
-
-
-def _from_unit(places: Tensor, size: int) -> Tensor:
-    return (places + 1) * (size - 1) / 2

@@ -121,7 +121,7 @@ def backbone():
 
 def test_cls_similarity_is_the_attention_of_the_block(backbone, monkeypatch):
     """Against the attention weights (B, heads, 145, 145) that timm's own block computes, read where it drops some."""
-    tokens = backbone.blocks(backbone.sequence(backbone.embed(torch.randn(2, 3, 96, 96))), 0, 2)
+    tokens = backbone.run_blocks(backbone.prepend_cls(backbone.embed(torch.randn(2, 3, 96, 96))), 0, 2)
     attention = backbone.vit.blocks[2].attn
     monkeypatch.setattr(attention, "fused_attn", False)
     seen = []
@@ -138,5 +138,6 @@ def test_cls_similarity_is_the_attention_of_the_block(backbone, monkeypatch):
 
 def test_encoding_in_steps_is_encoding_at_once(backbone):
     embedded = backbone.embed(torch.randn(2, 3, 96, 96))
-    stepped = backbone.blocks(backbone.blocks(backbone.blocks(backbone.sequence(embedded), 0, 2), 2, 3), 3)
+    tokens = backbone.run_blocks(backbone.prepend_cls(embedded), 0, 2)
+    stepped = backbone.run_blocks(backbone.run_blocks(tokens, 2, 3), 3)
     torch.testing.assert_close(stepped, backbone.encode(embedded))

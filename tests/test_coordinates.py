@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scemae.geometry import CellGrid, Crop, apply_affine, sample_at, sample_view
+from scemae.geometry import CellGrid, Crop, apply_affine, compose, sample_at, sample_view
 from scemae.images import cut_patch, iter_photos, validate_box
 from scemae.model import cover_and_stride
-from scemae.model.cover_and_stride import EXPANSIONS, MARGIN, cell_grid, expand
+from scemae.model.cover_and_stride import EXPANSIONS, cell_grid, expand, view_margin
 
 ORIENTATIONS = range(1, 9)
 ORIENTATION_TAG = 0x0112
@@ -42,6 +43,11 @@ def saved(upright, orientation, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, exif=image.getexif(), **options)
     return buffer.getvalue()
+
+
+def shift_by(distance):
+    """The affine that adds a distance to both coordinates."""
+    return np.array([(1.0, 0.0, distance), (0.0, 1.0, distance)])
 
 
 def about_the_middle(degrees, scale, shear, x, y):
@@ -88,12 +94,12 @@ def ramp(patch):
     return replace(patch, pixels=np.concatenate([xy, np.zeros((height, width, 1))], axis=-1))
 
 
-def shown(photo, box, refinement, at_input_scale=False):
+def shown(photo, box, refinement, at_input_scale=False, input_size=96, patch_size=8):
     """The refined crop, and the patch that extraction would show it from."""
-    start = Crop.from_box(box)
+    start = Crop.from_box(box, input_size)
     crop = start.refine(refinement)
     patch = cut_patch(photo.image, start, at_input_scale)
-    patch = patch if patch.serves(crop.pad(MARGIN)) else cut_patch(photo.image, crop)
+    patch = patch if patch.serves(crop.pad(view_margin(patch_size))) else cut_patch(photo.image, crop)
     return crop, patch
 
 
@@ -104,14 +110,15 @@ def stays_inside(patch, crop):
     return patch.serves(crop) and bool(inside)
 
 
-def centre_of_each_patch(windows):
-    """A map (b, 2, 12, 12) of the mean of each 8 x 8 block: of a ramp, the image point of the block's centre."""
-    return F.avg_pool2d(windows[:, :2], 8)
+def centre_of_each_patch(windows, patch_size=8):
+    """A map (b, 2, h, w) of the mean of each patch: of a ramp, the image point of the patch's centre."""
+    return F.avg_pool2d(windows[:, :2], patch_size)
 
 
-def map_of_centres(patch, crop, expansion):
+def map_of_centres(patch, crop, expansion, patch_size=8):
     """The expanded map whose cells hold the image points of their own centres."""
-    return expand(centre_of_each_patch, sample_view(ramp(patch), crop.pad(MARGIN))[None], expansion)
+    views = sample_view(ramp(patch), crop.pad(view_margin(patch_size)))[None]
+    return expand(partial(centre_of_each_patch, patch_size=patch_size), views, expansion, patch_size)
 
 
 def read(maps, grid, crop, points):
@@ -126,7 +133,7 @@ def test_a_map_of_centres_sampled_at_a_point_gives_the_point(
     expansion, photo_and_box, refinement, at_input_scale, seed
 ):
     crop, patch = shown(*photo_and_box, refinement, at_input_scale)
-    assume(stays_inside(patch, crop.pad(MARGIN)))
+    assume(stays_inside(patch, crop.pad(view_margin())))
     maps, grid = map_of_centres(patch, crop, expansion), cell_grid(expansion)
     first, last = grid.centres(12 * expansion)[[0, -1]].tolist()
 
@@ -139,6 +146,25 @@ def test_a_map_of_centres_sampled_at_a_point_gives_the_point(
     assert np.abs(read(maps, grid, crop, crop.to_image(outside)) - on_the_hull).max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("input_size", "patch_size", "expansion"),
+    [(64, 8, 8), (64, 16, 1), (64, 16, 2), (64, 16, 4), (64, 16, 8), (64, 4, 1), (64, 4, 2), (64, 4, 4), (120, 12, 4)],
+)
+def test_the_law_holds_for_other_sizes_of_input_and_patch(input_size, patch_size, expansion):
+    [photo] = iter_photos(Image.new("RGB", (300, 250)))
+    middle = (input_size - 1) / 2
+    refinement = compose(about_the_middle(20, 0.9, 0.1, 3 + middle - 47.5, -2 + middle - 47.5), shift_by(47.5 - middle))
+    crop, patch = shown(photo, (60, 40, 200, 180), refinement, input_size=input_size, patch_size=patch_size)
+    assert stays_inside(patch, crop.pad(view_margin(patch_size)))
+    maps, grid = map_of_centres(patch, crop, expansion, patch_size), cell_grid(expansion, patch_size)
+    count = input_size // patch_size * expansion
+    assert maps.shape[-2:] == (count, count)
+    assert grid.extent(count) == input_size
+    inside = np.random.default_rng(0).uniform(*grid.centres(count)[[0, -1]].tolist(), (30, 2))
+    points = crop.to_image(inside)
+    assert np.abs(read(maps, grid, crop, points) - points).max() < 1e-4
+
+
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("expansion", EXPANSIONS)
 def test_real_pixels_lie_where_the_law_says(expansion, orientation):
@@ -148,8 +174,8 @@ def test_real_pixels_lie_where_the_law_says(expansion, orientation):
     upright = Image.fromarray(np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8))
     [photo] = iter_photos(saved(upright, orientation, "PNG"))
     crop, patch = shown(photo, (40, 20.5, 171, 150), about_the_middle(20, 0.9, 0.1, 3, -2))
-    assert stays_inside(patch, crop.pad(MARGIN))
-    maps = expand(centre_of_each_patch, 255 * sample_view(patch, crop.pad(MARGIN))[None], expansion)
+    assert stays_inside(patch, crop.pad(view_margin()))
+    maps = expand(centre_of_each_patch, 255 * sample_view(patch, crop.pad(view_margin()))[None], expansion)
     points = crop.to_image(np.random.default_rng(0).uniform(5, 90, (50, 2)))
     errors = read(maps, cell_grid(expansion), crop, points) - points
     assert np.abs(errors).max() < 0.3  # pixels are whole numbers
@@ -163,7 +189,7 @@ def test_the_naive_shifts_would_be_three_pixels_off(monkeypatch):
     points = crop.to_image(np.random.default_rng(0).uniform(10, 80, (30, 2)))
     grid = cell_grid(4)
     assert grid == CellGrid(0.5, 2.0)
-    monkeypatch.setattr(cover_and_stride, "MARGIN", 8)  # room for a shift of 6
+    monkeypatch.setattr(cover_and_stride, "view_margin", lambda patch_size: 8)  # room for a shift of 6
     view = sample_view(ramp(patch), crop.pad(8))[None]
     assert np.abs(read(expand(centre_of_each_patch, view, 4), grid, crop, points) - points).max() < 1e-4
     monkeypatch.setattr(cover_and_stride, "shifts", lambda expansion, patch_size: [0, 2, 4, 6])

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from scemae.errors import OptionError
-from scemae.model.cover_and_stride import EXPANSIONS, MARGIN, cell_grid, expand, shifts
+from scemae.model.cover_and_stride import EXPANSIONS, cell_grid, expand, shifts, view_margin
 
 
 @pytest.mark.parametrize(
@@ -12,7 +13,7 @@ from scemae.model.cover_and_stride import EXPANSIONS, MARGIN, cell_grid, expand,
 )
 def test_shifts(expansion, wanted):
     assert shifts(expansion) == wanted
-    assert max(abs(shift) for shift in wanted) <= MARGIN
+    assert max(abs(shift) for shift in wanted) <= view_margin()
 
 
 @pytest.mark.parametrize(("expansion", "origin", "step"), [(1, 3.5, 8), (2, 1.5, 4), (4, 0.5, 2), (8, 0.5, 1)])
@@ -28,7 +29,17 @@ def test_other_expansions_are_refused(expansion):
             call(expansion)
 
 
-@pytest.mark.parametrize(("patch_size", "expansion"), [(6, 4), (4, 8), (12, 4), (16, 4), (32, 2)])
+@pytest.mark.parametrize(("patch_size", "margin"), [(4, 2), (7, 3), (8, 4), (12, 6), (16, 8), (32, 16)])
+def test_the_margin_is_what_the_shifts_need(patch_size, margin):
+    assert view_margin(patch_size) == margin
+    for expansion in (e for e in EXPANSIONS if patch_size % e == 0):
+        found = shifts(expansion, patch_size)
+        assert np.diff(found).tolist() == [patch_size / expansion] * (expansion - 1)
+        assert sum(found) in (0, expansion / 2)  # symmetric, or half a pixel to the right and below
+        assert max(abs(shift) for shift in found) <= margin
+
+
+@pytest.mark.parametrize(("patch_size", "expansion"), [(6, 4), (4, 8), (12, 8), (7, 2), (20, 8)])
 def test_patches_that_an_expansion_does_not_divide_are_refused(patch_size, expansion):
     with pytest.raises(OptionError, match=f"patches of {patch_size} px do not allow"):
         cell_grid(expansion, patch_size)
@@ -48,7 +59,7 @@ def test_each_cell_comes_from_the_pass_of_its_shift(expansion):
     assert found.shape == (2, 7, 12 * expansion, 12 * expansion)
     for row, dy in enumerate(shifts(expansion)):
         for column, dx in enumerate(shifts(expansion)):
-            window = views[..., MARGIN + dy : MARGIN + dy + 96, MARGIN + dx : MARGIN + dx + 96]
+            window = views[..., 4 + dy : 100 + dy, 4 + dx : 100 + dx]
             assert torch.equal(found[..., row::expansion, column::expansion], encode(window))
 
 

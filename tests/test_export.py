@@ -12,15 +12,16 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from small_models import load_small_model
 
 import scemae
-from scemae import extraction
 from scemae.cli.main import main
 from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import ExportError, MissingExtraError, NotFittedError, OptionError, OutputError
 from scemae.export import graphs
 from scemae.export.graphs import RegressorGraph
 from scemae.export.trial_faces import trial_faces
+from scemae.model import aligner
 from scemae.weights.model_folder import save_model
 from scemae.weights.zoo import load_model
 
@@ -60,6 +61,7 @@ def difference(regressor, patches, boxes):
     return np.linalg.norm(xy.numpy() - found.xy, axis=-1).max()
 
 
+@pytest.mark.slow
 def test_the_detector_agrees_with_predict(detector, regressor):
     path, report = detector
     assert report.faces == 9
@@ -79,6 +81,7 @@ def test_the_detector_agrees_with_predict(detector, regressor):
     assert np.ptp(scores) > 0.01
 
 
+@pytest.mark.slow
 def test_the_detector_runs_without_torch(detector, regressor, samples):
     """The example, in a Python where torch and all that needs it cannot be imported."""
     small = samples[1]  # its box has less than 128 px: the example passes on the photo's own pixels
@@ -96,6 +99,7 @@ runpy.run_path({str(EXAMPLE)!r})
     assert np.abs(np.array([line[1:3] for line in lines], dtype=float) - found.xy[0]).max() < 0.02
 
 
+@pytest.mark.slow
 def test_large_faces_go_through_the_example_nearly_as_through_predict(detector, regressor, samples):
     large = samples[0]
     command = [sys.executable, EXAMPLE, detector[0], large.path, *map(str, large.box)]
@@ -105,6 +109,7 @@ def test_large_faces_go_through_the_example_nearly_as_through_predict(detector, 
     assert apart < 0.01 * (large.box[2] - large.box[0])  # the patch is half as fine as the photo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -121,6 +126,18 @@ def test_every_kind_of_regressor_agrees(short_model, samples, options):
     assert difference(regressor, trial_faces(3, side, side // 2), np.tile(box, (3, 1))) < 0.01
 
 
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_model_of_another_size_is_exported_and_agrees(samples, tmp_path):
+    model = load_small_model(tmp_path / "model", 64, 16)
+    assert (
+        difference(fit(model, samples, expansion=2), trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1)))
+        < 0.01
+    )
+    report = scemae.export_graph(model, tmp_path / "maps.pt2", faces=2, expansion=1)
+    assert report.inputs == {"views": ["batch", 3, 80, 80]}
+
+
+@pytest.mark.slow
 def test_a_regressor_on_mirrored_margins_agrees(short_model, samples):
     features = scemae.extract_features(
         short_model, [s.path for s in samples], boxes=[s.box for s in samples], expansion=2, margin="reflect"
@@ -129,6 +146,7 @@ def test_a_regressor_on_mirrored_margins_agrees(short_model, samples):
     assert difference(regressor, trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1))) < 0.01
 
 
+@pytest.mark.slow
 def test_boxes_of_any_shape_and_place_agree(regressor):
     """Small, wide, far off the face, half outside the patch: views that leave the patch, and what is beyond it."""
     boxes = np.array(
@@ -137,11 +155,11 @@ def test_boxes_of_any_shape_and_place_agree(regressor):
     assert difference(regressor, trial_faces(5, 128, 64), boxes) < 0.01
 
 
+@pytest.mark.slow
 def test_steps_that_lose_the_face_are_not_taken(regressor, monkeypatch):
     patches, boxes = trial_faces(3, 128, 64), np.tile([64, 64, 192, 192], (3, 1))
     free = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes).xy
-    for module in (extraction, graphs):
-        monkeypatch.setattr(module, "ZOOM", (0.98, 1.02))
+    monkeypatch.setattr(aligner, "ZOOM", (0.98, 1.02))
     assert difference(regressor, patches, boxes) < 0.01
     bound = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes).xy
     assert (np.abs(bound - free).max((1, 2)) > 0.1).any()  # some steps were refused
@@ -154,6 +172,7 @@ def test_a_face_that_moves_out_of_the_patch_is_left_alone(regressor):
     assert difference(regressor, patches, boxes) < 0.01
 
 
+@pytest.mark.slow
 def test_a_regressor_as_torch_program(regressor, tmp_path):
     path = tmp_path / "detector.pt2"
     assert scemae.export_graph(regressor, path, faces=2).difference < 0.01
@@ -164,6 +183,7 @@ def test_a_regressor_as_torch_program(regressor, tmp_path):
     assert xy.shape == (1, 8, 2)
 
 
+@pytest.mark.slow
 def test_a_model_as_onnx(capsys, model, tmp_path):
     path = tmp_path / "maps.onnx"
     code = main(["export", "scemae-tiny", str(path), "--expansion", "2", "--faces", "4", "--json"])
@@ -182,13 +202,15 @@ def test_a_model_as_onnx(capsys, model, tmp_path):
         assert np.abs(projected_map - model.project(truth).numpy()).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_without_projector_gives_one_map(model, tmp_path):
-    plain = copy.deepcopy(model)
-    plain.projector = None
-    report = scemae.export_graph(plain, tmp_path / "maps.pt2", expansion=1, faces=2)
+    unprojected = copy.deepcopy(model)
+    unprojected.projector = None
+    report = scemae.export_graph(unprojected, tmp_path / "maps.pt2", expansion=1, faces=2)
     assert report.outputs == ("backbone_map",)
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_is_not_left_on_disk(model, tmp_path, monkeypatch):
     path = tmp_path / "maps.pt2"
     path.write_bytes(b"what was there")
@@ -211,21 +233,31 @@ def test_the_command_takes_the_file_of_a_detector(capsys, regressor, tmp_path):
     assert "keeps the expansion" in capsys.readouterr().err
 
 
-def test_what_is_asked_is_checked_before_the_work(model, regressor, tmp_path, monkeypatch):
-    with pytest.raises(OptionError, match=r"ends in none of \.onnx, \.pt2"):
-        scemae.export_graph(model, tmp_path / "maps.tflite")
-    with pytest.raises(OptionError, match="keeps the expansion"):
-        scemae.export_graph(regressor, tmp_path / "r.onnx", expansion=2)
-    with pytest.raises(OptionError, match="expansion is 3"):
-        scemae.export_graph(model, tmp_path / "maps.onnx", expansion=3)
-    with pytest.raises(OptionError, match="faces is 0"):
-        scemae.export_graph(model, tmp_path / "maps.onnx", faces=0)
-    with pytest.raises(OptionError, match="float32"):
-        scemae.export_graph(load_model(dtype="bfloat16"), tmp_path / "maps.onnx")
-    with pytest.raises(NotFittedError):
-        scemae.export_graph(scemae.LandmarkRegressor(model), tmp_path / "r.onnx")
-    with pytest.raises(OutputError, match="no folder"):
-        scemae.export_graph(model, tmp_path / "nowhere" / "maps.onnx")
+@pytest.mark.parametrize(
+    ("source", "file", "options", "error", "message"),
+    [
+        pytest.param("model", "maps.tflite", {}, OptionError, r"ends in none of \.onnx, \.pt2", id="suffix"),
+        pytest.param("regressor", "r.onnx", {"expansion": 2}, OptionError, "keeps the expansion", id="regressor"),
+        pytest.param("model", "maps.onnx", {"expansion": 3}, OptionError, "expansion is 3", id="expansion"),
+        pytest.param("model", "maps.onnx", {"faces": 0}, OptionError, "faces is 0", id="faces"),
+        pytest.param("bfloat16", "maps.onnx", {}, OptionError, "float32", id="dtype"),
+        pytest.param("not fitted", "r.onnx", {}, NotFittedError, "not fitted", id="not fitted"),
+        pytest.param("model", "nowhere/maps.onnx", {}, OutputError, "no folder", id="no folder"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_work(model, regressor, tmp_path, source, file, options, error, message):
+    sources = {
+        "model": lambda: model,
+        "regressor": lambda: regressor,
+        "bfloat16": lambda: load_model(dtype="bfloat16"),
+        "not fitted": lambda: scemae.LandmarkRegressor(model),
+    }
+    with pytest.raises(error, match=message):
+        scemae.export_graph(sources[source](), tmp_path / file, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_packages_for_onnx_the_extra_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'onnx, onnxscript, onnxruntime: pip install "scemae\[onnx\]"'):
         scemae.export_graph(model, tmp_path / "maps.onnx")

@@ -5,13 +5,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scemae.detector.heads import HeatmapHead
+from small_models import load_small_model
 
 import scemae
 from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.extraction import features_through_crops
-from scemae.model.cover_and_stride import MARGIN
+from scemae.geometry import sample_view
+from scemae.samples import sample_faces
+
+PATH, BOX = sample_faces()[0].path, sample_faces()[0].box
 
 
+@pytest.mark.slow
 def test_all_kinds_of_input_give_the_same_features(model, samples):
     sample = samples[1]
     picture = Image.open(sample.path).convert("RGB")
@@ -26,6 +32,7 @@ def test_all_kinds_of_input_give_the_same_features(model, samples):
     assert features.faces[6].source == "image 6"
 
 
+@pytest.mark.slow
 def test_batches_and_streams_change_nothing(model, samples):
     sources = [s.path for s in samples] * 2
     boxes = [s.box for s in samples] * 2
@@ -63,8 +70,6 @@ def test_the_fixed_crop_is_the_protocols(model, samples):
     picture = Image.open(samples[1].path).convert("RGB").crop((150, 50, 300, 200))
     face = scemae.extract_features(model, picture, align=False, expansion=1).faces[0]
     expected = np.asarray(picture.resize((136, 136), Image.Resampling.BILINEAR))[20:116, 20:116]
-    from scemae.geometry import sample_view
-
     view = (sample_view(face.patch, face.crop) * 255).permute(1, 2, 0).numpy()
     assert np.abs(view - expected).max() <= 1.0
 
@@ -83,7 +88,7 @@ def test_reflected_margin_never_looks_outside_the_view(model):
 
 
 def test_expansion_interleaves_the_maps_of_shifted_views(model):
-    views = torch.randn(1, 3, 96 + 2 * MARGIN, 96 + 2 * MARGIN)
+    views = torch.randn(1, 3, 104, 104)
     finer = model(views, 2)
     assert torch.allclose(finer[..., 0::2, 1::2], model.backbone(views[..., 2:98, 6:102]), atol=1e-4)
 
@@ -110,7 +115,7 @@ def test_a_view_that_leaves_its_patch_has_it_cut_anew(model, samples):
     x0, y0, x1, y1 = sample.box
     small = (x0 + 50, y0 + 50, x1 - 50, y1 - 50)
     face = scemae.extract_features(model, sample.path, boxes=small, expansion=1).faces[0]
-    assert face.patch.serves(face.crop.pad(MARGIN))
+    assert face.patch.serves(face.crop.pad(model.view_margin))
 
 
 @pytest.mark.parametrize("box", [None, (0, 0, 512, 512)])
@@ -129,6 +134,7 @@ def test_features_do_not_follow_their_model_to_another_device(model, samples):
     assert torch.equal(features.projected_map, wanted)
 
 
+@pytest.mark.slow
 def test_eight_threads_give_the_bytes_of_one(model, samples):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -140,20 +146,62 @@ def test_eight_threads_give_the_bytes_of_one(model, samples):
     assert all(torch.allclose(found, maps[0], atol=1e-4) for found in maps)
 
 
-def test_bad_input_is_refused(model, samples, faces):
-    path, box = samples[0].path, samples[0].box
-    for call, error, words in (
-        (lambda: scemae.extract_features(model, []), ImageInputError, "images is empty"),
-        (lambda: scemae.extract_features(model, 3), ImageInputError, "images is a int"),
-        (lambda: scemae.extract_features(model, faces), ImageInputError, "FaceFeatures already"),
-        (lambda: scemae.extract_features(model, [path, path], boxes=[box]), BoxInputError, "1 boxes for 2 images"),
-        (lambda: scemae.extract_features(model, iter([path]), boxes=iter([])), BoxInputError, "no box for"),
-        (lambda: scemae.extract_features(model, iter([path]), boxes=iter([box] * 2)), BoxInputError, "more boxes"),
-        (lambda: scemae.extract_features(model, path, boxes=[1, 2, 3]), BoxInputError, "wanted four numbers"),
-        (lambda: scemae.extract_features(model, path, expansion=3), OptionError, "expansion is 3"),
-        (lambda: faces.map("projector"), OptionError, "use is 'projector'"),
-        (lambda: scemae.extract_features(model, path, margin="zero"), OptionError, "margin is 'zero'"),
-        (lambda: scemae.extract_features(model, path, batch_size=0), OptionError, "batch_size is 0"),
-    ):
-        with pytest.raises(error, match=words):
-            call()
+@pytest.mark.parametrize(
+    ("images", "options", "error", "message"),
+    [
+        pytest.param([], {}, ImageInputError, "images is empty", id="no image"),
+        pytest.param(3, {}, ImageInputError, "images is a int", id="not an image"),
+        pytest.param([PATH, PATH], {"boxes": [BOX]}, BoxInputError, "1 boxes for 2 images", id="too few boxes"),
+        pytest.param(iter([PATH]), {"boxes": iter([])}, BoxInputError, "no box for", id="too few streamed boxes"),
+        pytest.param(iter([PATH]), {"boxes": iter([BOX] * 2)}, BoxInputError, "more boxes", id="too many boxes"),
+        pytest.param(PATH, {"boxes": [1, 2, 3]}, BoxInputError, "wanted four numbers", id="three numbers"),
+        pytest.param(PATH, {"expansion": 3}, OptionError, "expansion is 3", id="expansion"),
+        pytest.param(PATH, {"margin": "zero"}, OptionError, "margin is 'zero'", id="margin"),
+        pytest.param(PATH, {"batch_size": 0}, OptionError, "batch_size is 0", id="batch size"),
+    ],
+)
+def test_bad_arguments_of_extract_features_are_refused(model, images, options, error, message):
+    with pytest.raises(error, match=message):
+        scemae.extract_features(model, images, **{"align": False} | options)
+
+
+def test_features_are_not_images(model, faces):
+    for call in (scemae.extract_features, scemae.iter_features):
+        with pytest.raises(ImageInputError, match="FaceFeatures already"):
+            call(model, faces)
+
+
+def test_an_unknown_use_is_refused(faces):
+    with pytest.raises(OptionError, match="use is 'projector'"):
+        faces.map("projector")
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize("head", ["cascade", HeatmapHead(heatmaps=2, steps=20)], ids=["cascade", "heatmap"])
+@pytest.mark.parametrize(("input_size", "patch_size"), [(64, 8), (64, 16), (48, 4)])
+def test_a_model_of_another_size_works_end_to_end(samples, tmp_path, input_size, patch_size, head):
+    model = load_small_model(tmp_path / "model", input_size, patch_size)
+    paths, boxes = [sample.path for sample in samples], [sample.box for sample in samples]
+    features = scemae.extract_features(model, paths, boxes=boxes, expansion=4)
+    cells = input_size // patch_size * 4
+    assert features.backbone_map.shape == (2, 32, cells, cells)
+    assert [face.crop.size for face in features.faces] == [input_size] * 2
+    assert all(0 < face.alignment.confidence < 1 for face in features.faces)
+    features.draw()
+
+    pixels = np.array([[(5.0, 7.0), (20.0, 31.0), (40.0, 12.0)]])  # whole input pixels are matched exactly
+    points = features[0].to_image(pixels)[0]
+    matches = scemae.match_landmarks(features[0], points, features, use="both", keep_similarity=True)
+    assert matches.similarity.shape == (2, 3, input_size, input_size)
+    assert np.allclose(matches.xy[0], points)
+    assert np.allclose(matches.scores[0], 1, atol=1e-4)
+    matches.draw_similarity(0)
+
+    landmarks = [sample.landmarks for sample in samples]
+    regressor = scemae.fit_regressor(model, features, landmarks, head=head, mirror="off")
+    found = regressor.predict(features)
+    regressor.save(tmp_path / "detector.safetensors")
+    loaded = scemae.LandmarkRegressor.load(tmp_path / "detector.safetensors", model)
+    assert np.array_equal(loaded.predict(paths, boxes=boxes).xy, found.xy)
+    places = features.to_input(found.xy)
+    assert ((places > 0) & (places < input_size - 1)).mean() > 0.8

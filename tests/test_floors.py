@@ -8,8 +8,8 @@ import pytest
 import scemae
 
 FLOORS = {
-    0: "errors",
-    1: "geometry metrics numerics output plots progress ridge warps draw",
+    0: "errors geometry",
+    1: "metrics numerics output plots progress ridge warps draw",
     2: "model images tables",
     3: "features weights samples",
     4: "landmarks extraction",

@@ -11,13 +11,23 @@ from scemae.geometry import (
     Crop,
     Patch,
     apply_affine,
+    apply_affines,
     central_box,
+    central_part,
     compose,
+    compose_affines,
+    crops_from_boxes,
+    determinants,
     fit_affine,
     invert,
+    pad_crops,
+    pixels_to_unit,
     sample_at,
+    sample_crops,
     sample_view,
+    similarity,
     soft_argmax,
+    unit_to_pixels,
 )
 from scemae.model.cover_and_stride import cell_grid
 
@@ -105,6 +115,45 @@ def test_central_box_is_the_central_96_of_136(width, height):
     margin = 20 * side / 136
     wanted = (left + margin, top + margin, left + side - margin, top + side - margin)
     assert np.allclose(central_box(width, height), wanted)
+
+
+def test_central_box_and_central_part_agree():
+    assert central_part(0, 0, 136) == central_box(136, 136) == (20, 20, 116, 116)
+    assert central_box(112, 112, frame=112) == (8, 8, 104, 104)  # squares of another frame: their central 96 px
+    assert np.allclose(central_part(10, -5, 68), (20, 5, 68, 53))
+
+
+def test_unit_coordinates_run_between_the_centres_of_the_outermost_pixels():
+    pixels = torch.tensor([0.0, 31.5, 63.0])
+    assert pixels_to_unit(pixels, 64).tolist() == [-1, 0, 1]
+    assert torch.equal(unit_to_pixels(pixels_to_unit(pixels, 64), 64), pixels)
+
+
+def test_similarity_turns_and_scales_about_its_centre():
+    found = similarity(np.radians(30), 1.5, np.array([10.0, 20.0]), np.array([3.0, -4.0]))
+    assert np.allclose(found, about((10, 20), linear_part(30, 1.5, 0), (3, -4)))
+
+
+@quick
+@given(boxes(), affines(), affines())
+def test_the_batched_affines_of_torch_are_those_of_numpy(box, first, second):
+    outer, inner = (torch.from_numpy(affine)[None] for affine in (first, second))
+    points = torch.from_numpy(POINTS)[None]
+    assert np.allclose(apply_affines(outer, points)[0], apply_affine(first, POINTS))
+    assert np.allclose(compose_affines(outer, inner)[0], compose(first, second))
+    assert np.allclose(determinants(outer)[0], np.linalg.det(first[:, :2]))
+    crops = crops_from_boxes(torch.tensor([box], dtype=torch.float64), 64)
+    assert np.allclose(crops[0], Crop.from_box(box, 64).to_image_affine)
+    assert np.allclose(pad_crops(crops, 5)[0], Crop.from_box(box, 64).pad(5).to_image_affine)
+
+
+def test_sample_crops_sees_what_sample_view_sees():
+    pixels = np.random.default_rng(0).random((150, 160, 3)).astype(np.float32)
+    crop = Crop.from_box((20, 10, 130, 120), 64)
+    wanted = sample_view(Patch(pixels, np.eye(3)[:2]), crop)
+    channels_first = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    found = sample_crops(channels_first, torch.from_numpy(crop.to_image_affine)[None], 64)[0]
+    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_the_whole_image_covers_the_centres_from_minus_a_half():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from scemae.errors import BoxInputError, ImageInputError, ScemaeError
 from scemae.geometry import Crop, central_box, sample_view
-from scemae.images import Photo, cut_patch, is_single, iter_photos, validate_box
+from scemae.images import ImageBatch, Photo, cut_patch, is_single, iter_photos, validate_box
 
 quick = settings(deadline=None, max_examples=25)
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -222,6 +222,42 @@ def test_is_single():
         assert not is_single(many)
 
 
+@pytest.mark.parametrize(
+    ("images", "count"),
+    [
+        pytest.param(PIXELS, 1, id="one array"),
+        pytest.param("a.jpg", 1, id="one path"),
+        pytest.param([PIXELS] * 3, 3, id="list"),
+        pytest.param(np.stack([PIXELS] * 2), 2, id="batch"),
+        pytest.param(iter([PIXELS]), None, id="stream"),
+        pytest.param([], 0, id="empty"),
+    ],
+)
+def test_a_batch_counts_its_images_without_reading_them(images, count):
+    assert ImageBatch(images).count == count
+
+
+BOXES = [(0, 0, 20, 20), None, (1, 2, 30, 20)]
+
+
+@pytest.mark.parametrize("boxes", [BOXES, tuple(BOXES), iter(BOXES), None], ids=["list", "tuple", "stream", "none"])
+@pytest.mark.parametrize("wrap", [list, iter])
+def test_a_batch_gives_each_photo_with_its_box(wrap, boxes):
+    wanted = [None] * 3 if boxes is None else BOXES
+    boxes = iter(BOXES) if boxes is not None and not hasattr(boxes, "__len__") else boxes
+    pairs = list(ImageBatch(wrap([PIXELS, GREY, PICTURE]), boxes))
+    assert [box for _, box in pairs] == wanted
+    assert [photo.image.size for photo, _ in pairs] == [(30, 20)] * 3
+
+
+@pytest.mark.parametrize(
+    "boxes", [(0, 0, 20, 20), [0, 0, 20, 20], np.array([0, 0, 20, 20]), [(0, 0, 20, 20)], np.array([[0, 0, 20, 20]])]
+)
+def test_one_image_takes_a_box_or_a_list_of_one(boxes):
+    [(_, box)] = ImageBatch(PICTURE, boxes)
+    assert list(box) == [0, 0, 20, 20]
+
+
 # What it cannot be.
 
 
@@ -264,7 +300,7 @@ def test_a_decompression_bomb(monkeypatch, tmp_path):
     [
         (np.zeros((0, 10, 3), np.uint8), "shape"),
         (np.zeros((10, 0), np.uint8), "shape"),
-        (Image.new("RGB", (0, 5)), "nothing"),
+        (Image.new("RGB", (0, 5)), "is empty"),
         (np.zeros((10, 10, 2), np.uint8), "shape"),
         (np.zeros((3, 10, 10), np.uint8), "shape"),
         (np.zeros(10, np.uint8), "shape"),

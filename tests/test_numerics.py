@@ -33,6 +33,7 @@ def wanted(samples):
     return points(samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [

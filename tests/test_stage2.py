@@ -28,7 +28,15 @@ def small(monkeypatch, tmp_path):
     """A model folder of a small random backbone, as `--model` names it."""
     monkeypatch.setitem(BACKBONES, "small", SMALL)
     torch.manual_seed(0)
-    described = ModelConfig("small", "small", (0.5,) * 3, (0.25,) * 3, 0, "noise", "random")
+    described = ModelConfig(
+        name="small",
+        architecture="small",
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        images_seen=0,
+        training_data="noise",
+        description="random",
+    )
     tensors = {f"backbone.{name}": t for name, t in Backbone(SMALL).state_dict().items()}
     save_model(tmp_path / "source", tensors, described, "# small\n")
     return f"local-dir:{tmp_path / 'source'}"
@@ -54,10 +62,10 @@ class Counting(Backbone):
     def embed(self, images):
         return torch.arange(144.0).expand(len(images), -1)[..., None].expand(-1, -1, 24).clone()
 
-    def sequence(self, patch_tokens):
+    def prepend_cls(self, patch_tokens):
         return torch.cat([torch.full((len(patch_tokens), 1, 24), -1.0), patch_tokens], dim=1)
 
-    def blocks(self, tokens, start=0, stop=None):
+    def run_blocks(self, tokens, start=0, stop=None):
         self.seen.append((tokens.shape[1], start, stop))
         return tokens
 

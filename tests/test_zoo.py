@@ -47,7 +47,7 @@ def test_the_bundled_models_positions_are_these(model):
 
 def test_encoding_in_two_parts_is_encoding_at_once(model):
     tokens = model.backbone.embed(torch.randn(2, 3, 96, 96))
-    parts = model.backbone.blocks(model.backbone.blocks(model.backbone.sequence(tokens), 0, 3), 3)
+    parts = model.backbone.run_blocks(model.backbone.run_blocks(model.backbone.prepend_cls(tokens), 0, 3), 3)
     assert torch.equal(parts, model.backbone.encode(tokens))
     assert parts.shape == (2, 145, 192)
 

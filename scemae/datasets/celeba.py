@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from scemae.datasets.sample import Sample, protocol_box
+from scemae.datasets.sample import Sample
 from scemae.errors import DataError
-from scemae.geometry import Array
+from scemae.geometry import Array, central_part
 
 SIZE = (178, 218)
-BOX = protocol_box(0, 30, 178)  # rows 30..207: the protocol moves the square down by 10 px from the middle
+BOX = central_part(0, 30, 178)  # rows 30..207: the protocol moves the square down by 10 px from the middle
 PARTITIONS = {"train": 0, "val": 1, "test": 2}
 IMAGES, LANDMARKS, PARTITION = "img_align_celeba", "list_landmarks_align_celeba.txt", "list_eval_partition.txt"
 

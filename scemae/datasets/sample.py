@@ -96,12 +96,6 @@ class FaceDataset:
         return distance_between(self.landmarks, *self.eyes)
 
 
-def protocol_box(left: float, top: float, side: float) -> Box:
-    """The central 96/136 of a square, by its top left corner and side, pixel edges: "to 136, crop the central 96"."""
-    inset = side * 20 / 136
-    return (left + inset, top + inset, left + side - inset, top + side - inset)
-
-
 def read_matlab(path: Path) -> dict[str, object]:
     """The variables of a .mat file; raises MissingExtraError without scipy."""
     try:

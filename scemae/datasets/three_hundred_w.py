@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from scemae.datasets.sample import Sample, protocol_box, read_matlab
+from scemae.datasets.sample import Sample, read_matlab
 from scemae.errors import DataError
-from scemae.geometry import Array
+from scemae.geometry import Array, central_part
 
 PARTS = {
     "train": ("afw", "helen/trainset", "lfpw/trainset"),
@@ -49,7 +49,7 @@ def window_box(tight: Array) -> tuple[float, float, float, float]:
     scale = FACE / (tight[2] - tight[0] + 1)
     middle = np.floor(scale * (tight[:2] + (tight[2:] - tight[:2] + 2) / 2))
     left, top = (middle - WINDOW / 2 - (0, RAISED)) / scale
-    return protocol_box(float(left), float(top), float(WINDOW / scale))
+    return central_part(float(left), float(top), float(WINDOW / scale))
 
 
 def read_points(path: Path) -> Array:

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scemae.detector.head import AnnotatedMaps, HeadFit
-from scemae.geometry import CellGrid, soft_argmax
-
-INPUT_SIZE = 96
+from scemae.geometry import CellGrid, pixels_to_unit, soft_argmax, unit_to_pixels
 
 
 class HeatmapNet(nn.Module):
@@ -35,7 +33,8 @@ class HeatmapNet(nn.Module):
         """Landmarks (n, K, 2) in -1..1 over the input, and the heat maps (n, K, heatmaps, h, w), each of sum one."""
         activations = self.multiplier * self.activations(self.front(maps))
         heatmaps = activations.flatten(2).softmax(-1).view_as(activations)
-        places = _to_unit(soft_argmax(heatmaps, grid)).unflatten(1, (len(self.mix), -1)).flatten(2)
+        places = pixels_to_unit(soft_argmax(heatmaps, grid), grid.extent(maps.shape[-1]))
+        places = places.unflatten(1, (len(self.mix), -1)).flatten(2)
         return torch.einsum("nki,kid->nkd", places, self.mix), heatmaps.unflatten(1, (len(self.mix), -1))
 
 
@@ -107,7 +106,9 @@ class HeatmapHead:
         The confidence is the largest share that one cell holds of a heat map, averaged over the landmark's maps.
         """
         unit, heatmaps = self.net_(maps, grid)
-        return _from_unit(unit.double()), heatmaps.flatten(3).amax(-1).mean(-1).double()
+        return unit_to_pixels(unit.double(), grid.extent(maps.shape[-1])), heatmaps.flatten(3).amax(-1).mean(
+            -1
+        ).double()
 
     def state(self) -> dict[str, Tensor]:
         """The network's tensors."""
@@ -127,7 +128,8 @@ class HeatmapHead:
 
     def _train(self, data: AnnotatedMaps, chosen: NDArray[np.bool_]) -> HeatmapNet:
         faces = torch.from_numpy(np.flatnonzero(chosen))
-        maps, targets = data.maps[faces], _to_unit(data.landmarks[faces]).float()
+        maps = data.maps[faces]
+        targets = pixels_to_unit(data.landmarks[faces], data.grid.extent(maps.shape[-1])).float()
         known = torch.isfinite(targets)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed GPUs too
@@ -144,12 +146,3 @@ class HeatmapHead:
                 optimizer.step()
                 schedule.step()
         return net.eval().requires_grad_(False)
-
-
-def _to_unit(xy_input: Tensor) -> Tensor:
-    """Input px to -1..1, from the centre of the first pixel to that of the last."""
-    return 2 * xy_input / (INPUT_SIZE - 1) - 1
-
-
-def _from_unit(unit: Tensor) -> Tensor:
-    return (unit + 1) * (INPUT_SIZE - 1) / 2

@@ -19,9 +19,9 @@ from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
 from scemae.errors import ImageInputError, LandmarkInputError, NotFittedError
-from scemae.extraction import Boxes, Extractor, extract_features, iter_features
+from scemae.extraction import Boxes, Extractor, extract_features, stream_features
 from scemae.features import Face, FaceFeatures
-from scemae.images import ImageLike, count_images
+from scemae.images import ImageBatch, ImageLike
 from scemae.landmark_input import check_annotated, validate_landmarks
 from scemae.landmarks import Landmarks
 from scemae.metrics import error_unit, pixel_errors
@@ -297,7 +297,8 @@ class LandmarkRegressor(Estimator):
         if features is not None:
             return (features[start : start + BATCH] for start in range(0, len(features), BATCH))
         settings: dict[str, Any] = {"expansion": kind.expansion, "align": kind.aligned, "margin": kind.margin}
-        return with_progress(iter_features(self.model, images, boxes=boxes, **settings), count_images(images))
+        batch = ImageBatch(images, boxes)
+        return with_progress(stream_features(self.model, batch, **settings), batch.count)
 
     def check_fitted(self) -> None:
         """Raise NotFittedError unless `fit` or `load` made this regressor."""

@@ -17,7 +17,7 @@ from scemae.evaluation import paper_results
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.result_table import PUBLISHED, Spread, Table
 from scemae.evaluation.setup import EvaluationSetup, data_settings
-from scemae.evaluation.warped_pairs import BOX, FRAME, INPUT, INSET, Source, WarpedPairs, load_or_draw_pairs
+from scemae.evaluation.warped_pairs import BOX, FRAME, INSET, Source, WarpedPairs, load_or_draw_pairs
 from scemae.geometry import Array
 from scemae.metrics import distance_between, normalised_errors, pixel_errors
 
@@ -138,7 +138,9 @@ def _match_chunk(
 
 def _clip_to_view(features: FaceFeatures, xy: Array) -> Array:
     """Landmarks (K, 2), frame px, moved to the edge if outside the view or the frame, so that all are measured."""
-    clipped = features.to_image(features.to_input(xy[None]).clip(0, INPUT - 1))[0].clip(0, FRAME - 1)
+    clipped = features.to_image(features.to_input(xy[None]).clip(0, features.faces[0].crop.size - 1))[0].clip(
+        0, FRAME - 1
+    )
     unmoved = np.abs(features.to_input(clipped[None])[0] - features.to_input(xy[None])[0]).max(axis=1) < 1e-6
     return np.where(unmoved[:, None], xy, clipped)
 

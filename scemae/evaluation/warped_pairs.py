@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scemae.datasets import FaceDataset, Sample
 from scemae.errors import RunError
-from scemae.geometry import Array, Crop
+from scemae.geometry import Array, Crop, pixels_to_unit, unit_to_pixels
 from scemae.images import cut_square, iter_photos, validate_box
 from scemae.output import atomic_write
 from scemae.warps import Warps, draw_warps
@@ -65,7 +65,7 @@ class WarpedPairs:
         if times == 0:
             exact = first.landmarks(labels, FRAME)
         else:  # from a place in the image warped twice, -1..1, to its place in the image warped once
-            exact = (second.source(2 * labels / (FRAME - 1) - 1) + 1) * (FRAME - 1) / 2
+            exact = unit_to_pixels(second.source(pixels_to_unit(labels, FRAME)), FRAME)
         return exact[0].round().clamp(INSET, INSET + INPUT - 1).numpy()
 
     def save(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""export_graph: a model or a fitted regressor as one file for ONNX runtimes or torch.export, its parity measured."""
+"""export_graph: write a model or a fitted regressor as one ONNX or torch.export file, and measure its parity."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from scemae.output import atomic_write, new_path
 __all__ = ["ExportReport", "export_graph"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written, and the largest difference from torch on so many faces, in `unit`."""
+    """What was written, and how well it agrees with torch.
+
+    Attributes:
+        path: the file.
+        inputs: the shape of each input by name; a free axis is named.
+        outputs: names of the outputs.
+        faces: number of faces it was compared on.
+        difference: the largest difference from torch on them, in `unit`.
+        unit: the unit of `difference`.
+    """
 
     path: str
     inputs: dict[str, list[int | str]]
@@ -50,25 +59,25 @@ def export_graph(
 ) -> ExportReport:
     """Write a model or a fitted regressor as one file that runs without scemae.
 
-    The file is run and compared with torch on the two sample faces, turned, zoomed, shifted, mirrored and lit in many
-    ways; one that differs is not kept. What goes in and comes out, and how a patch is cut: docs/export.md.
+    The file is run and compared with torch on many versions of the two sample faces (rotated, zoomed, shifted,
+    mirrored, in other light), and deleted if it differs. docs/export.md describes inputs, outputs and patches.
 
     Args:
-        source: a model: views (B, 3, 104, 104) to maps. Or a regressor: patches (B, 3, H, W), uint8, and boxes
-            (B, 4) to landmarks (B, K, 2), in patch pixels, and scores (B, K); its alignment and head are in the graph.
+        source: a model: views (B, 3, S, S) to maps. Or a regressor: patches (B, 3, H, W), uint8, and boxes (B, 4) to
+            landmarks (B, K, 2), in patch pixels, and scores (B, K); its alignment and head are in the graph.
         path: FILE.onnx, which needs the extra `onnx`, or FILE.pt2, for torch.export.
         expansion: of a model's maps; default: the model's.
-        faces: how many to compare on; each takes as long as its features do, twice.
-        tolerance: the difference that is too much; default 0.01 px for landmarks, 0.001 of the standard deviation
-            for maps.
+        faces: number of faces to compare on; each takes twice as long as extracting its features.
+        tolerance: the largest difference that is accepted; default 0.01 px for landmarks, 0.001 of the standard
+            deviation for maps.
         overwrite: replace the file if it exists.
 
     Raises:
-        ExportError: the file did not agree with torch.
+        ExportError: the file does not agree with torch.
         MissingExtraError: the packages for ONNX are not installed.
-        OptionError: an ending that is neither, or an expansion for a regressor.
+        OptionError: `path` has another suffix, or an expansion is given for a regressor.
         OutputError: the file exists already or cannot be written.
-        NotFittedError: a regressor that is not fitted.
+        NotFittedError: the regressor is not fitted.
     """
     path = new_path(path, overwrite)
     chosen = format_of(path)
@@ -82,12 +91,19 @@ def export_graph(
         if not difference <= limit:  # nan is too far as well
             raise ExportError(
                 f"The exported graph is up to {difference:.2g} {target.unit} from torch on {faces} faces, more than "
-                f"{limit:g}: {path} was not written. If that is near enough for you, pass tolerance= (--tolerance)."
+                f"{limit:g}: {path} was not written. If that is good enough, pass tolerance= (--tolerance)."
             )
-    return ExportReport(str(path), _shapes(target), target.outputs, faces, difference, target.unit)
+    return ExportReport(
+        path=str(path),
+        inputs=_input_shapes(target),
+        outputs=target.outputs,
+        faces=faces,
+        difference=difference,
+        unit=target.unit,
+    )
 
 
-def _shapes(target: ExportTarget) -> dict[str, list[int | str]]:
+def _input_shapes(target: ExportTarget) -> dict[str, list[int | str]]:
     return {
         name: [target.axes[name].get(axis, size) for axis, size in enumerate(example.shape)]
         for name, example in target.inputs.items()

@@ -1,4 +1,4 @@
-"""The kinds of file: how each is written, and how it is run to be compared with torch."""
+"""The file formats: how each is written, and how it is run for comparison with torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from scemae.errors import MissingExtraError, OptionError
 from scemae.export.targets import Arrays, ExportTarget, Run
 
-OPSET = 18  # the first in which every operator is as torch has it; runtimes since 2023 know it
-ABOUT = "scemae"  # under this name the files tell, as JSON, what they are
+OPSET = 18  # the first in which every operator behaves as torch's; runtimes since 2023 support it
+ABOUT = "scemae"  # the key of a file's metadata, JSON
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Format(NamedTuple):
-    """`write(target, path)` makes a file, `load(path)` gives what runs it; both need `packages`."""
+    """`write(target, path)` writes a file, `load(path)` returns a function that runs it; both need `packages`."""
 
     write: Callable[[ExportTarget, Path], None]
     load: Callable[[Path], Run]
@@ -28,11 +28,9 @@ class Format(NamedTuple):
 
 
 def format_of(path: Path) -> Format:
-    """The format that the ending of a path names; raises OptionError, or MissingExtraError without its packages."""
+    """The format for the suffix of a path; raises OptionError, or MissingExtraError without its packages."""
     if path.suffix not in FORMATS:
-        raise OptionError(
-            f"{path} ends in none of {', '.join(FORMATS)}, which say what to write: ONNX or torch.export."
-        )
+        raise OptionError(f"{path} ends in none of {', '.join(FORMATS)}; the suffix selects ONNX or torch.export.")
     found = FORMATS[path.suffix]
     missing = [name for name in found.packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -43,7 +41,7 @@ def format_of(path: Path) -> Format:
 @torch.no_grad()  # a quarter of the time
 def _write_onnx(target: ExportTarget, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that two inputs share the name of an axis, which is meant
+        warnings.simplefilter("ignore")  # about two inputs that share the name of an axis, which is intended
         program = torch.onnx.export(
             target.graph.eval(),
             tuple(target.inputs.values()),
@@ -62,8 +60,11 @@ def _write_onnx(target: ExportTarget, path: Path) -> None:
 
 
 def _simplify(model: Any) -> None:
-    """Fold constants and drop what is unused or there twice: seconds, where the exporter's own optimizer, with its
-    many rewriting rules, takes minutes over the ten encoder passes of a regressor."""
+    """Fold constants, drop unused and repeated nodes.
+
+    It takes seconds; the exporter's own optimizer, with its many rewriting rules, takes minutes over the ten encoder
+    passes of a regressor.
+    """
     from onnx_ir.passes import common
     from onnxscript.optimizer import fold_constants
 

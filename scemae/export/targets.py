@@ -1,4 +1,4 @@
-"""What an export is made of: a graph, its inputs and outputs, what to write about it, and how far a copy is from it."""
+"""What is exported of a model or a regressor: a graph, its inputs and outputs, metadata, and a measure of parity."""
 
 from __future__ import annotations
 
@@ -18,20 +18,26 @@ from scemae.errors import OptionError
 from scemae.export.graphs import MapsGraph, RegressorGraph
 from scemae.export.trial_faces import trial_faces
 from scemae.model.config import ModelId
-from scemae.model.cover_and_stride import MARGIN
 from scemae.model.sce_mae import SceMae
 
 Arrays = Mapping[str, NDArray[Any]]
-Run = Callable[[Arrays], Sequence[NDArray[Any]]]  # an exported graph: arrays by name in, arrays in order out
+Run = Callable[[Arrays], Sequence[NDArray[Any]]]  # an exported graph: arrays by name -> arrays in order
 BATCH = 8
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ExportTarget:
-    """`inputs`: examples by name; `axes`: the names of those axes of theirs that are free; `outputs`: their names.
+    """A graph and all that an export needs to know of it.
 
-    `about` is JSON-ready and goes into the file. `distance(run, faces)` is how far `run` is from torch on so many
-    faces, in `unit`; more than `tolerance` is too far.
+    Attributes:
+        graph: the module to export.
+        inputs: example inputs by name.
+        axes: for each input the names of its free axes.
+        outputs: names of the outputs.
+        about: metadata for the file, JSON-ready.
+        distance: `distance(run, faces)` is how far `run` is from torch on that number of faces, in `unit`.
+        unit: the unit of `distance`.
+        tolerance: a larger distance is an error.
     """
 
     graph: nn.Module
@@ -45,41 +51,41 @@ class ExportTarget:
 
 
 def export_target(source: SceMae | LandmarkRegressor, expansion: int | None) -> ExportTarget:
-    """What is to be exported of a model, at an expansion, or of a fitted regressor."""
+    """The target for a model at an expansion (None: its default), or for a fitted regressor."""
     if not isinstance(source, LandmarkRegressor):
-        return _of_model(source, source.config.expansion if expansion is None else expansion)
+        return _model_target(source, source.config.expansion if expansion is None else expansion)
     if expansion is not None:
         raise OptionError("A regressor keeps the expansion that it was fitted with; leave expansion out.")
-    return _of_regressor(source)
+    return _regressor_target(source)
 
 
-def _of_model(model: SceMae, expansion: int) -> ExportTarget:
-    grid, size = model.grid(expansion), model.config.input_size + 2 * MARGIN
+def _model_target(model: SceMae, expansion: int) -> ExportTarget:
+    grid, margin, size = model.grid(expansion), model.view_margin, model.view_size + 2 * model.view_margin
     graph = MapsGraph(model, expansion)
-    about = _about("maps", model.id, model) | {"expansion": expansion, "grid": vars(grid), "margin": MARGIN}
+    about = _about("maps", model.id, model) | {"expansion": expansion, "grid": vars(grid), "margin": margin}
 
     def distance(run: Run, faces: int) -> float:
-        views = trial_faces(faces, model.config.input_size, MARGIN) / np.float32(255)
+        views = trial_faces(faces, model.view_size, margin) / np.float32(255)
         return max(_map_distance(graph.model, expansion, batch, run({"views": batch})) for batch in _batches(views))
 
     return ExportTarget(
-        graph,
-        {"views": torch.zeros(2, 3, size, size)},
-        {"views": {0: "batch"}},
-        ("backbone_map",) if model.projector is None else ("backbone_map", "projected_map"),
-        about,
-        distance,
-        "of a map's standard deviation",
-        1e-3,
+        graph=graph,
+        inputs={"views": torch.zeros(2, 3, size, size)},
+        axes={"views": {0: "batch"}},
+        outputs=("backbone_map",) if model.projector is None else ("backbone_map", "projected_map"),
+        about=about,
+        distance=distance,
+        unit="of a map's standard deviation",
+        tolerance=1e-3,
     )
 
 
-def _of_regressor(regressor: LandmarkRegressor) -> ExportTarget:
+def _regressor_target(regressor: LandmarkRegressor) -> ExportTarget:
     graph = RegressorGraph(regressor)
     side, margin = graph.box_side, graph.box_side // 2
     box = np.array([margin, margin, margin + side, margin + side], dtype=np.float32)
     about = _about("landmarks", regressor.kind_.model, graph.model)
-    on_cpu = copy.copy(regressor).set_params(model=graph.model)  # a GPU may round products to ten bits (TF32)
+    on_cpu = copy.copy(regressor).set_params(model=graph.model)  # a GPU may round products to 10 bits (TF32)
     about |= {"landmarks": regressor.names_, "box_side": side}
 
     def distance(run: Run, faces: int) -> float:
@@ -87,17 +93,17 @@ def _of_regressor(regressor: LandmarkRegressor) -> ExportTarget:
         return max(_landmark_distance(on_cpu, batch, np.tile(box, (len(batch), 1)), run) for batch in batches)
 
     return ExportTarget(
-        graph,
-        {
+        graph=graph,
+        inputs={
             "patches": torch.zeros(2, 3, 2 * side, 2 * side + 8, dtype=torch.uint8),
             "boxes": torch.from_numpy(np.stack([box, box])),
         },
-        {"patches": {0: "batch", 2: "height", 3: "width"}, "boxes": {0: "batch"}},
-        ("landmarks", "scores"),
-        about,
-        distance,
-        "px",
-        0.01,
+        axes={"patches": {0: "batch", 2: "height", 3: "width"}, "boxes": {0: "batch"}},
+        outputs=("landmarks", "scores"),
+        about=about,
+        distance=distance,
+        unit="px",
+        tolerance=0.01,
     )
 
 
@@ -106,7 +112,7 @@ def _about(kind: str, identity: ModelId, model: SceMae) -> dict[str, Any]:
 
 
 def _batches(faces: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Batches of one and of up to `BATCH`: a graph has to serve both."""
+    """Batches of one and of up to `BATCH` faces: a graph has to take both."""
     return chain([faces[:1]], (faces[start : start + BATCH] for start in range(1, len(faces), BATCH)))
 
 
@@ -114,7 +120,7 @@ def _map_distance(model: SceMae, expansion: int, views: NDArray[Any], found: Seq
     with torch.inference_mode():
         backbone_map = model(model.normalise(torch.from_numpy(views)), expansion)
         maps = [backbone_map] if model.projector is None else [backbone_map, model.project(backbone_map)]
-    truth = [wanted.cpu().numpy() for wanted in maps]
+    truth = [expected.cpu().numpy() for expected in maps]
     return max(float(np.abs(a - b).max() / b.std()) for a, b in zip(found, truth, strict=True))
 
 

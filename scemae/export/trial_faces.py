@@ -1,4 +1,4 @@
-"""Faces to measure parity on: the two sample faces, seen in many ways."""
+"""Faces to measure parity on: many versions of the two sample faces."""
 
 from __future__ import annotations
 
@@ -7,34 +7,32 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from scemae.geometry import Crop, sample_view
+from scemae.geometry import Crop, sample_view, similarity
 from scemae.images import cut_patch
 from scemae.samples import sample_faces
 
-TURN, ZOOM, SHIFT = 20.0, 0.15, 0.1  # degrees, natural logarithm, sides of the box: as far off as a detector's box is
+TURN, ZOOM, SHIFT = 20.0, 0.15, 0.1  # degrees, natural logarithm, sides of the box: as inexact as a face detector's box
 
 
 def trial_faces(count: int, side: int, margin: int) -> NDArray[np.uint8]:
-    """`count` RGB pictures (count, 3, S, S) of the sample faces, turned, zoomed, shifted, mirrored, lit otherwise.
+    """RGB images (count, 3, S, S) of the sample faces: rotated, zoomed, shifted, mirrored, in other light.
 
-    The box of each is the inner `side` px; `margin` px more on each side make S.
+    The box of each is the inner `side` px; S = side + 2 margin.
     """
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     photos = [(Image.open(face.path).convert("RGB"), face.box) for face in sample_faces()]
-    pictures = np.empty((count, 3, side + 2 * margin, side + 2 * margin), dtype=np.uint8)
-    for index, picture in enumerate(pictures):
+    images = np.empty((count, 3, side + 2 * margin, side + 2 * margin), dtype=np.uint8)
+    for index, image in enumerate(images):
         photo, box = photos[index % len(photos)]
-        crop = Crop.from_box(box, side).refine(_motion(side, random))
-        crop = (crop.mirror() if random.random() < 0.5 else crop).pad(margin)
+        crop = Crop.from_box(box, side).refine(_random_similarity(side, rng))
+        crop = (crop.mirror() if rng.random() < 0.5 else crop).pad(margin)
         view = sample_view(cut_patch(photo, crop), crop)
-        lit = view * random.uniform(0.7, 1.2) + random.uniform(-0.1, 0.1)
-        picture[:] = (lit.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    return pictures
+        lit = view * rng.uniform(0.7, 1.2) + rng.uniform(-0.1, 0.1)
+        image[:] = (lit.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return images
 
 
-def _motion(side: int, random: np.random.Generator) -> NDArray[np.float64]:
+def _random_similarity(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """A random similarity (2, 3) about the middle of a square of `side` px."""
-    angle, zoom = np.radians(random.uniform(-TURN, TURN)), np.exp(random.uniform(-ZOOM, ZOOM))
-    linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    middle = np.full(2, (side - 1) / 2)
-    return np.column_stack([linear, middle - linear @ middle + side * random.uniform(-SHIFT, SHIFT, 2)])
+    angle, zoom = np.radians(rng.uniform(-TURN, TURN)), np.exp(rng.uniform(-ZOOM, ZOOM))
+    return similarity(angle, zoom, np.full(2, (side - 1) / 2), side * rng.uniform(-SHIFT, SHIFT, 2))

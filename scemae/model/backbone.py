@@ -1,4 +1,4 @@
-"""The encoder: timm's VisionTransformer at 96 px and patch 8, held by composition (paper Sec. 3.1, 4.1)."""
+"""The encoder: timm's VisionTransformer, held by composition (paper Sec. 3.1, 4.1)."""
 
 from __future__ import annotations
 
@@ -64,11 +64,10 @@ class Backbone(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to patch tokens with their positions, (B, N, D); no CLS yet."""
-        patch_tokens: Tensor = self.vit.patch_embed(images) + self.positions[:, 1:]
-        return patch_tokens
+        return self.vit.patch_embed(images) + self.positions[:, 1:]
 
     def embed_patches(self, patches: Tensor) -> Tensor:
-        """Pixels (B, M, 3 * p * p) of any patches, normalised, channel by channel, to tokens (B, M, D) without place.
+        """Normalised pixels (B, M, 3 * p * p) of any patches, channel by channel, to tokens (B, M, D) without position.
 
         The same numbers as `embed` gives, for those patches only.
         """
@@ -77,14 +76,14 @@ class Backbone(nn.Module):
 
     def encode(self, patch_tokens: Tensor) -> Tensor:
         """The whole encoder: patch tokens with their positions (B, N, D) -> (B, 1 + N, D), CLS first."""
-        return self.blocks(self.sequence(patch_tokens))
+        return self.run_blocks(self.prepend_cls(patch_tokens))
 
-    def sequence(self, patch_tokens: Tensor) -> Tensor:
+    def prepend_cls(self, patch_tokens: Tensor) -> Tensor:
         """Patch tokens (B, N, D) with the CLS token in front, (B, 1 + N, D)."""
         cls_token = (self.cls_token + self.positions[:, :1]).expand(patch_tokens.shape[0], -1, -1)
         return torch.cat([cls_token, patch_tokens], dim=1)
 
-    def blocks(self, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    def run_blocks(self, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Tokens (B, 1 + M, D) through the blocks `start` to `stop` (exclusive; None: all, then the final norm)."""
         for block in self.vit.blocks[start:stop]:
             tokens = block(tokens)
@@ -95,9 +94,9 @@ class Backbone(nn.Module):
     def cls_similarity(self, tokens: Tensor, block: int, mean_heads: bool = True) -> Tensor:
         """How much the CLS token attends to each patch in block number `block`, from 0: (B, N) (paper Eq. 1).
 
-        `tokens` (B, 1 + N, D), CLS first, are what goes into that block. The softmax is taken in each head over all
-        keys, CLS too, and its mean over the heads returned without CLS; with `mean_heads` off it is one softmax over
-        the patches of the inner product at full width, which is how Eq. 1 is printed.
+        `tokens` (B, 1 + N, D), CLS first, are the input of that block. With `mean_heads` the softmax of each head is
+        taken over all keys, CLS included, and averaged over the heads; CLS is dropped from the result. Without, it is
+        one softmax over the patches of the inner product at full width, which is how Eq. 1 is printed.
         """
         layer: Any = self.vit.blocks[block]
         attention = layer.attn
@@ -105,18 +104,15 @@ class Backbone(nn.Module):
         qkv = attention.qkv(layer.norm1(tokens)).view(batch, count, 3, attention.num_heads, -1).float()
         query, keys = qkv[:, 0, 0], qkv[:, :, 1]  # (B, heads, d), (B, 1 + N, heads, d)
         with torch.autocast(tokens.device.type, enabled=False):  # what is chosen hangs on small differences
-            logits: Tensor = torch.einsum("bhd,bnhd->bhn", query, keys)
+            logits = torch.einsum("bhd,bnhd->bhn", query, keys)
         if mean_heads:
-            similarity: Tensor = (logits * attention.head_dim**-0.5).softmax(-1).mean(1)[:, 1:]
-        else:
-            similarity = (logits[..., 1:].sum(1) / width**0.5).softmax(-1)
-        return similarity
+            return (logits * attention.head_dim**-0.5).softmax(-1).mean(1)[:, 1:]
+        return (logits[..., 1:].sum(1) / width**0.5).softmax(-1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to the last layer's patch tokens as a map (B, D, h, w)."""
         patch_tokens = self.encode(self.embed(images))[:, 1:]
-        feature_map: Tensor = patch_tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return feature_map
+        return patch_tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
 
 def initialise_backbone(backbone: Backbone) -> None:

@@ -20,41 +20,35 @@ def validate_use(use: str) -> Use:
     return use  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """A DeiT of 12 blocks at 96 px and patch 8 (paper Sec. 4.1); `params` counts the position embedding."""
+    """The shape of a vision transformer."""
 
-    width: int
-    heads: int
-    depth: int
-    params: int
+    width: int  # numbers in a token
+    heads: int  # of each attention
+    depth: int  # blocks
+    params: int  # parameters at 96 px and patches of 8 px, position embedding included (the paper's count)
 
 
-BACKBONES = {
+BACKBONES = {  # the DeiTs of the paper (Sec. 4.1)
     "deit-tiny": BackboneConfig(width=192, heads=3, depth=12, params=5_403_840),
     "deit-small": BackboneConfig(width=384, heads=6, depth=12, params=21_424_512),
     "deit-base": BackboneConfig(width=768, heads=12, depth=12, params=85_316_352),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AlignerConfig:
-    """Alignment learned without labels (docs/alignment.md).
+    """Alignment learned without labels (docs/alignment.md)."""
 
-    `points`: places of the canonical frame that the aligner predicts, (x, y) in half-sides (-1..1, corners at the
-    pixel edges). `scale`: the part of that frame, by side, that the canonical view shows. `steps`: which stage each
-    step uses. `similarity_steps`: how many of them, from the first, only turn, scale and shift: shear and aspect are
-    hard to see, and what a step gets wrong of them while the face is still askew takes many steps to undo.
-    `projection_dim`: numbers kept of each token. `residual`: how far the last step may still move the face,
-    root-mean-square over the points in half-sides, for a confidence of one half.
-    """
-
-    points: tuple[tuple[float, float], ...]
-    scale: float
-    steps: tuple[int, ...]
+    points: tuple[tuple[float, float], ...]  # canonical places that it predicts, (x, y) in half-sides of the frame
+    scale: float  # the part of that frame, by side, that the canonical view shows
+    steps: tuple[int, ...]  # which stage each step uses
+    # How many steps, from the first, only turn, scale and shift: shear and aspect are hard to see, and errors in them
+    # take many steps to undo while the face is still askew.
     similarity_steps: int
-    projection_dim: int
-    residual: float
+    projection_dim: int  # numbers kept of each token
+    residual: float  # half-sides: a last step that still moves the points by this (rms) has a confidence of one half
 
     @property
     def stages(self) -> int:
@@ -62,35 +56,40 @@ class AlignerConfig:
         return max(self.steps) + 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that defines a model but its numbers, and how to feed it."""
+    """Everything that defines a model except its weights, and how to feed it."""
 
     name: str
-    architecture: str
-    mean: tuple[float, float, float]
+    architecture: str  # a key of `BACKBONES`
+    mean: tuple[float, float, float]  # of the normalisation, RGB of 0..1
     std: tuple[float, float, float]
-    images_seen: int
+    images_seen: int  # in training, with repetitions
     training_data: str
     description: str
-    license: str = "other"
+    license: str = "other"  # as the Hub spells it
     license_link: str = ""
-    projector_dim: int | None = None
+    projector_dim: int | None = None  # channels of the projected map; None: the model has no projector
     projector_mode: ProjectorMode = "linear"
-    aligner: AlignerConfig | None = None
-    expansion: int = 2
+    aligner: AlignerConfig | None = None  # None: the model cannot align faces
+    expansion: int = 2  # the default: cells per patch side
     matching_use: Use = "backbone"
     regression_use: Use = "backbone"
     few_shot_use: Use = "backbone"  # for a regressor on at most regressor.FEW annotated faces
     prior_sigma: float = 0.0  # input px: see match_landmarks; 0 switches the prior off
-    input_size: int = 96
-    patch_size: int = 8
+    input_size: int = 96  # px: side of the square that the model sees, without margin
+    patch_size: int = 8  # px
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if self.architecture not in BACKBONES:
             raise IncompatibleWeightsError(
                 f"Model {self.name!r} has the architecture {self.architecture!r}; known are {sorted(BACKBONES)}."
+            )
+        if self.patch_size < 1 or self.input_size < 1 or self.input_size % self.patch_size:
+            raise IncompatibleWeightsError(
+                f"Model {self.name!r} has an input of {self.input_size} px; it must be a multiple of its patch size, "
+                f"{self.patch_size} px."
             )
 
     @property

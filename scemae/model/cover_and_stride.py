@@ -10,42 +10,46 @@ from torch import Tensor
 from scemae.errors import OptionError
 from scemae.geometry import CellGrid
 
-MARGIN = 4
 EXPANSIONS = (1, 2, 4, 8)
 
 
-def shifts(expansion: int, patch_size: int = 8) -> list[int]:
-    """Pixel shifts of the passes along one axis: {0}, {-2, 2}, {-3, -1, 1, 3}, and -3..4 at `expansion` 8.
+def view_margin(patch_size: int = 8) -> int:
+    """How far the shifts look beyond the input, px: half a patch, which is as far as any expansion needs."""
+    return patch_size // 2
 
-    They are symmetric wherever whole pixels allow it. At 8 the exact ones are half pixels, so all are half a pixel
-    to the right and below: `cell_grid` carries that.
+
+def shifts(expansion: int, patch_size: int = 8) -> list[int]:
+    """Pixel shifts of the passes along one axis; for patches of 8 px {0}, {-2, 2}, {-3, -1, 1, 3}, -3..4.
+
+    They are symmetric wherever whole pixels allow it. Where the exact ones are half pixels (expansion 8 of patches of
+    8 px), all are half a pixel to the right and below: `cell_grid` accounts for it.
     """
     if expansion not in EXPANSIONS:
         raise OptionError(f"expansion is {expansion!r}; it must be one of {EXPANSIONS}.")
+    if patch_size % expansion:
+        raise OptionError(f"expansion is {expansion}, which patches of {patch_size} px do not allow; 1 always is.")
     stride = patch_size // expansion
     first = -((patch_size - stride) // 2)
-    found = [first + stride * index for index in range(expansion)]
-    if patch_size % expansion or max(-found[0], found[-1]) > MARGIN:
-        raise OptionError(f"expansion is {expansion}, which patches of {patch_size} px do not allow; 1 always is.")
-    return found
+    return [first + stride * index for index in range(expansion)]
 
 
 def cell_grid(expansion: int, patch_size: int = 8) -> CellGrid:
-    """Where the cells of an expanded map lie: origin 3.5, 1.5, 0.5, 0.5 and step 8, 4, 2, 1 input pixels."""
+    """Where the cells of an expanded map lie; for patches of 8 px: origin 3.5, 1.5, 0.5, 0.5, step 8, 4, 2, 1 px."""
     return CellGrid((patch_size - 1) / 2 + shifts(expansion, patch_size)[0], patch_size / expansion)
 
 
 def expand(
     encode: Callable[[Tensor], Tensor], views: Tensor, expansion: int, patch_size: int = 8, chunk: int | None = 64
 ) -> Tensor:
-    """Interleave the maps of all shifts of views (B, 3, H + 8, W + 8) to one map (B, D, expansion * h, expansion * w).
+    """Interleave the maps of all shifts of views (B, 3, H, W) to one map (B, D, expansion * h, expansion * w).
 
-    `encode` takes windows (b, 3, H, W) to maps (b, D, h, w); the shifts of the whole batch go through it together,
-    at most `chunk` windows at a time (None: all).
+    The views have `view_margin(patch_size)` px of margin on each side. `encode` takes windows without margin to maps
+    (b, D, h, w); the shifts of the whole batch go through it together, at most `chunk` windows at a time (None: all).
     """
-    offsets = [MARGIN + shift for shift in shifts(expansion, patch_size)]
-    height, width = views.shape[-2] - 2 * MARGIN, views.shape[-1] - 2 * MARGIN
+    margin = view_margin(patch_size)
+    offsets = [margin + shift for shift in shifts(expansion, patch_size)]
+    height, width = views.shape[-2] - 2 * margin, views.shape[-1] - 2 * margin
     windows = torch.cat([views[..., y : y + height, x : x + width] for y in offsets for x in offsets])
     maps = torch.cat([encode(part) for part in ([windows] if chunk is None else windows.split(chunk))])
-    grouped: Tensor = maps.unflatten(0, (expansion, expansion, views.shape[0]))
+    grouped = maps.unflatten(0, (expansion, expansion, views.shape[0]))
     return grouped.permute(2, 3, 4, 0, 5, 1).flatten(4, 5).flatten(2, 3)

@@ -22,13 +22,12 @@ class Projector(nn.Conv2d):
         self.mode = mode
 
     def project(self, backbone_map: Tensor) -> Tensor:
-        """The projected map where the backbone map is, wherever the projector is."""
-        projected: Tensor = self(backbone_map.to(self.weight.device))
-        return projected.to(backbone_map.device)
+        """The projected map, on the backbone map's device, wherever the projector is."""
+        return self(backbone_map.to(self.weight.device)).to(backbone_map.device)
 
     def forward(self, backbone_map: Tensor) -> Tensor:
         """The projected map."""
-        projected: Tensor = super().forward(backbone_map)
+        projected = super().forward(backbone_map)
         if self.mode == "spatial_softmax":
             projected = (SHARPNESS * projected.flatten(2)).softmax(-1).view_as(projected)
         return projected
@@ -37,7 +36,8 @@ class Projector(nn.Conv2d):
 def concatenate_maps(backbone_map: Tensor, projected_map: Tensor, mode: str) -> Tensor:
     """Both maps side by side (paper Sec. 4.2), (B, D + C, h, w); `mode`: the projector's.
 
-    The shares of a spatial softmax are far smaller than the backbone's numbers: there each part has length 1 in a cell.
+    The shares of a spatial softmax are far smaller than the backbone's numbers, so in that mode both parts are
+    normalised to length 1 in each cell.
     """
     parts = [backbone_map, projected_map]
     return torch.cat(parts if mode == "linear" else [F.normalize(part, dim=1) for part in parts], dim=1)

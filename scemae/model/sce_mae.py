@@ -1,4 +1,4 @@
-"""SceMae: normalised views in, maps out. Knows no files and no pixels of anybody's photo."""
+"""SceMae: normalised views in, maps out. It knows nothing of files and photos."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ GPU_PASS_MEMORY = 2**30  # enough to keep one busy; not measured
 
 
 class SceMae(nn.Module):
-    """A backbone, and where the model has them a projector and an aligner."""
+    """A backbone, with a projector and an aligner if the model has them."""
 
     mean: Tensor
     std: Tensor
-    view_margin = cover_and_stride.MARGIN
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,12 +42,12 @@ class SceMae(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's numbers are."""
+        """Where the model's weights are."""
         return self.mean.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the encoder computes in."""
+        """The type that the encoder computes in."""
         return self.backbone.cls_token.dtype
 
     @property
@@ -56,19 +55,25 @@ class SceMae(nn.Module):
         """Side of the views, px, without their margin."""
         return self.config.input_size
 
+    @property
+    def view_margin(self) -> int:
+        """Pixels of surroundings on each side of a view, for the shifts of cover-and-stride."""
+        return cover_and_stride.view_margin(self.config.patch_size)
+
     def normalise(self, views: Tensor) -> Tensor:
-        """Views 0..1 (B, 3, H, W), of any device, to what the model was trained on."""
+        """Views 0..1 (B, 3, H, W), of any device, to the mean and deviation that the model was trained with."""
         return (views.to(self.device) - self.mean) / self.std
 
     def patch_tokens(self, views: Tensor) -> Tensor:
-        """Normalised views (B, 3, 96, 96) to the last layer's patch tokens (B, 144, D), float32."""
+        """Normalised views (B, 3, S, S) of `view_size` px to the last layer's patch tokens (B, N, D), float32."""
         return self._encode(views).flatten(2).transpose(1, 2)
 
     def forward(self, views: Tensor, expansion: int = 1) -> Tensor:
-        """Normalised views (B, 3, 104, 104) to the backbone map (B, D, 12 * expansion, 12 * expansion), float32.
+        """Normalised views with margin (B, 3, S, S) to the backbone map (B, D, h * expansion, w * expansion), float32.
 
-        The map's cells lie at `grid(expansion)`. All shifts go through the encoder as one batch, cut into chunks of
-        about `CPU_PASS_MEMORY` (`GPU_PASS_MEMORY`) bytes of activations; a compiled or exported graph cuts none.
+        S is `view_size` + 2 `view_margin`: 104 px for an input of 96 px and patches of 8 px. The map's cells lie at
+        `grid(expansion)`. All shifts go through the encoder as one batch, in chunks of about `CPU_PASS_MEMORY`
+        (`GPU_PASS_MEMORY`) bytes of activations; in a compiled or exported graph in one piece.
         """
         chunk = None if torch.compiler.is_compiling() else self._passes_at_once()
         return cover_and_stride.expand(self._encode, views, expansion, self.config.patch_size, chunk)
@@ -84,8 +89,7 @@ class SceMae(nn.Module):
         return self.projector.project(backbone_map)
 
     def _encode(self, views: Tensor) -> Tensor:
-        maps: Tensor = self.backbone(views.to(self.dtype))
-        return maps.float()
+        return self.backbone(views.to(self.dtype)).float()
 
     def _passes_at_once(self) -> int:
         shape = self.config.backbone

@@ -117,16 +117,13 @@ def align_views(
     `to_square` (n, 3, 3) takes pixels of each view to pixels of its square, before; returned are the same after, and
     the confidences (n,).
     """
-    confidences = np.zeros(len(squares))
-    for step in steps:
-        views = sample_views(squares, torch.from_numpy(to_square[:, :2]), INPUT)
-        tokens = encode(views).to(aligner.device)
-        motions = aligner.affines(aligner(tokens, aligner.config.steps[step]), step)
-        matrices = np.tile(np.eye(3), (len(squares), 1, 1))
-        matrices[:, :2] = [affine for affine, _ in motions]
-        to_square = to_square @ matrices
-        confidences = np.array([aligner.describe(affine, residual).confidence for affine, residual in motions])
-    return to_square, confidences
+
+    def encode_views(affines: list[Array]) -> Tensor:
+        return encode(sample_views(squares, torch.from_numpy(np.stack(affines)), INPUT))
+
+    aligned = np.tile(np.eye(3), (len(squares), 1, 1))
+    aligned[:, :2], residuals = aligner.align(list(to_square[:, :2]), encode_views, steps=steps)
+    return aligned, np.array([aligner.confidence(residual) for residual in residuals])
 
 
 def align_pack(model: SceMae, pack: Pack, out: Path, *, steps: int = 4, overwrite: bool = False) -> Pack:

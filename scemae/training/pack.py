@@ -27,7 +27,7 @@ from scemae.errors import (
     OutputError,
     ScemaeError,
 )
-from scemae.geometry import Crop, sample_views
+from scemae.geometry import Crop, central_box, sample_views
 from scemae.images import cut_square, iter_photos, validate_box
 from scemae.output import atomic_folder
 from scemae.samples import sample_faces
@@ -201,9 +201,7 @@ def _square(
 ) -> NDArray[np.uint8] | ImageInputError | BoxInputError:
     try:
         photo = next(iter_photos(image))
-        width, height = photo.image.size
-        half = min(width, height) * INPUT / size / 2
-        box: Any = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
+        box: Any = central_box(*photo.image.size, frame=size)
         if boxes is not None:
             box = boxes.get(image.resolve() if isinstance(image, Path) else Path(name))
             if box is None:

@@ -71,16 +71,16 @@ class CorrespondenceEnhancer(nn.Module):
     def approximated(self, images: Tensor) -> tuple[Selection, Tensor]:
         """Which tokens are kept, and the last layer's features (B, N, D) with those in the place of the others."""
         config, backbone = self.config, self.backbone
-        before = backbone.blocks(backbone.sequence(backbone.embed(images)), 0, config.cluster_block - 1)
+        before = backbone.run_blocks(backbone.prepend_cls(backbone.embed(images)), 0, config.cluster_block - 1)
         similarity = backbone.cls_similarity(before, config.cluster_block - 1, config.cls_mean_heads)
-        tokens = backbone.blocks(before, config.cluster_block - 1, config.cluster_block)
+        tokens = backbone.run_blocks(before, config.cluster_block - 1, config.cluster_block)
         patch_tokens = tokens[:, 1:].float()
         selection = select(patch_tokens, similarity, config.attentive_ratio, config.num_clusters, config.density)
         if config.sequence == "full":
-            kept = gather_tokens(backbone.blocks(tokens, config.cluster_block)[:, 1:], selection.kept)
+            kept = gather_tokens(backbone.run_blocks(tokens, config.cluster_block)[:, 1:], selection.kept)
         else:
             sequence = torch.cat([tokens[:, :1], gather_tokens(tokens[:, 1:], selection.kept)], dim=1)
-            kept = backbone.blocks(sequence, config.cluster_block)[:, 1:]
+            kept = backbone.run_blocks(sequence, config.cluster_block)[:, 1:]
         return selection, gather_tokens(kept, selection.substitute)
 
 

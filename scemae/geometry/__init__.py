@@ -1,0 +1,75 @@
+"""The coordinate law: every conversion between image, input and cell coordinates happens here.
+
+A point is (x, y), float, and (0, 0) is the centre of the top-left pixel. There are three frames: *image* pixels (what
+the user passed, upright), *input* pixels (the square that the model sees) and *cells* (of a feature map).
+docs/coordinates.md explains them.
+"""
+
+from scemae.geometry.affine import (
+    IDENTITY,
+    Array,
+    apply_affine,
+    apply_affines,
+    compose,
+    compose_affines,
+    determinants,
+    fit_affine,
+    fit_similarity,
+    invert,
+    random_affines,
+    similarity,
+)
+from scemae.geometry.crop import (
+    Alignment,
+    Box,
+    Crop,
+    central_box,
+    central_part,
+    crops_from_boxes,
+    pad_crops,
+)
+from scemae.geometry.frames import half_sides_to_pixels, pixels_to_half_sides, pixels_to_unit, unit_to_pixels
+from scemae.geometry.sampling import (
+    CellGrid,
+    Patch,
+    sample_at,
+    sample_crops,
+    sample_smoothly,
+    sample_view,
+    sample_views,
+    soft_argmax,
+)
+
+__all__ = [
+    "IDENTITY",
+    "Alignment",
+    "Array",
+    "Box",
+    "CellGrid",
+    "Crop",
+    "Patch",
+    "apply_affine",
+    "apply_affines",
+    "central_box",
+    "central_part",
+    "compose",
+    "compose_affines",
+    "crops_from_boxes",
+    "determinants",
+    "fit_affine",
+    "fit_similarity",
+    "half_sides_to_pixels",
+    "invert",
+    "pad_crops",
+    "pixels_to_half_sides",
+    "pixels_to_unit",
+    "random_affines",
+    "sample_at",
+    "sample_crops",
+    "sample_smoothly",
+    "sample_view",
+    "sample_views",
+    "similarity",
+    "soft_argmax",
+    "unit_to_pixels",
+]
