@@ -16,10 +16,10 @@ import re
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import sleep  # by name: tests replace time.sleep, for the client's pauses
 from urllib.parse import unquote, urlsplit
 
 ID = r"(?P<id>[\w.-]+/[\w.-]+)"
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer a request of any method."""
         self.alter: Callable[[bytes], bytes] = bytes  # what is done to the body on its way
         self.pause = 0.0  # s, in the middle of the body
-        self.cut = False  # whether the connection breaks there
+        self.cut: float | None = None  # the part of the body after which the connection breaks
         self.path = unquote(urlsplit(self.path).path)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((self.command, self.path))
@@ -132,10 +132,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            middle = len(content) // 2
+            middle = int(len(content) * (0.5 if self.cut is None else self.cut))
             self.wfile.write(content[:middle])
-            time.sleep(self.pause)
-            if self.cut:
+            sleep(self.pause)
+            if self.cut is not None:
                 self.connection.shutdown(socket.SHUT_RDWR)
             else:
                 self.wfile.write(content[middle:])
@@ -186,12 +186,9 @@ class Handler(BaseHTTPRequestHandler):
         if found:
             self.send({"branches": [], "converts": [], "tags": _refs(found[0].tags)})
 
-    def whoami(self) -> None:
-        if not self.authorized():
-            return self.refuse(401, None, "Invalid credentials in Authorization header")
-        return self.send({"type": "user", "name": "me", "orgs": []})
-
     def create(self) -> None:
+        if not self.authorized():
+            return self.refuse(401, None, "Invalid username or password.")
         wanted = json.loads(self.body)
         id = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
         url = f"{self.hub.url}/{id}"
@@ -232,7 +229,6 @@ ROUTES = [
     (("HEAD", "GET"), rf"/{ID}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", Handler.file),
     (("GET",), rf"/api/models/{ID}", Handler.info),
     (("GET",), rf"/api/models/{ID}/refs", Handler.refs),
-    (("GET",), "/api/whoami-v2", Handler.whoami),
     (("POST",), "/api/repos/create", Handler.create),
     (("POST",), "/api/validate-yaml", Handler.validate),
     (("POST",), rf"/api/models/{ID}/preupload/(?P<revision>.+)", Handler.preupload),
@@ -280,13 +276,13 @@ def altered(ending: str, alter: Callable[[bytes], bytes], times: int = 10**9) ->
     return trouble
 
 
-def cut(ending: str, times: int = 10**9) -> Callable[[Handler], bool]:
-    """Breaks the connection in the middle of the first GET answers for paths of this ending."""
+def cut(ending: str, after: float, times: int = 10**9) -> Callable[[Handler], bool]:
+    """Breaks the connection after a part (0..1) of the body of the first GET answers for paths of this ending."""
     left = iter(range(times))
 
     def trouble(request: Handler) -> bool:
         if request.command == "GET" and request.path.endswith(ending) and next(left, None) is not None:
-            request.cut = True
+            request.cut = after
         return False
 
     return trouble
