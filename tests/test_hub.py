@@ -321,7 +321,7 @@ def test_a_connection_that_breaks_once(hub, reach, no_pauses):
 
 def test_a_proxys_page_in_the_place_of_a_hub(hub, reach):
     hub.trouble = page(("HEAD", "GET"))
-    refused(WeightsUnavailableError, "what answers is no Hub", "login page", "To fix this", **reach)
+    refused(WeightsUnavailableError, "what answers is not a Hub", "login page", "To fix this", **reach)
 
 
 def test_a_proxys_page_in_the_place_of_a_file(hub, reach):

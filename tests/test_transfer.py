@@ -1,7 +1,7 @@
 """download, verify and push, in Python and as commands, against a Hub on the loopback interface."""
 
 import json
-import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from scemae.errors import (
     WeightsIntegrityError,
     WeightsUnavailableError,
 )
+from scemae.model.sce_mae import SceMae
 from scemae.weights import zoo
 from scemae.weights.card import find_card_hashes, model_card, regressor_card
-from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config
+from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config, save_model
 from scemae.weights.upload import collect_files
 
 TINY = zoo.packaged_folder("scemae-tiny")
@@ -37,14 +38,14 @@ def access(hub):
 
 
 @pytest.fixture
-def own(tmp_path):
-    """A model folder as training writes it: of another name, with a picture in its card."""
+def own(tmp_path, tiny_backbone):
+    """A model folder as training writes it: a small model of another name, with a picture in its card."""
     folder = tmp_path / "run" / "model"
-    folder.mkdir(parents=True)
-    config = replace(read_config(TINY), name="mine", license="other", license_link="")
-    shutil.copyfile(TINY / WEIGHTS, folder / WEIGHTS)
-    (folder / CONFIG).write_text(config.to_json())
-    card = model_card(config, file_sha256(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size)
+    config = replace(read_config(TINY), name="mine", architecture=tiny_backbone, license="other", license_link="")
+    config = replace(config, aligner=None, projector_dim=None)
+    save_model(folder, SceMae(config).state_dict(), config, card="")
+    weights = folder / WEIGHTS
+    card = model_card(config, file_sha256(weights), weights.stat().st_size)
     (folder / CARD).write_text(card + "\n![loss over steps](loss.png)\n![none](none.png)\n")
     (folder / "loss.png").write_bytes(b"a picture")
     (folder / "decoder.safetensors").write_bytes(b"not for others")
@@ -71,6 +72,7 @@ def run(capsys, *arguments):
 # ---- push, then pull
 
 
+@pytest.mark.slow
 def test_a_model_comes_back_as_it_was_pushed(hub, access, reach, model):
     source = weights.push(TINY, "me/tiny", **access, tag="v1")
     assert source == f"hf-hub:me/tiny@{hub.repos['me/tiny'].tags['v1']}"
@@ -96,7 +98,7 @@ def test_a_regressor_comes_back_as_it_was_pushed(hub, access, reach, saved, dete
     weights.push(saved, "me/lips", **access)
     pulled = scemae.LandmarkRegressor.load("hf-hub:me/lips", **reach)
     assert np.array_equal(pulled.predict(faces).xy, detector.predict(faces).xy)
-    with pytest.raises(IncompatibleWeightsError, match=f"holds no {CONFIG} and {WEIGHTS}.* of {REGRESSOR}"):
+    with pytest.raises(IncompatibleWeightsError, match=f"has no {CONFIG} and {WEIGHTS}.* of {REGRESSOR}"):
         scemae.load_model("hf-hub:me/lips", **reach)
     repo = hub.repos["me/lips"]
     *sound, last = repo.commits[repo.branches["main"]][REGRESSOR]
@@ -132,6 +134,14 @@ def test_push_where_nobody_answers(hub, access, saved):
     hub.close()
     with pytest.raises(OutputError, match=r"me/lips on http.* could not be written"):
         weights.push(saved, "me/lips", **access)
+
+
+def test_push_to_a_server_that_says_nothing(saved, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OutputError, match=r"no answer within 0\.2 s"):
+            weights.push(saved, "me/lips", endpoint=endpoint, token="hf_test")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +203,7 @@ def test_the_card_of_a_regressor(detector, saved):
 # ---- download and verify
 
 
+@pytest.mark.slow
 def test_download_for_a_machine_without_network(hub, access, reach, tmp_path, monkeypatch):
     weights.push(TINY, "me/other", **access)
     monkeypatch.setitem(zoo.RELEASED, "other", replace(zoo.RELEASED["scemae-tiny"], bundled=False))
