@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer a request of any method."""
         self.alter: Callable[[bytes], bytes] = bytes  # what is done to the body on its way
         self.pause = 0.0  # s, in the middle of the body
-        self.cut: float | None = None  # the part of the body after which the connection breaks
+        self.cut = False  # whether the connection breaks there
         self.path = unquote(urlsplit(self.path).path)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((self.command, self.path))
@@ -132,10 +132,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            middle = int(len(content) * (0.5 if self.cut is None else self.cut))
+            middle = len(content) // 2
             self.wfile.write(content[:middle])
             sleep(self.pause)
-            if self.cut is not None:
+            if self.cut:
                 self.connection.shutdown(socket.SHUT_RDWR)
             else:
                 self.wfile.write(content[middle:])
@@ -276,13 +276,13 @@ def altered(ending: str, alter: Callable[[bytes], bytes], times: int = 10**9) ->
     return trouble
 
 
-def cut(ending: str, after: float, times: int = 10**9) -> Callable[[Handler], bool]:
-    """Breaks the connection after a part (0..1) of the body of the first GET answers for paths of this ending."""
+def cut(ending: str, times: int = 10**9) -> Callable[[Handler], bool]:
+    """Breaks the connection in the middle of the first GET answers for paths of this ending."""
     left = iter(range(times))
 
     def trouble(request: Handler) -> bool:
         if request.command == "GET" and request.path.endswith(ending) and next(left, None) is not None:
-            request.cut = after
+            request.cut = True
         return False
 
     return trouble

@@ -303,7 +303,7 @@ def test_truncated_on_the_way(hub, reach):
 
 
 def test_a_connection_that_always_breaks(hub, reach, no_pauses):
-    hub.trouble = cut(WEIGHTS, after=0)
+    hub.trouble = cut(WEIGHTS)
     error = refused(WeightsUnavailableError, WEIGHTS, "To fix this", **reach)
     assert error.__cause__ is not None
     assert 1 <= hub.count("GET", WEIGHTS) <= 6
@@ -311,7 +311,7 @@ def test_a_connection_that_always_breaks(hub, reach, no_pauses):
 
 
 def test_a_connection_that_breaks_once(hub, reach, no_pauses):
-    hub.trouble = cut(WEIGHTS, after=0.5, times=1)
+    hub.trouble = cut(WEIGHTS, times=1)
     try:
         folder = folder_of(NAME, **reach)
     except WeightsUnavailableError:  # huggingface_hub before 1.0 does not try again

@@ -136,7 +136,7 @@ def test_push_where_nobody_answers(hub, access, saved):
         weights.push(saved, "me/lips", **access)
 
 
-def test_push_to_a_server_that_says_nothing(saved, monkeypatch):
+def test_push_to_a_server_that_says_nothing(hub, saved, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -64,14 +64,8 @@ class ModelInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the configuration, `params`, `files`, `bundled`, `repo`, `revision`."""
-        return {
-            **dataclasses.asdict(self.config),
-            "params": self.config.params,
-            "files": self.files,
-            "bundled": self.bundled,
-            "repo": self.repo,
-            "revision": self.revision,
-        }
+        fields = dataclasses.asdict(self)
+        return {**fields.pop("config"), "params": self.config.params, **fields}
 
 
 RELEASED: dict[str, Release] = {
