@@ -41,7 +41,7 @@ autodoc_type_aliases = {
         "scemae.extraction": ("Boxes", "Margin"),
         "scemae.detector.regressor": ("Images",),
         "scemae.model.config": ("Use",),
-        "scemae.detector.heads": ("Head", "Mirror"),
+        "scemae.detector.mirror": ("Mirror",),
         "scemae.geometry": ("Array", "Box"),
     }.items()
     for name in names

@@ -1,12 +1,17 @@
-"""Small data sets for the tests of evaluation: made of the two sample faces, or of no faces at all."""
+"""Small data sets for the tests of evaluation, of the two sample faces or of no faces at all; and a quick model."""
+
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from scemae.datasets import FaceDataset, Sample
 from scemae.datasets.sample import FIVE
 from scemae.geometry import Crop
 from scemae.images import cut_square, iter_photos
+from scemae.model.config import BACKBONES
 from scemae.samples import sample_faces
 
 NAMED = ("left_eye", "right_eye", "nose_tip", "left_mouth", "right_mouth")  # FIVE, as the samples call them
@@ -14,12 +19,12 @@ NAMED = ("left_eye", "right_eye", "nose_tip", "left_mouth", "right_mouth")  # FI
 
 def mtfl_folder(root, test=11, training=4):
     """A folder laid out as MTFL: crops of the sample faces, each shifted and scaled a little; its counts by split."""
-    numbers = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     lines = {"testing.txt": [], "training.txt": []}
     for i in range(test + 2 * training):
         folder = "AFLW" if i < test else "lfw_5590" if i < test + training else "net_7876"
         name = f"{folder}/{i:04d}.png"
-        xy = _crop(sample_faces()[i % 2], root / name, numbers)
+        xy = _crop(sample_faces()[i % 2], root / name, rng)
         values = " ".join(f"{value:.6f}" for value in (xy + 1).T.ravel())
         lines["testing.txt" if i < test else "training.txt"].append(f"{name} {values} 1 1 2 {i % 5 + 1}")
     for file, text in lines.items():
@@ -31,12 +36,12 @@ def mtfl_folder(root, test=11, training=4):
     }  # fmt: skip
 
 
-def _crop(face, path, numbers):
+def _crop(face, path, rng):
     """Write a 150 x 150 crop in the framing of AFLW; returns its landmarks (5, 2), pixels counted from 0."""
     path.parent.mkdir(parents=True, exist_ok=True)
     x0, y0, x1, y1 = face.box
-    side = (x1 - x0) * 136 / 96 * numbers.uniform(0.9, 1.1)
-    centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + numbers.uniform(-0.05, 0.05, 2) * side
+    side = (x1 - x0) * 136 / 96 * rng.uniform(0.9, 1.1)
+    centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + rng.uniform(-0.05, 0.05, 2) * side
     crop = Crop.from_box((*(centre - side / 2), *(centre + side / 2)), 150)
     Image.fromarray(cut_square(next(iter_photos(face.path)).image, crop, 150)).save(path)
     return crop.to_input([face.landmarks[name] for name in NAMED])
@@ -50,5 +55,14 @@ def coloured_faces(root, count):
         path = root / f"{i:03d}.png"
         Image.new("RGB", (150, 150), (10 * i, 100, 100)).save(path)
         inset = 150 * 20 / 136
-        samples.append(Sample(path, (inset, inset, 150 - inset, 150 - inset), xy + i % 3, (150, 150)))
-    return FaceDataset("made-up", "test", tuple(samples), FIVE, (0, 1))
+        box = (inset, inset, 150 - inset, 150 - inset)
+        samples.append(Sample(path=path, box=box, landmarks=xy + i % 3, size=(150, 150)))
+    return FaceDataset(name="made-up", split="test", samples=tuple(samples), names=FIVE, eyes=(0, 1))
+
+
+@contextmanager
+def two_block_folder(aligning_in):
+    """Folder of the released model with two blocks, aligning in one step: for tests that are not about its weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "test-two-blocks", replace(BACKBONES["deit-tiny"], depth=2))
+        yield aligning_in(2, architecture="test-two-blocks")

@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.io import savemat
 
 import scemae
+from scemae.cli.data_check_command import add_data_check
 from scemae.cli.main import main
-from scemae.datasets import DATASETS, add_data_check, check, problems, read_dataset
+from scemae.datasets import DATASETS, check_dataset, problems, read_dataset
 from scemae.datasets.three_hundred_w import read_points, window_box
 from scemae.errors import DataError, OptionError
 from scemae.geometry import Crop, sample_view
@@ -23,51 +24,53 @@ from scemae.training.pack import Pack
 FACE = np.array([(60, 70), (100, 71), (80, 90), (65, 110), (95, 111)], dtype=float)
 
 
-def picture(path, size):
+def write_image(path, size):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (90, 120, 60)).save(path)
 
 
-def numbers(xy):
+def to_text(xy):
     return " ".join(f"{value:g}" for value in np.asarray(xy).ravel())
 
 
-def celeba(root, flat=False):
+def celeba_folder(root, flat=False):
     """Twelve images; 1 to 8 are the training partition, of which MAFL has 2 (test), 3 and 7 (training)."""
     anno, evaluation, images = ("", "", "") if flat else ("Anno", "Eval", "Img")
     names = [f"{i:06d}.jpg" for i in range(1, 13)]
     for name in names:
-        picture(root / images / "img_align_celeba" / name, (178, 218))
+        write_image(root / images / "img_align_celeba" / name, (178, 218))
     lines = [
         "12",
         "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y",
     ]
-    lines += [f"{name} {numbers(FACE + i)}" for i, name in enumerate(names)]
-    write(root / anno / "list_landmarks_align_celeba.txt", lines)
+    lines += [f"{name} {to_text(FACE + i)}" for i, name in enumerate(names)]
+    write_lines(root / anno / "list_landmarks_align_celeba.txt", lines)
     partition = [f"{name} {0 if i < 8 else 1 if i < 10 else 2}" for i, name in enumerate(names)]
-    write(root / evaluation / "list_eval_partition.txt", partition)
-    write(root / "MAFL" / "training.txt", ["000007.jpg", "000003.jpg"])
-    write(root / "MAFL" / "testing.txt", ["000012.jpg", "000002.jpg"])
+    write_lines(root / evaluation / "list_eval_partition.txt", partition)
+    write_lines(root / "MAFL" / "training.txt", ["000007.jpg", "000003.jpg"])
+    write_lines(root / "MAFL" / "testing.txt", ["000012.jpg", "000002.jpg"])
     return root
 
 
-def mtfl(root):
+def mtfl_folder(root):
     """Thirteen AFLW test faces and four training faces, pixels counted from 1."""
     rows = [("AFLW", f"{i:04d}-image{i}.jpg", i % 5 + 1) for i in range(13)]
     training = [("lfw_5590", "A_0001.jpg", 3), ("lfw_5590", "B_0001.jpg", 2), ("net_7876", "1.jpg", 3)]
     for folder, name, _ in rows + training:
-        picture(root / folder / name, (150, 150))
+        write_image(root / folder / name, (150, 150))
     for path, part in (("testing.txt", rows), ("training.txt", training)):
-        write(root / path, [f" {folder}\\{name} {numbers(FACE.T + 1)} 1 1 2 {pose}" for folder, name, pose in part])
+        write_lines(
+            root / path, [f" {folder}\\{name} {to_text(FACE.T + 1)} 1 1 2 {pose}" for folder, name, pose in part]
+        )
     return root
 
 
-def aflw_m(root):
-    mtfl(root / "MTFL")
+def aflw_m_folder(root):
+    mtfl_folder(root / "MTFL")
     header = ["face_id", "image_file", "set", "crop_file", *[f"p{i}" for i in range(10)]]
     with_set = [("a", 1), ("b", 0), ("c", 1)]
     for name, _ in with_set:
-        picture(root / "aflw_cropped" / "cropped" / f"{name}.jpg", (150, 150))
+        write_image(root / "aflw_cropped" / "cropped" / f"{name}.jpg", (150, 150))
     with (root / "aflw_cropped" / "facedata_cropped.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(header)
@@ -77,18 +80,18 @@ def aflw_m(root):
     return root
 
 
-def aflw_r(root):
+def aflw_r_folder(root):
     sizes = np.array([(140, 110), (130, 130)])  # height, width
     for split, names in (("train", ["1.jpg", "2.jpg"]), ("test", ["3.jpg", "4.jpg"])):
-        write(root / f"aflw_{split}_images.txt", names)
+        write_lines(root / f"aflw_{split}_images.txt", names)
         for name, (height, width) in zip(names, sizes, strict=True):
-            picture(root / "output" / name, (int(width), int(height)))
+            write_image(root / "output" / name, (int(width), int(height)))
         truth = np.stack([FACE - 20, FACE - 15])[..., ::-1]  # row, column
         savemat(root / f"aflw_{split}_keypoints.mat", {"gt": truth, "hw": sizes})
     return root
 
 
-def three_hundred_w(root):
+def three_hundred_w_folder(root):
     parts = {
         "afw": ["1_1.jpg"], "helen_trainset": ["2_1.jpg"], "lfpw_trainset": ["image_0001.png"],
         "helen_testset": ["3_1.jpg"], "lfpw_testset": ["image_0002.png"], "ibug": ["image_003_1.jpg", "0001.jpg"],
@@ -104,20 +107,23 @@ def three_hundred_w(root):
                 "bb_ground_truth": np.array([[101, 121, 204, 221]]),
             }
             if part != "ibug" or name.startswith("image"):
-                picture(folder / name, (320, 300))
+                write_image(folder / name, (320, 300))
                 lines = ["version: 1", "n_points:  68", "{", *(f"{x:.3f} {y:.3f}" for x, y in points + 1), "}"]
-                write((folder / name).with_suffix(".pts"), lines)
+                write_lines((folder / name).with_suffix(".pts"), lines)
         (root / "Bounding Boxes").mkdir(exist_ok=True)
         savemat(root / "Bounding Boxes" / f"bounding_boxes_{part}.mat", {"bounding_boxes": cells})
     return root
 
 
-def write(path, lines):
+def write_lines(path, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
 
-BUILDERS = {"celeba": celeba, "mafl": celeba, "aflw_m": aflw_m, "mtfl": mtfl, "aflw_r": aflw_r, "300w": three_hundred_w}
+BUILDERS = {
+    "celeba": celeba_folder, "mafl": celeba_folder, "aflw_m": aflw_m_folder, "mtfl": mtfl_folder,
+    "aflw_r": aflw_r_folder, "300w": three_hundred_w_folder,
+}  # fmt: skip
 COUNTS = {
     "celeba": {"train": 8, "val": 2, "test": 2},
     "mafl": {"train": 2, "test": 2},
@@ -129,7 +135,7 @@ COUNTS = {
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small_counts(monkeypatch):
     """The counts of the made-up folders in place of the genuine ones."""
     for name, splits in COUNTS.items():
         monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], splits=splits))
@@ -141,7 +147,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_every_split_of_every_layout(name, folder, small):
+def test_every_split_of_every_data_set_is_read(name, folder, small_counts):
     root = folder(name)
     for split, count in COUNTS[name].items():
         dataset = read_dataset(name, root, split, exclude="none")
@@ -149,7 +155,7 @@ def test_every_split_of_every_layout(name, folder, small):
         assert dataset.landmarks.shape == (count, len(dataset.names), 2)
         assert (dataset.eye_distances > 1).all()
         assert dataset.notes[0] == DATASETS[name].framing
-    report = check(name, root)
+    report = check_dataset(name, root)
     assert report.problems == ()
     assert report.splits == COUNTS[name]
 
@@ -157,16 +163,16 @@ def test_every_split_of_every_layout(name, folder, small):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_genuine_counts_are_wanted_unless_partial(name, folder):
     root = folder(name)
-    split = DATASETS[name].benchmark[1]
+    split = DATASETS[name].test_split
     with pytest.raises(DataError, match=r"wanted [\d,]+.*http.*--partial"):
         read_dataset(name, root, split)
     assert len(read_dataset(name, root, split, partial=True)) > 0
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_features_come_out_of_every_layout(name, folder, model):
-    """The verbs take a data set's pictures, boxes and landmarks as they are; the descriptors are inside the view."""
-    dataset = read_dataset(name, folder(name), DATASETS[name].benchmark[1], partial=True)[:2]
+def test_features_of_every_data_set_are_extracted(name, folder, model):
+    """Extraction takes a data set's images, boxes and landmarks as they are; the landmarks are inside the view."""
+    dataset = read_dataset(name, folder(name), DATASETS[name].test_split, partial=True)[:2]
     faces = scemae.extract_features(
         model, [s.image() for s in dataset.samples], boxes=dataset.boxes, align=False, expansion=1
     )
@@ -175,7 +181,7 @@ def test_features_come_out_of_every_layout(name, folder, model):
     assert faces.descriptors(dataset.landmarks).shape == (len(dataset), len(dataset.names), 192)
 
 
-def test_celeba_leaves_mafl_out(folder, small):
+def test_celeba_leaves_mafl_out(folder, small_counts):
     root = folder("celeba")
     names = [s.path.name for s in read_dataset("celeba", root, "train", partial=True).samples]
     assert names == ["000001.jpg", "000004.jpg", "000005.jpg", "000006.jpg", "000008.jpg"]
@@ -184,7 +190,7 @@ def test_celeba_leaves_mafl_out(folder, small):
     assert len(read_dataset("celeba", root, "test", exclude="mafl")) == 1
 
 
-def test_a_split_is_packed_in_the_frame_it_is_tested_in(folder, small, tmp_path):
+def test_a_split_is_packed_in_the_frame_it_is_tested_in(folder, small_counts, tmp_path):
     root = folder("celeba")
     rows = np.tile(np.arange(218, dtype=np.uint8)[:, None, None], (1, 178, 3))
     for path in root.rglob("*.jpg"):
@@ -201,11 +207,11 @@ def test_a_split_is_packed_in_the_frame_it_is_tested_in(folder, small, tmp_path)
     assert pack.squares[0, :, 68, 0].max() == pytest.approx(207, abs=1.5)
 
 
-def test_celeba_as_torchvision_has_it(tmp_path, small):
-    assert len(read_dataset("celeba", celeba(tmp_path, flat=True), "train", exclude="none")) == 8
+def test_celeba_as_torchvision_has_it(tmp_path, small_counts):
+    assert len(read_dataset("celeba", celeba_folder(tmp_path, flat=True), "train", exclude="none")) == 8
 
 
-def test_mafl_is_in_the_order_of_celeba(folder, small):
+def test_mafl_is_in_the_order_of_celeba(folder, small_counts):
     samples = read_dataset("mafl", folder("mafl"), "test").samples
     assert [s.path.name for s in samples] == ["000002.jpg", "000012.jpg"]
     np.testing.assert_array_equal(samples[0].landmarks, FACE + 1)
@@ -217,7 +223,7 @@ def protocol_view(image, square, size=136):
 
 
 @pytest.mark.parametrize(("name", "square"), [("mafl", (0, 30, 178, 208)), ("mtfl", (0, 0, 150, 150))])
-def test_the_box_is_the_crop_of_the_protocol(name, square, folder, small):
+def test_the_box_is_the_crop_of_the_protocol(name, square, folder, small_counts):
     sample = read_dataset(name, folder(name), "test").samples[0]
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*sample.size[::-1], 3), dtype=np.uint8))
     image = noise.resize((sample.size[0] // 4, sample.size[1] // 4)).resize(sample.size, Image.Resampling.BICUBIC)
@@ -227,7 +233,7 @@ def test_the_box_is_the_crop_of_the_protocol(name, square, folder, small):
 
 
 @pytest.mark.parametrize(("name", "bias"), [("mafl", 0.5 - 68 / 178), ("mtfl", 0.5 - 68 / 150)])
-def test_landmarks_differ_from_the_protocols_by_a_constant(name, bias, folder, small):
+def test_landmarks_differ_from_the_protocols_by_a_constant(name, bias, folder, small_counts):
     sample = read_dataset(name, folder(name), "test").samples[0]
     top, side = (30, 178) if name == "mafl" else (0, 150)
     protocol = (sample.landmarks - (0, top)) * 136 / side - 20
@@ -235,7 +241,7 @@ def test_landmarks_differ_from_the_protocols_by_a_constant(name, bias, folder, s
     assert bias < 0.12
 
 
-def test_mtfl_lines(folder, small):
+def test_mtfl_lines(folder, small_counts):
     root = folder("mtfl")
     pool, test, aflw = (read_dataset("mtfl", root, split) for split in ("pool", "test", "aflw"))
     assert [s.path.name[:4] for s in pool.samples] == ["0000", "0006", "0012"]
@@ -245,7 +251,7 @@ def test_mtfl_lines(folder, small):
     assert [s.path.parent.name for s in read_dataset("mtfl", root, "net_7876").samples] == ["net_7876"]
 
 
-def test_aflw_r_is_stretched(folder, small):
+def test_aflw_r_is_stretched(folder, small_counts):
     sample = read_dataset("aflw_r", folder("aflw_r"), "test").samples[0]
     assert sample.size == (110, 140)
     assert sample.image().size == (136, 136)
@@ -253,17 +259,18 @@ def test_aflw_r_is_stretched(folder, small):
     np.testing.assert_allclose(sample.landmarks, (FACE - 20 + 0.5) * 136 / np.array([110, 140]) - 0.5)
 
 
-def test_aflw_rc_is_aflw_r_with_other_labels(folder, small, tmp_path):
+def test_aflw_rc_is_aflw_r_with_other_labels(folder, small_counts, tmp_path):
     root = folder("aflw_r")
     names = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
     lines = ["path,name,x,y"]
     lines += [f"{p},{n},{x + 5},{y}" for p in ("3.jpg", "4.jpg") for n, (x, y) in zip(names, FACE - 20, strict=True)]
-    write(tmp_path / "corrected.csv", lines)
+    write_lines(tmp_path / "corrected.csv", lines)
     corrected = read_dataset("aflw_r", root, "test", annotations=tmp_path / "corrected.csv")
     original = read_dataset("aflw_r", root, "test")
     np.testing.assert_allclose((corrected.landmarks - original.landmarks)[0, :, 0], 5 * 136 / 110)
+    assert corrected.annotations == "corrected.csv"
     assert "corrected.csv" in corrected.notes[-1]
-    write(tmp_path / "corrected.csv", lines[:-1])
+    write_lines(tmp_path / "corrected.csv", lines[:-1])
     with pytest.raises(DataError, match="right_mouth"):
         read_dataset("aflw_r", root, "test", annotations=tmp_path / "corrected.csv")
 
@@ -276,122 +283,134 @@ def test_300w_window():
     np.testing.assert_allclose((top, bottom), (2 * (34 + 100 * 20 / 136), 2 * (134 - 100 * 20 / 136)))
 
 
-def test_300w_points_and_eyes(folder, small):
+def test_300w_points_and_eyes(folder, small_counts):
     root = folder("300w")
     dataset = read_dataset("300w", root, "test")
     assert dataset.eyes == (36, 45)
     assert [s.path.name for s in dataset.samples] == ["3_1.jpg", "image_0002.png", "image_003_1.jpg"]
     np.testing.assert_allclose(dataset.samples[0].landmarks[[0, 67]], [(100, 120), (200, 220)], atol=1e-3)
-    write(root / "bad.pts", ["version: 1", "{", "1 2", "}"])
+    write_lines(root / "bad.pts", ["version: 1", "{", "1 2", "}"])
     with pytest.raises(DataError, match="68 points"):
         read_points(root / "bad.pts")
 
 
-def test_a_folder_of_another_layout(tmp_path):
-    with pytest.raises(DataError, match=r"not laid out as mtfl.*testing.txt.*MTFL.zip"):
-        read_dataset("mtfl", tmp_path, "test")
-    with pytest.raises(DataError, match=r"no Eval/list_eval_partition.txt or list_eval_partition.txt in"):
-        read_dataset("celeba", tmp_path, "train")
-    with pytest.raises(DataError, match="is no folder"):
-        read_dataset("300w", tmp_path / "nowhere", "test")
-    found = check("aflw_m", tmp_path).problems
+@pytest.mark.parametrize(
+    ("name", "folder_name", "words"),
+    [
+        pytest.param("mtfl", ".", r"not laid out as mtfl.*testing.txt.*MTFL.zip", id="mtfl"),
+        pytest.param("celeba", ".", r"no Eval/list_eval_partition.txt or list_eval_partition.txt in", id="celeba"),
+        pytest.param("300w", "nowhere", "is not a folder", id="no folder"),
+    ],
+)
+def test_a_folder_of_another_layout_is_refused(name, folder_name, words, tmp_path):
+    with pytest.raises(DataError, match=words):
+        read_dataset(name, tmp_path / folder_name, "test")
+
+
+def test_a_folder_of_another_layout_has_a_problem_for_each_split(tmp_path):
+    found = check_dataset("aflw_m", tmp_path).problems
     assert len(found) == 2
     assert "facedata_cropped.csv" in found[0]
 
 
-def test_missing_pictures_are_named_and_left_out_of_a_part(folder, small):
+def test_missing_images_are_named_and_left_out_of_a_partial_data_set(folder, small_counts):
     root = folder("mtfl")
     (root / "AFLW" / "0001-image1.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 10 pictures are missing: .*0001-image1.jpg"):
+    with pytest.raises(DataError, match=r"1 of 10 images are missing: .*0001-image1.jpg"):
         read_dataset("mtfl", root, "test")
     assert len(read_dataset("mtfl", root, "test", partial=True)) == 9
 
 
-def test_missing_labels_are_named(folder, small):
+def test_missing_labels_are_named(folder, small_counts):
     root = folder("300w")
     (root / "ibug" / "image_003_1.pts").unlink()
-    with pytest.raises(DataError, match=r"1 of 3 pictures have no labels: .*image_003_1.jpg"):
+    with pytest.raises(DataError, match=r"1 of 3 images have no labels: .*image_003_1.jpg"):
         read_dataset("300w", root, "test")
 
 
-def test_pictures_of_another_size_and_broken_files(folder, small):
+def test_images_of_another_size_and_broken_files_are_named(folder, small_counts):
     root = folder("mtfl")
-    picture(root / "net_7876" / "1.jpg", (250, 250))
+    write_image(root / "net_7876" / "1.jpg", (250, 250))
     with pytest.raises(DataError, match=r"250 x 250 px, wanted 150 x 150"):
         read_dataset("mtfl", root, "net_7876")
-    write(root / "lfw_5590" / "B_0001.jpg", ["no picture"])
-    (problem,) = [p for p in check("mtfl", root).problems if "B_0001" in p]
-    assert "no picture that can be read" in problem
+    write_lines(root / "lfw_5590" / "B_0001.jpg", ["not an image"])
+    (problem,) = [p for p in check_dataset("mtfl", root).problems if "B_0001" in p]
+    assert "cannot be read as an image" in problem
     assert "250 x 250" in problem
 
 
-def test_labels_outside_their_picture(folder, small, monkeypatch):
+def test_labels_outside_their_image_are_named(folder, small_counts, monkeypatch):
     root = folder("mtfl")
-    line = f"lfw_5590/A_0001.jpg {numbers(FACE.T + 90)} 1 1 2 3"
-    write(root / "training.txt", [line, *(root / "training.txt").read_text().splitlines()[1:]])
-    with pytest.raises(DataError, match=r"1 of 2 faces have labels outside their picture: .*A_0001.jpg"):
+    line = f"lfw_5590/A_0001.jpg {to_text(FACE.T + 90)} 1 1 2 3"
+    write_lines(root / "training.txt", [line, *(root / "training.txt").read_text().splitlines()[1:]])
+    with pytest.raises(DataError, match=r"1 of 2 faces have labels outside their image: .*A_0001.jpg"):
         read_dataset("mtfl", root, "lfw_5590")
     monkeypatch.setattr(problems, "OUTSIDE", 0.5)
-    assert "not fitted on" in read_dataset("mtfl", root, "lfw_5590").notes[-1]
+    assert "not fitted on these labels" in read_dataset("mtfl", root, "lfw_5590").notes[-1]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [(lambda xy: xy[[1, 0, 2, 3, 4]], "left eye"), (lambda xy: xy[[0, 0, 2, 3, 4]], "coincide")],
 )
-def test_labels_that_cannot_be_right(change, words, folder, small):
+def test_labels_that_cannot_be_right_are_refused(change, words, folder, small_counts):
     root = folder("mtfl")
-    lines = [f"net_7876/1.jpg {numbers(change(FACE).T + 1)} 1 1 2 3"]
-    write(root / "training.txt", [*(root / "training.txt").read_text().splitlines()[:2], *lines])
+    lines = [f"net_7876/1.jpg {to_text(change(FACE).T + 1)} 1 1 2 3"]
+    write_lines(root / "training.txt", [*(root / "training.txt").read_text().splitlines()[:2], *lines])
     with pytest.raises(DataError, match=words):
         read_dataset("mtfl", root, "net_7876")
 
 
-def test_damaged_label_lines(folder, small):
+def test_damaged_label_lines_are_named(folder, small_counts):
     root = folder("mtfl")
-    write(root / "training.txt", ["net_7876/1.jpg 1 2 3"])
+    write_lines(root / "training.txt", ["net_7876/1.jpg 1 2 3"])
     with pytest.raises(DataError, match="line 1 has 4 columns; wanted 15"):
         read_dataset("mtfl", root, "net_7876")
-    write(root / "training.txt", [f"net_7876/1.jpg {numbers(FACE.T).replace('60', 'x', 1)} 1 1 2 3"])
+    write_lines(root / "training.txt", [f"net_7876/1.jpg {to_text(FACE.T).replace('60', 'x', 1)} 1 1 2 3"])
     with pytest.raises(DataError, match="wanted numbers"):
         read_dataset("mtfl", root, "net_7876")
 
 
-def test_extra_pictures_are_noted(folder, small):
+def test_extra_images_are_noted(folder, small_counts):
     root = folder("mtfl")
-    picture(root / "AFLW" / "another.jpg", (150, 150))
-    assert any("1 pictures are in no list" in note and "another.jpg" in note for note in check("mtfl", root).notes)
+    write_image(root / "AFLW" / "another.jpg", (150, 150))
+    assert any(
+        "1 images are in no list" in note and "another.jpg" in note for note in check_dataset("mtfl", root).notes
+    )
 
 
-def test_wrong_options(tmp_path):
-    with pytest.raises(OptionError, match="there are celeba"):
-        read_dataset("imagenet", tmp_path, "train")
-    with pytest.raises(OptionError, match="it has train, test"):
-        read_dataset("mafl", tmp_path, "val")
-    with pytest.raises(OptionError, match="exclude"):
-        read_dataset("celeba", tmp_path, "train", exclude="all")
-    with pytest.raises(OptionError, match="aflw_r"):
-        read_dataset("mafl", tmp_path, "test", annotations=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "split", "options", "words"),
+    [
+        pytest.param("imagenet", "train", {}, "there are celeba", id="data set"),
+        pytest.param("mafl", "val", {}, "it has train, test", id="split"),
+        pytest.param("celeba", "train", {"exclude": "all"}, "exclude", id="exclude"),
+        pytest.param("mafl", "test", {"annotations": Path("labels.csv")}, "aflw_r", id="annotations"),
+    ],
+)
+def test_wrong_options_are_refused(name, split, options, words, tmp_path):
+    with pytest.raises(OptionError, match=words):
+        read_dataset(name, tmp_path, split, **options)
 
 
-def test_the_command(folder, small, tmp_path):
+def test_the_check_command(folder, small_counts, tmp_path):
     root = folder("mtfl")
     parser = argparse.ArgumentParser()
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true")
     add_data_check(parser.add_subparsers(), common)
-    options = parser.parse_args(["check", "mtfl", str(root)])
-    result, text = options.run(options)
+    args = parser.parse_args(["check", "mtfl", str(root)])
+    result, text = args.run(args)
     assert result["splits"]["test"] == 10
-    assert "All is there" in text
+    assert "OK: nothing is missing" in text
     (root / "AFLW" / "0001-image1.jpg").unlink()
     with pytest.raises(DataError, match=r"0001-image1.jpg[\s\S]*MTFL.zip"):
-        options.run(options)
+        args.run(args)
 
 
 @pytest.mark.skipif("SCEMAE_MTFL" not in os.environ, reason="SCEMAE_MTFL does not name the folder of MTFL")
 def test_the_real_mtfl():
-    report = check("mtfl", Path(os.environ["SCEMAE_MTFL"]))
+    report = check_dataset("mtfl", Path(os.environ["SCEMAE_MTFL"]))
     assert report.problems == ()
     assert report.splits == DATASETS["mtfl"].splits
     test = read_dataset("mtfl", Path(os.environ["SCEMAE_MTFL"]), "test")

@@ -16,7 +16,7 @@ from PIL import Image
 import scemae
 from scemae import extraction
 from scemae.cli.main import main
-from scemae.detector.heads import HeatmapHead
+from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import ExportError, MissingExtraError, NotFittedError, OptionError, OutputError
 from scemae.export import graphs
 from scemae.export.graphs import RegressorGraph

@@ -2,39 +2,55 @@
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from made_up_faces import coloured_faces, mtfl_folder
+from made_up_faces import coloured_faces, mtfl_folder, two_block_folder
 
-from scemae.cli.evaluate_commands import register
+from scemae import load_model, plots
+from scemae.cli.evaluate_commands import evaluate
 from scemae.datasets import DATASETS, read_dataset
-from scemae.errors import DataError, OptionError, RunError
+from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.evaluation import ablation
 from scemae.evaluation import few_shot_detection as detection_module
 from scemae.evaluation.detection_scores import detection_scores, detection_tables
 from scemae.evaluation.evaluation_folder import PREDICTIONS, EvaluationFolder
 from scemae.evaluation.extractors import Encoder, ExternalExtractor
 from scemae.evaluation.few_shot_detection import Fit, detect, detection_settings, plan_fits
-from scemae.evaluation.figures import cumulative_curve, examples
+from scemae.evaluation.figures import choose_examples, plot_cumulative_errors
 from scemae.evaluation.result_table import Spread, Table
 from scemae.evaluation.setup import EvaluationSetup
-from scemae.evaluation.silhouette import DESCRIPTORS, embed, silhouette_scores, silhouette_settings
+from scemae.evaluation.silhouette import DESCRIPTORS, embed_descriptors, silhouette_scores, silhouette_settings
 from scemae.weights.model_folder import save_model
 
 
+@pytest.fixture(scope="module")
+def small_folder(aligning_in):
+    with two_block_folder(aligning_in) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def small_model(small_folder):
+    return load_model(small_folder)
+
+
 @pytest.fixture
-def flat(model):
-    encoder = Encoder("flat", lambda views: views.new_ones(len(views), 4, 12, 12) * torch.arange(144).view(12, 12))
-    return EvaluationSetup.of(ExternalExtractor(encoder, model), align=False)
+def flat(small_model):
+    """Features that are the same for every face."""
+    encoder = Encoder(
+        name="flat", encode=lambda views: views.new_ones(len(views), 4, 12, 12) * torch.arange(144).view(12, 12)
+    )
+    return EvaluationSetup.of(ExternalExtractor(encoder, small_model), align=False)
 
 
-def run_of(folder, setup, pool, test, fits):
-    run = EvaluationFolder.open(folder, detection_settings(setup, pool, test, fits))
-    detect(setup, pool, test, fits, run)
-    return run
+def run_detection(path, setup, pool, test, fits):
+    folder = EvaluationFolder.open(path, detection_settings(setup, pool, test, fits))
+    detect(setup, pool, test, fits, folder)
+    return folder
 
 
 def test_draws_are_those_of_the_benchmark():
@@ -43,18 +59,18 @@ def test_draws_are_those_of_the_benchmark():
     assert [fit.count for fit in fits].count(10) == 10
     assert [fit.count for fit in fits].count(500) == 2
     expected = np.random.default_rng(3).choice(500, 10, replace=False)
-    np.testing.assert_array_equal(Fit("cascade", 10, 3).chosen(500), expected)
-    np.testing.assert_array_equal(Fit("mean-shape", 10, 3).chosen(500), expected)
-    np.testing.assert_array_equal(Fit("cascade", 500, 0).chosen(500), np.arange(500))
+    np.testing.assert_array_equal(Fit("cascade", 10, 3).draw_faces(500), expected)
+    np.testing.assert_array_equal(Fit("mean-shape", 10, 3).draw_faces(500), expected)
+    np.testing.assert_array_equal(Fit("cascade", 500, 0).draw_faces(500), np.arange(500))
 
 
 @pytest.mark.parametrize("count", [0, 501])
-def test_more_faces_than_the_pool_has(count):
+def test_more_faces_than_the_pool_has_are_refused(count):
     with pytest.raises(OptionError, match=f"{count} annotated faces are wanted, but the pool has 500"):
         plan_fits(["cascade"], [1, count], 500)
 
 
-def test_an_unknown_head():
+def test_an_unknown_head_is_refused():
     with pytest.raises(OptionError, match="there are cascade"):
         plan_fits(["forest"], [1], 500)
 
@@ -63,14 +79,14 @@ def test_mean_shape_gives_its_known_value(flat, tmp_path):
     dataset = coloured_faces(tmp_path, 12)
     pool, test = dataset[:7], dataset[7:]
     fits = plan_fits(["mean-shape"], [3, 7], len(pool))
-    run = run_of(tmp_path / "run", flat, pool, test, fits)
+    run = run_detection(tmp_path / "run", flat, pool, test, fits)
     scores, _ = detection_scores(run)
     eyes = np.linalg.norm(test.landmarks[:, 0] - test.landmarks[:, 1], axis=1)
 
     def error(shape):
         return 100 * (np.linalg.norm(test.landmarks - shape, axis=-1) / eyes[:, None]).mean()
 
-    of_three = [error(pool.landmarks[fit.chosen(7)].mean(axis=0)) for fit in fits if fit.count == 3]
+    of_three = [error(pool.landmarks[fit.draw_faces(7)].mean(axis=0)) for fit in fits if fit.count == 3]
     found = scores["heads"]["mean-shape"]
     assert found["7"]["inter_ocular_percent"].mean == pytest.approx(error(pool.landmarks.mean(axis=0)), abs=1e-9)
     assert found["3"]["inter_ocular_percent"].mean == pytest.approx(np.mean(of_three), abs=1e-9)
@@ -99,19 +115,19 @@ def test_planted_errors_come_back(tmp_path):
     assert heatmap["median_face"].mean == 0
     assert heatmap["standard_error"] == pytest.approx(12.5)
     assert np.isnan(heatmap["inter_ocular_percent"].sd)
-    assert errors.by_fit["cascade/5/0"].shape == (4, 3)
+    assert errors.by_fit[Fit("cascade", 5, 0)].shape == (4, 3)
 
 
-def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
+def test_an_interrupted_detection_is_resumed(small_model, tmp_path, monkeypatch):
     counts = mtfl_folder(tmp_path / "mtfl", test=1, training=4)
     for split in ("lfw_5590", "net_7876"):
         assert counts[split] == 4
     pool, test = (read_dataset("mtfl", tmp_path / "mtfl", s, partial=True) for s in ("net_7876", "lfw_5590"))
-    setup = EvaluationSetup.of(model, expansion=1)
+    setup = EvaluationSetup.of(small_model, expansion=1)
     stream = EvaluationSetup.stream
     monkeypatch.setattr(EvaluationSetup, "stream", lambda self, dataset: stream(self, dataset, batch_size=2))
     fits = [Fit("cascade", 1, 0), Fit("mean-shape", 2, 1)]
-    whole = run_of(tmp_path / "whole", setup, pool, test, fits)
+    whole = run_detection(tmp_path / "whole", setup, pool, test, fits)
 
     def fails(self, dataset):
         batches = stream(self, dataset, batch_size=2)
@@ -123,10 +139,10 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(EvaluationSetup, "stream", fails)
         with pytest.raises(KeyboardInterrupt):
-            run_of(tmp_path / "broken", setup, pool, test, fits)
+            run_detection(tmp_path / "broken", setup, pool, test, fits)
     assert len((tmp_path / "broken" / PREDICTIONS).read_text().splitlines()) == 2
     monkeypatch.setattr(detection_module, "fit_regressor", None)  # what was fitted is read, not fitted again
-    resumed = run_of(tmp_path / "broken", setup, pool, test, fits)
+    resumed = run_detection(tmp_path / "broken", setup, pool, test, fits)
     assert (resumed.path / PREDICTIONS).read_text() == (whole.path / PREDICTIONS).read_text()
 
 
@@ -136,13 +152,13 @@ def test_labels_outside_their_picture_are_not_fitted_on(faces, landmarks):
     moved[1, 0] = np.array(faces.faces[1].image_size) - 0.5  # the corner itself
     expected = moved.copy()
     expected[0, 2] = np.nan
-    np.testing.assert_array_equal(detection_module._inside(faces, moved), expected)
+    np.testing.assert_array_equal(detection_module._mask_labels_outside(faces, moved), expected)
     moved[1, 2] = (10, 1e4)  # on no face inside: there would be no detector
     expected[:, 2] = (-0.5, 10), (10, faces.faces[1].image_size[1] - 0.5)
-    np.testing.assert_array_equal(detection_module._inside(faces, moved), expected)
+    np.testing.assert_array_equal(detection_module._mask_labels_outside(faces, moved), expected)
 
 
-def test_published_columns(flat, tmp_path):
+def test_published_rows_are_those_of_the_test_set(flat, tmp_path):
     dataset = coloured_faces(tmp_path, 12)
     fits = plan_fits(["mean-shape"], [1, 12], 12)
     by_count = {
@@ -151,26 +167,25 @@ def test_published_columns(flat, tmp_path):
     }
     scores = {"faces": 12, "heads": {"mean-shape": by_count}}
     (table,) = detection_tables(flat, dataset, replace(dataset, name="300w"), fits, scores)
-    text = table.markdown()
+    text = table.to_markdown()
     assert "| mean-shape on flat, not aligned | 9.00 ± 1.00 | 8.00 |" in text
     assert "| SCE-MAE 256, published (AFLW_M) | 17.08 ± 1.35 | – |" in text
     assert "| SCE-MAE DeiT-B 1024, published (300w) | – | 3.95 |" in text
     assert "12 of these faces are in both" in text
     (apart,) = detection_tables(flat, dataset[:6], dataset[6:], fits, scores)
-    assert "in both" not in apart.markdown()
-    (corrected,) = detection_tables(
-        flat, dataset, replace(dataset, name="aflw_r", notes=("Labels from rc.csv.",)), fits, scores
-    )
-    assert "| DVE 64, published (aflw_rc) | – | 5.58 |" in corrected.markdown()
+    assert "in both" not in apart.to_markdown()
+    (corrected,) = detection_tables(flat, dataset, replace(dataset, name="aflw_r", annotations="rc.csv"), fits, scores)
+    assert "| DVE 64, published (aflw_rc) | – | 5.58 |" in corrected.to_markdown()
 
 
+@pytest.mark.slow
 def test_silhouette_of_planted_clusters(flat, tmp_path):
     dataset = coloured_faces(tmp_path, 8)
     run = EvaluationFolder.open(tmp_path / "run", silhouette_settings(flat, dataset, 2))
     directions = np.array([(1, 0, 0, 0), (-1, 0, 0, 0), (0, 1, 0, 0), (0, -1, 0, 0), (0, 0, 1, 0)])
     clusters = directions + 0.01 * np.random.default_rng(0).normal(size=(8, 5, 4))
     np.savez(run.path / DESCRIPTORS, descriptors=clusters / np.linalg.norm(clusters, axis=-1, keepdims=True))
-    embed(flat, "backbone", dataset, run)
+    embed_descriptors(flat, "backbone", dataset, run)
     scores = silhouette_scores(run)
     assert scores["faces"] == 8
     assert scores["embedded"].count == 2
@@ -178,21 +193,21 @@ def test_silhouette_of_planted_clusters(flat, tmp_path):
     assert scores["descriptors_cosine"] > 0.99
     before = (run.path / "embedding-001.npz").stat().st_mtime_ns
     (run.path / "embedding-000.npz").unlink()
-    embed(flat, "backbone", dataset, run)
+    embed_descriptors(flat, "backbone", dataset, run)
     assert (run.path / "embedding-001.npz").stat().st_mtime_ns == before
     assert silhouette_scores(run)["embedded"] == scores["embedded"]
 
 
-def test_silhouette_descriptors_are_read_at_the_labels(model, tmp_path):
+def test_silhouette_descriptors_are_sampled_at_the_labels(small_model, tmp_path):
     def places(views):
         """Each cell's own place in the view, px; and 48."""
         across = (8 * torch.arange(12) + 3.5).expand(12, 12)
         return torch.stack([across, across.T, torch.full((12, 12), 48.0)]).expand(len(views), -1, -1, -1)
 
-    setup = EvaluationSetup.of(ExternalExtractor(Encoder("places", places), model), align=False)
+    setup = EvaluationSetup.of(ExternalExtractor(Encoder(name="places", encode=places), small_model), align=False)
     dataset = coloured_faces(tmp_path, 20)  # more than a batch, whose landmarks are not all the same
     run = EvaluationFolder.open(tmp_path / "run", silhouette_settings(setup, dataset, 0))
-    embed(setup, "backbone", dataset, run)
+    embed_descriptors(setup, "backbone", dataset, run)
     inset, _, end, _ = dataset.samples[0].box
     expected = np.full((20, 5, 3), 48.0)
     expected[..., :2] = (dataset.landmarks + 0.5 - inset) * 96 / (end - inset) - 0.5
@@ -202,50 +217,72 @@ def test_silhouette_descriptors_are_read_at_the_labels(model, tmp_path):
 
 
 def test_examples_are_good_and_bad():
-    chosen = examples(np.arange(100.0), 5)
+    chosen = choose_examples(np.arange(100.0), 5)
     assert len(chosen["good"]) == len(chosen["bad"]) == 5
     assert max(chosen["good"]) < 50
     assert min(chosen["bad"]) >= 90
-    assert examples(np.array([1.0]), 5) == {"good": [0], "bad": [0]}
+    assert choose_examples(np.array([1.0]), 5) == {"good": [0], "bad": [0]}
 
 
 def test_cumulative_curve_rises():
-    picture = np.asarray(cumulative_curve({"one": np.array([5.0] * 10)}).convert("L")).astype(int)
-    right = picture[20:25, 400:500].max()
-    left = picture[20:25, 80:150].max()
-    assert right > left + 50
+    picture = np.asarray(plot_cumulative_errors({"one": np.array([5.0] * 10)}))
+    line = (picture == (31, 119, 180)).all(axis=-1)  # matplotlib's first colour
+    left, right = (np.nonzero(line[:, columns])[0].mean() for columns in (slice(80, 150), slice(400, 500)))
+    assert right < left - 200  # rows are counted from the top
 
 
-def test_tables():
-    table = Table("t", "T", ("method", "error"), (("a", Spread(1.234, 0.5, 3)), ("b", None)), ("A note.",))
-    assert table.markdown().splitlines()[2:] == [
+def test_without_matplotlib_an_evaluation_does_not_begin(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="matplotlib"):
+        command("detection")
+    assert not (tmp_path / "detection").exists()
+
+
+def test_tables_become_markdown_csv_and_json():
+    table = Table(
+        name="t",
+        title="T",
+        columns=("method", "error"),
+        rows=(("a", Spread(1.234, 0.5, 3)), ("b", None)),
+        notes=("A note.",),
+    )
+    assert table.to_markdown().splitlines()[2:] == [
         "| method | error |", "| --- | --- |", "| a | 1.23 ± 0.50 |", "| b | – |", "", "- A note."
     ]  # fmt: skip
-    assert table.flat() == [["method", "error", "error sd"], ["a", 1.234, 0.5], ["b", "", ""]]
+    assert table.to_csv_rows() == [["method", "error", "error sd"], ["a", 1.234, 0.5], ["b", "", ""]]
     assert Spread.of([1.0]).to_dict() == {"mean": 1.0, "sd": None, "count": 1}
 
 
+@pytest.fixture(scope="module")
+def mtfl(tmp_path_factory):
+    """A made-up MTFL and the number of faces of its splits."""
+    folder = tmp_path_factory.mktemp("mtfl")
+    return folder, mtfl_folder(folder, test=11, training=4)
+
+
 @pytest.fixture
-def command(tmp_path, monkeypatch):
-    """Run a command on a made-up MTFL; returns its result and text."""
-    counts = mtfl_folder(tmp_path / "mtfl", test=11, training=4)
+def command(tmp_path, monkeypatch, small_folder, mtfl):
+    """Run a command on a made-up MTFL with the quick model, unless told otherwise; returns its result and text."""
+    folder, counts = mtfl
+    shutil.copytree(folder, tmp_path / "mtfl")
     monkeypatch.setitem(DATASETS, "mtfl", replace(DATASETS["mtfl"], splits=counts))
     parser = argparse.ArgumentParser()
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true")
-    register(parser.add_subparsers(required=True), common)
+    evaluate(parser, common)
 
     def run(name, *arguments):
-        given = (name, "mtfl", "--data", tmp_path / "mtfl", "--out", tmp_path / name, *arguments)
-        options = parser.parse_args([str(argument) for argument in given])
-        return options.run(options)
+        words = (name, "mtfl", "--data", tmp_path / "mtfl", "--out", tmp_path / name)
+        words += ("--model", f"local-dir:{small_folder}", *arguments)
+        args = parser.parse_args([str(word) for word in words])
+        return args.run(args)
 
     return run
 
 
-def test_the_matching_command(command, tmp_path, model):
+def test_the_matching_command(command, tmp_path, small_model):
     folder = tmp_path / "with-prior"
-    save_model(folder, model.state_dict(), replace(model.config, prior_sigma=40.0), "")
+    save_model(folder, small_model.state_dict(), replace(small_model.config, prior_sigma=40.0), "")
     arguments = ("matching", "--expansion", "1", "--test", "lfw_5590", "--model", f"local-dir:{folder}")
     result, text = command(*arguments, "--pictures", "1")
     assert result["same"]["pairs"] == 2
@@ -261,6 +298,7 @@ def test_the_matching_command(command, tmp_path, model):
         command(*arguments, "--no-align")
 
 
+@pytest.mark.slow
 def test_the_detection_command(command, tmp_path):
     arguments = ("--annotated", "1,all", "--head", "cascade", "--head", "mean-shape", "--expansion", "1")
     result, text = command("detection", *arguments, "--pictures", "1")
@@ -282,7 +320,7 @@ def test_the_detection_command(command, tmp_path):
         assert (tmp_path / "detection" / name).exists()
 
 
-def test_the_papers_head_on_somebody_elses_features(command):
+def test_the_papers_head_on_other_features(command):
     detection_module.HEADS["heatmap"].steps, before = 5, detection_module.HEADS["heatmap"].steps
     try:
         arguments = ("--extractor", "gradients", "--no-align", "--head", "heatmap", "--annotated", "2")
@@ -300,25 +338,40 @@ def test_the_silhouette_command(command, tmp_path):
     assert (tmp_path / "silhouette" / "tsne.png").exists()
 
 
-def test_the_ablation_command(command, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_ablation_command(command, tmp_path, monkeypatch, small_folder):
     monkeypatch.setattr(ablation, "model_rows", lambda model: [ablation.variant_row("projected, expansion 4", model)])
-    result, text = command("ablation", "--pairs", "1", "--test", "lfw_5590", "--row", "the same again=scemae-tiny")
+    result, text = command(
+        "ablation", "--pairs", "1", "--test", "lfw_5590", "--row", f"the same again=local-dir:{small_folder}"
+    )
     same = [result["rows"][label]["different"] for label in ("projected, expansion 4", "the same again")]
     assert same[0] == same[1]
     assert "raw MAE, published (MAFL)" in text
     assert (tmp_path / "ablation" / "rows" / "the-same-again" / "scores.json").exists()
 
 
-def test_wrong_input_of_commands(command, tmp_path):
-    with pytest.raises(OptionError, match="--annotated"):
-        command("detection", "--annotated", "few")
-    with pytest.raises(OptionError, match="the pool has 2"):
-        command("detection", "--annotated", "3")
-    with pytest.raises(OptionError, match="it has lfw_5590"):
-        command("matching", "--test", "validation")
-    (tmp_path / "mtfl" / "AFLW" / "0001.png").unlink()
-    with pytest.raises(DataError, match="0001"):
-        command("matching")
-    (tmp_path / "mtfl" / "testing.txt").unlink()
-    with pytest.raises(DataError, match="not laid out as mtfl"):
-        command("silhouette")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(("detection", "--annotated", "few"), "--annotated", id="no number"),
+        pytest.param(("detection", "--annotated", "3"), "the pool has 2", id="more than the pool has"),
+        pytest.param(("matching", "--test", "validation"), "it has lfw_5590", id="split"),
+    ],
+)
+def test_wrong_options_of_commands_are_refused(command, words, message):
+    with pytest.raises(OptionError, match=message):
+        command(*words)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        pytest.param("AFLW/0001.png", "0001", id="image"),
+        pytest.param("testing.txt", "not laid out as mtfl", id="list"),
+    ],
+)
+def test_missing_files_are_named(command, tmp_path, missing, message):
+    (tmp_path / "mtfl" / missing).unlink()
+    for name in ("matching", "silhouette"):
+        with pytest.raises(DataError, match=message):
+            command(name)

@@ -102,7 +102,9 @@ def evaluation(run, tmp_path):
     """What scemae eval leaves, of the weights of `run`."""
     settings = {"evaluation": "matching", "dtype": "float32", "sha256": file_sha256(run[0] / "model" / WEIGHTS)}
     folder = EvaluationFolder.open(tmp_path / "evaluation", settings)
-    folder.write_scores({}, Table("matching", "Matching", ("features", "same"), (("drawn-tiny", Spread(1.25)),)))
+    row = ("drawn-tiny", Spread(1.25))
+    table = Table(name="matching", title="Matching", columns=("features", "same"), rows=(row,))
+    folder.write_scores({}, table)
     return folder.path
 
 
@@ -135,11 +137,11 @@ def test_what_cannot_be_published(run, evaluation, tmp_path):
     source, out = f"local-dir:{run[0]}/model", tmp_path / "published"
     with pytest.raises(OptionError, match="has no projector"):
         publish_model(source, out, {"matching_use": "projected"}, [], "")
-    with pytest.raises(RunError, match="no finished evaluation"):
+    with pytest.raises(RunError, match="not a finished evaluation"):
         publish_model(source, out, {}, [tmp_path], "")
     settings = json.loads((evaluation / "settings.json").read_text())
     (evaluation / "settings.json").write_text(json.dumps(settings | {"sha256": "0" * 64}))
-    with pytest.raises(RunError, match="of other weights, 0000"):
+    with pytest.raises(RunError, match="measured other weights, 0000"):
         publish_model(source, out, {}, [evaluation], "")
     assert not out.exists()
     (tmp_path / "mine").mkdir()

@@ -1,4 +1,4 @@
-"""Landmark matching: floors, known values, hand-planted errors, resumption; and ablations, which match many times."""
+"""Landmark matching: least errors, known values, hand-planted errors, resumption; and ablations."""
 
 import copy
 import dataclasses
@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_up_faces import coloured_faces
+from made_up_faces import coloured_faces, two_block_folder
 
+import scemae
 from scemae.errors import OptionError, OutputError, RunError
 from scemae.evaluation import pair_matching
 from scemae.evaluation.ablation import (
@@ -21,11 +22,17 @@ from scemae.evaluation.ablation import (
 )
 from scemae.evaluation.evaluation_folder import PREDICTIONS, EvaluationFolder
 from scemae.evaluation.extractors import Encoder, ExternalExtractor
-from scemae.evaluation.pair_matching import match_pairs, matching_scores, matching_settings, matching_table
+from scemae.evaluation.pair_matching import PairOptions, match_pairs, matching_scores, matching_settings, matching_table
 from scemae.evaluation.setup import EvaluationSetup
-from scemae.evaluation.warped_pairs import INSET, draw_pairs, frozen_pairs
+from scemae.evaluation.warped_pairs import INSET, draw_pairs, load_or_draw_pairs
 
 COUNT = 12  # pairs of each kind
+
+
+@pytest.fixture(scope="module")
+def small_model(aligning_in):
+    with two_block_folder(aligning_in) as folder:
+        yield scemae.load_model(folder)
 
 
 @pytest.fixture
@@ -33,12 +40,15 @@ def dataset(tmp_path):
     return coloured_faces(tmp_path, 2 * COUNT)
 
 
-def settings_of(setup, dataset, **changes):
-    choices = {"pairs": COUNT, "seeds": 1, "source": "twice", "rounded": True, "prior": 0.0} | changes
-    return matching_settings(setup, dataset, **choices)
+def make_options(pairs=COUNT, seeds=1, source="twice"):
+    return PairOptions(pairs=pairs, seeds=seeds, source=source, rounded=True)
 
 
-def places(warps, pixels):
+def make_settings(setup, dataset, **options):
+    return matching_settings(setup, dataset, make_options(**options), prior=0.0)
+
+
+def trace_back(warps, pixels):
     """Where frame pixels (..., 2) of a face's warped picture come from, through its warps, the last first; frame px."""
     unit = 2 * torch.as_tensor(pixels, dtype=torch.float64).reshape(1, -1, 2) / 135 - 1
     for weights in warps:
@@ -47,11 +57,11 @@ def places(warps, pixels):
 
 
 def warps_of(pairs, face, times):
-    single = [type(w)(w.weights[[face]]) for w in (pairs.once, pairs.twice)]
+    single = [type(w)(w.weights[[face]]) for w in (pairs.first_warps, pairs.second_warps)]
     return single[:times][::-1]
 
 
-def moved_by(face):
+def landmark_offset(face):
     """How far the landmarks of one of `coloured_faces` lie from those of the first, frame px."""
     return face % 3 * 136 / 150
 
@@ -71,64 +81,67 @@ class Perfect:
         face = round(float(view[0, 48, 48]) * 255 / 10)
         times = self.times if face % 2 == 0 and face not in self.seen else 1
         self.seen.add(face)
-        xy = places(warps_of(self.pairs, face, times), self.lattice) - moved_by(face)
+        xy = trace_back(warps_of(self.pairs, face, times), self.lattice) - landmark_offset(face)
         angles = torch.cat([xy * w for w in (0.03, 0.1)], dim=1)
         return torch.cat([angles.cos(), angles.sin()], dim=1).T.reshape(-1, 96, 96).float()
 
 
-def floor(pairs, times, kind):
+def least_errors(pairs, times, kind):
     """Errors (pairs, K) of a matcher that knows where every pixel comes from, from the rounded labels alone."""
     lattice = Perfect(pairs, times).lattice
     errors = []
     for i in range(len(pairs)):
         target = 2 * i + kind
-        home = places(warps_of(pairs, target, 1), lattice).numpy()
-        query = places(warps_of(pairs, 2 * i, times), pairs.landmarks[times, 2 * i]).numpy()
-        query = query - moved_by(2 * i) + moved_by(target)
+        home = trace_back(warps_of(pairs, target, 1), lattice).numpy()
+        query = trace_back(warps_of(pairs, 2 * i, times), pairs.landmarks[times, 2 * i]).numpy()
+        query = query - landmark_offset(2 * i) + landmark_offset(target)
         found = lattice[np.linalg.norm(home[None] - query[:, None], axis=-1).argmin(axis=1)]
         errors.append(np.linalg.norm(found - pairs.landmarks[1, target], axis=1))
     return np.array(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "times"), [("twice", 2), ("original", 0)])
-def test_perfect_features_give_the_floor_of_the_rounded_labels(model, dataset, tmp_path, source, times):
+def test_perfect_features_give_the_floor_of_the_rounded_labels(small_model, dataset, tmp_path, source, times):
     pairs = draw_pairs(dataset, COUNT, 0)
     perfect = Perfect(pairs, times)
-    setup = EvaluationSetup.of(ExternalExtractor(Encoder("perfect", perfect), model), align=False)
+    setup = EvaluationSetup.of(ExternalExtractor(Encoder(name="perfect", encode=perfect), small_model), align=False)
     perfect.seen.clear()
-    run = EvaluationFolder.open(tmp_path / "run", settings_of(setup, dataset, source=source))
+    run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, source=source))
     match_pairs(setup, dataset, run)
     scores = matching_scores(run)
     for kind, name in enumerate(("same", "different")):
-        expected = floor(pairs, times, kind)
+        expected = least_errors(pairs, times, kind)
         assert scores[name]["input_px"].mean == pytest.approx(expected.mean(), abs=1e-9)
         assert scores[name]["canonical_px"].mean == pytest.approx(69 / 95 * expected.mean(), abs=1e-9)
         assert scores["same"]["perfect_canonical_px"].mean == pytest.approx(
-            69 / 95 * floor(pairs, times, 0).mean(), abs=0.06
+            69 / 95 * least_errors(pairs, times, 0).mean(), abs=0.06
         )
     if source == "twice":  # the source's label is a whole pixel before it is warped: what is lost is lost in both
         assert scores["same"]["canonical_px"].mean < 0.15
     assert scores["same"]["ties"] == 0
 
 
-def flat(model):
+def flat_setup(model):
     """Features that say nothing."""
     return EvaluationSetup.of(
-        ExternalExtractor(Encoder("flat", lambda views: torch.ones(len(views), 4, 12, 12)), model), align=False
+        ExternalExtractor(Encoder(name="flat", encode=lambda views: torch.ones(len(views), 4, 12, 12)), model),
+        align=False,
     )
 
 
-def test_flat_features_are_reported_as_ties_in_the_corner(model, dataset, tmp_path):
-    setup = flat(model)
-    run = EvaluationFolder.open(tmp_path / "run", settings_of(setup, dataset, pairs=2))
+def test_flat_features_are_reported_as_ties_in_the_corner(small_model, dataset, tmp_path):
+    setup = flat_setup(small_model)
+    run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=2))
     match_pairs(setup, dataset, run)
     assert matching_scores(run)["same"]["ties"] == 1
-    assert (np.array([row["found"] for row in run.rows()]) == 0).all()
+    assert (np.array([row["found"] for row in run.read_predictions()]) == 0).all()
 
 
-def test_no_motion_is_the_distance_of_the_labels(model, dataset, tmp_path):
-    setup = flat(model)
-    run = EvaluationFolder.open(tmp_path / "run", settings_of(setup, dataset))
+@pytest.mark.slow
+def test_no_motion_is_the_distance_of_the_labels(small_model, dataset, tmp_path):
+    setup = flat_setup(small_model)
+    run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset))
     match_pairs(setup, dataset, run)
     labels = draw_pairs(dataset, COUNT, 0).landmarks
     for kind, name in enumerate(("same", "different")):
@@ -163,26 +176,27 @@ def test_planted_errors_come_back(tmp_path):
 
 
 def test_pairs_are_frozen_and_a_function_of_seed_and_face(dataset, tmp_path):
-    drawn = frozen_pairs(tmp_path / "pairs.npz", dataset, COUNT, 0, rounded=True)
-    again = frozen_pairs(tmp_path / "pairs.npz", dataset, COUNT, 0, rounded=True)
-    assert torch.equal(drawn.twice.weights, again.twice.weights)
+    drawn = load_or_draw_pairs(tmp_path / "pairs.npz", dataset, COUNT, 0, rounded=True)
+    again = load_or_draw_pairs(tmp_path / "pairs.npz", dataset, COUNT, 0, rounded=True)
+    assert torch.equal(drawn.second_warps.weights, again.second_warps.weights)
     np.testing.assert_array_equal(drawn.landmarks, again.landmarks)
     np.testing.assert_array_equal(drawn.landmarks, drawn.landmarks.round())
     fewer, other = draw_pairs(dataset, 2, 0), draw_pairs(dataset, 2, 1)
-    assert torch.equal(fewer.once.weights, drawn.once.weights[:4])
-    assert not torch.equal(other.once.weights, fewer.once.weights)
-    assert not torch.equal(drawn.once.weights, drawn.twice.weights)
+    assert torch.equal(fewer.first_warps.weights, drawn.first_warps.weights[:4])
+    assert not torch.equal(other.first_warps.weights, fewer.first_warps.weights)
+    assert not torch.equal(drawn.first_warps.weights, drawn.second_warps.weights)
     exact = draw_pairs(dataset, COUNT, 0, rounded=False).landmarks
     assert 0.1 < np.abs(exact - drawn.landmarks).max() < 2
     (tmp_path / "pairs.npz").write_text("no arrays")
     with pytest.raises(RunError, match="damaged"):
-        frozen_pairs(tmp_path / "pairs.npz", dataset, COUNT, 0, rounded=True)
+        load_or_draw_pairs(tmp_path / "pairs.npz", dataset, COUNT, 0, rounded=True)
 
 
-def test_an_interrupted_run_goes_on(model, dataset, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_an_interrupted_matching_is_resumed(small_model, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(pair_matching, "CHUNK", 2)
-    setup = EvaluationSetup.of(model, align=False, expansion=1, use="backbone")
-    settings = settings_of(setup, dataset, pairs=6)
+    setup = EvaluationSetup.of(small_model, align=False, expansion=1, use="backbone")
+    settings = make_settings(setup, dataset, pairs=6)
     whole = EvaluationFolder.open(tmp_path / "whole", settings)
     match_pairs(setup, dataset, whole)
     broken = EvaluationFolder.open(tmp_path / "broken", settings)
@@ -193,12 +207,12 @@ def test_an_interrupted_run_goes_on(model, dataset, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(self, images, boxes)
 
-    original = EvaluationSetup.features
+    original = EvaluationSetup.extract
     with monkeypatch.context() as patch:
-        patch.setattr(EvaluationSetup, "features", fails)
+        patch.setattr(EvaluationSetup, "extract", fails)
         with pytest.raises(KeyboardInterrupt):
             match_pairs(setup, dataset, broken)
-    assert len(broken.rows()) == 8
+    assert len(broken.read_predictions()) == 8
     with (broken.path / PREDICTIONS).open("a") as file:
         file.write('{"key": "0/same/4", "kind": "sa')  # what an interruption may leave
     resumed = EvaluationFolder.open(tmp_path / "broken", settings)
@@ -206,45 +220,45 @@ def test_an_interrupted_run_goes_on(model, dataset, tmp_path, monkeypatch):
     assert (resumed.path / PREDICTIONS).read_text() == (whole.path / PREDICTIONS).read_text()
 
 
-def test_other_settings_do_not_go_on(model, dataset, tmp_path):
-    setup = flat(model)
-    EvaluationFolder.open(tmp_path / "run", settings_of(setup, dataset))
+def test_other_settings_are_refused(small_model, dataset, tmp_path):
+    setup = flat_setup(small_model)
+    EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset))
     with pytest.raises(RunError, match=r"pairs: 12 -> 3.*--overwrite"):
-        EvaluationFolder.open(tmp_path / "run", settings_of(setup, dataset, pairs=3))
-    EvaluationFolder.open(tmp_path / "run", settings_of(setup, dataset, pairs=3), overwrite=True)
+        EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=3))
+    EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=3), overwrite=True)
     (tmp_path / "run" / "letter.txt").write_text("dear")
     with pytest.raises(OutputError, match=r"run is not replaced: letter\.txt"):
         EvaluationFolder.open(tmp_path / "run", {}, overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(RunError, match="holds no evaluation"):
+    with pytest.raises(RunError, match="does not hold an evaluation"):
         EvaluationFolder.open(tmp_path / "mine", {}, overwrite=True)
     assert (tmp_path / "mine" / "letter.txt").exists()
-    aligned, aligned_otherwise = copy.copy(setup.extractor), copy.copy(model)
+    aligned, aligned_otherwise = copy.copy(setup.extractor), copy.copy(small_model)
     aligned.aligning_model = aligned_otherwise
-    aligned_otherwise.id = model.id._replace(sha256="0" * 64)
-    first, second = (settings_of(EvaluationSetup.of(extractor), dataset) for extractor in (setup.extractor, aligned))
+    aligned_otherwise.id = small_model.id._replace(sha256="0" * 64)
+    first, second = (make_settings(EvaluationSetup.of(extractor), dataset) for extractor in (setup.extractor, aligned))
     assert {name for name in first if first[name] != second[name]} == {"aligned_by"}
     with pytest.raises(OptionError, match="nothing to match"):
-        settings_of(setup, dataset[:1])
+        make_settings(setup, dataset[:1])
 
 
-def test_an_aligned_view_that_leaves_a_landmark_out_still_counts_it(model, dataset, tmp_path):
+def test_an_aligned_view_that_leaves_a_landmark_out_still_counts_it(small_model, dataset, tmp_path):
     """Alignment of pictures without faces puts the view anywhere; no landmark is left out, as in the protocol."""
-    setup = EvaluationSetup.of(model, expansion=1)
-    run = EvaluationFolder.open(tmp_path / "run", settings_of(setup, dataset, pairs=4))
+    setup = EvaluationSetup.of(small_model, expansion=1)
+    run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=4))
     match_pairs(setup, dataset, run)
     assert matching_scores(run)["same"]["pairs"] == 4
 
 
-def test_table(model, dataset, tmp_path):
-    setup = EvaluationSetup.of(model, align=False, expansion=1, use="projected")
-    run = EvaluationFolder.open(tmp_path / "run", settings_of(setup, dataset, pairs=2, seeds=2))
+def test_the_table_of_matching(small_model, dataset, tmp_path):
+    setup = EvaluationSetup.of(small_model, align=False, expansion=1, use="projected")
+    run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=2, seeds=2))
     match_pairs(setup, dataset, run)
     scores = matching_scores(run)
     run.write_scores(scores, matching_table(setup, dataset, 0.0, scores))
     text = (run.path / "tables.md").read_text()
-    assert f"| scemae-tiny, projected, not aligned | {model.config.projector_dim} |" in text
+    assert f"| {small_model.config.name}, projected, not aligned | {small_model.config.projector_dim} |" in text
     assert "±" in text
     assert "| perfect match, whole pixels |" in text
     assert "SCE-MAE DeiT-B, published (MAFL) | 256 | 0.27 | 1.61" in text
@@ -256,29 +270,29 @@ def test_table(model, dataset, tmp_path):
     assert saved["settings"]["pairs"] == 2
 
 
-def test_ablation(model, dataset, tmp_path):
-    looks = (("raw, a", "backbone"), ("projected", "projected"))
-    rows = [Row(label, EvaluationSetup.of(model, align=False, expansion=1, use=use)) for label, use in looks]
+def test_ablation(small_model, dataset, tmp_path):
+    variants = (("raw, a", "backbone"), ("projected", "projected"))
+    rows = [Row(label, EvaluationSetup.of(small_model, align=False, expansion=1, use=use)) for label, use in variants]
     run = EvaluationFolder.open(tmp_path / "run", {})
-    scores = measure_rows(rows, dataset, run, pairs=2, seeds=1, source="twice", rounded=True)
+    scores = measure_rows(rows, dataset, run, make_options(pairs=2))
     assert (run.path / "rows" / "raw-a" / PREDICTIONS).exists()
     assert (run.path / "pairs-0.npz").exists()
-    table = ablation_table(dataset, scores).markdown()
+    table = ablation_table(dataset, scores).to_markdown()
     assert "| raw, a |" in table
     assert "| clustering and LCR, published (MAFL) | 0.27 | 1.61 |" in table
     with pytest.raises(OptionError, match="same name"):
-        measure_rows([rows[0], rows[0]], dataset, run, pairs=2, seeds=1, source="twice", rounded=True)
+        measure_rows([rows[0], rows[0]], dataset, run, make_options(pairs=2))
 
 
-def test_rows_of_a_model(model):
-    model = copy.copy(model)
+def test_rows_of_a_model(small_model):
+    model = copy.copy(small_model)
     model.config = dataclasses.replace(model.config, prior_sigma=40.0)
     labels = [row.label for row in model_rows(model)]
     assert labels[:3] == [f"{name}, expansion 4" for name in ("raw backbone", "projected", "concatenated")]
     assert "projected, expansion 1" in labels
     assert "concatenated, expansion 4, aligned" in labels
     assert "projected, expansion 4, aligned, prior 40 px" in labels
-    assert len({row.folder for row in model_rows(model)}) == len(labels)
+    assert len({row.folder_name for row in model_rows(model)}) == len(labels)
     assert variant_row("trained otherwise", model).setup.use == "projected"
     assert read_variant("no LCR=local-dir:runs/a=b") == ("no LCR", "local-dir:runs/a=b")
     with pytest.raises(OptionError, match="LABEL=MODEL"):

@@ -8,8 +8,10 @@ from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
 import scemae
-from scemae.detector.augmentation import _copies, augment_faces
-from scemae.detector.heads import CascadeHead, HeatmapHead
+from scemae.detector.augmentation import _copy_count, augment_faces
+from scemae.detector.cascade import CascadeHead
+from scemae.detector.heatmap import HeatmapHead
+from scemae.detector.map_reader import MapReader
 from scemae.errors import (
     IncompatibleFeaturesError,
     IncompatibleWeightsError,
@@ -50,6 +52,7 @@ def test_batches_change_nothing(regressor, faces, monkeypatch):
     assert parts.faces == whole.faces
 
 
+@pytest.mark.slow
 def test_one_face_is_enough_and_claims_no_error(model, faces, samples, landmarks):
     one = scemae.fit_regressor(model, faces[0], samples[0].landmarks)
     assert np.isnan(one.held_out_error_)
@@ -59,6 +62,7 @@ def test_one_face_is_enough_and_claims_no_error(model, faces, samples, landmarks
     assert np.median(errors) < 0.12 * np.linalg.norm(landmarks[1, 0] - landmarks[1, 1])
 
 
+@pytest.mark.slow
 def test_the_held_out_error_is_of_faces_that_were_not_seen(model, faces, landmarks, regressor):
     """With two faces and a fixed ridge it is what fitting on one and testing on the other gives."""
     head = CascadeHead(ridge=4.0, samples=20)
@@ -75,6 +79,7 @@ def test_the_held_out_error_is_of_faces_that_were_not_seen(model, faces, landmar
     assert "held-out error" in repr(regressor)
 
 
+@pytest.mark.slow
 def test_missing_landmarks_are_left_out(model, faces, landmarks):
     partial = landmarks.copy()
     partial[0, 3] = np.nan
@@ -87,6 +92,7 @@ def test_missing_landmarks_are_left_out(model, faces, landmarks):
         scemae.fit_regressor(model, faces, partial)
 
 
+@pytest.mark.slow
 def test_a_face_that_cannot_be_normalised_is_learned_from_and_has_no_error(model, faces, landmarks):
     partial = landmarks.copy()
     partial[1, 0, 1] = np.nan  # half an eye
@@ -104,6 +110,7 @@ def test_a_face_that_cannot_be_normalised_is_learned_from_and_has_no_error(model
         scemae.fit_regressor(model, faces, partial)
 
 
+@pytest.mark.slow
 def test_a_single_landmark_is_measured_by_the_square(tmp_path, model, faces, landmarks):
     fitted = scemae.fit_regressor(model, faces, landmarks[:, 2:3])
     off = fitted.predict(faces).xy[:, 0] - landmarks[:, 2]
@@ -114,6 +121,7 @@ def test_a_single_landmark_is_measured_by_the_square(tmp_path, model, faces, lan
     assert "of the side of the square" in repr(fitted)
 
 
+@pytest.mark.slow
 def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
     hidden = landmarks.copy()
     hidden[0, 2] = 0  # what some annotations have for a landmark that is hidden
@@ -122,6 +130,7 @@ def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
     assert warned[0].filename == __file__  # where the user called
 
 
+@pytest.mark.slow
 def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmarks):
     landmark_index = [dict(enumerate(xy)) for xy in landmarks]
     fitted = scemae.fit_regressor(
@@ -138,15 +147,17 @@ def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmark
             scemae.fit_regressor(model, faces, [s.landmarks for s in samples], normalizer=normalizer)
 
 
-def test_a_loaded_regressor_is_fitted_anew_as_if_it_had_not_been_saved(tmp_path, model, faces, landmarks):
+@pytest.mark.slow
+def test_a_loaded_regressor_is_fitted_again_as_if_it_had_not_been_saved(tmp_path, model, faces, landmarks):
     one = scemae.fit_regressor(model, faces[0], landmarks[:1])
     one.save(tmp_path / "one.safetensors")
     loaded = scemae.LandmarkRegressor.load(tmp_path / "one.safetensors", model)
     assert loaded.get_params() == one.get_params()
     assert (loaded.use, loaded.head) == (None, "cascade")
-    assert loaded.fit(faces, landmarks).head_.ridge == one.fit(faces, landmarks).head_.ridge
+    assert loaded.fit(faces, landmarks).head_.ridge_ == one.fit(faces, landmarks).head_.ridge_
 
 
+@pytest.mark.slow
 def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
     named = [s.landmarks for s in samples]
     pairs = [("left_eye", "right_eye"), ("left_mouth", "right_mouth")]
@@ -158,7 +169,7 @@ def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
         scemae.fit_regressor(model, faces, named, mirror="on")
 
 
-class Pixels:
+class PixelModel:
     """A model whose maps hold the pixels of the view, at the centres of the cells."""
 
     def __init__(self, model):
@@ -183,12 +194,10 @@ def test_the_copies_of_a_face_show_each_landmark_where_they_say(model, swap):
     ramp = np.arange(256, dtype=np.uint8)
     picture = np.stack([*np.meshgrid(ramp, ramp), np.zeros((256, 256), dtype=np.uint8)], axis=-1)
     landmarks = np.array([[(110.0, 115.0), (150.0, 112.0), (131.0, 140.0)]])
-    pixels = Pixels(model)
+    pixels = PixelModel(model)
     features = scemae.extract_features(pixels, picture, boxes=(70, 70, 190, 190), align=False)
-    regressor = scemae.LandmarkRegressor(pixels)
-    regressor.use_, regressor.head_ = "backbone", CascadeHead()
-    regressor.mean_, regressor.std_ = torch.zeros(3), torch.ones(3)
-    data = augment_faces(pixels, features, landmarks, swap, regressor.head_, regressor._read)
+    reader = MapReader("backbone", torch.zeros(3), torch.ones(3))
+    data = augment_faces(pixels, features, landmarks, swap=swap, head=CascadeHead(), reader=reader)
     sides = 1 if swap is None else 2
     assert (len(data.maps), data.originals.sum(), data.mirrored.sum()) == (10 + sides, 1, 0 if swap is None else 6)
     read = 255 * sample_at(data.maps, data.grid, data.landmarks)[..., :2]
@@ -200,7 +209,7 @@ def test_the_copies_of_a_face_show_each_landmark_where_they_say(model, swap):
 
 @pytest.mark.parametrize(("faces", "copies"), [(1, 10), (2, 5), (3, 4), (100, 4), (150, 2), (400, 1), (401, 0)])
 def test_few_faces_have_many_copies(faces, copies):
-    assert _copies(faces) == copies
+    assert _copy_count(faces) == copies
 
 
 def test_the_fixed_crop_works_too(model, samples, landmarks):
@@ -211,6 +220,7 @@ def test_the_fixed_crop_works_too(model, samples, landmarks):
     assert np.abs(found.xy - landmarks).max() < 12
 
 
+@pytest.mark.slow
 def test_the_papers_head(model, faces, landmarks):
     head = HeatmapHead(heatmaps=5, steps=60, rate=0.01)
     fitted = scemae.fit_regressor(model, faces, landmarks, head=head)
@@ -219,6 +229,7 @@ def test_the_papers_head(model, faces, landmarks):
     assert np.isfinite(fitted.held_out_error_)
 
 
+@pytest.mark.slow
 def test_scikit_learn_can_clone_and_cross_validate(model, faces, landmarks):
     regressor = scemae.LandmarkRegressor(model, mirror="off")
     copied = clone(regressor)
@@ -234,6 +245,7 @@ def test_scikit_learn_can_clone_and_cross_validate(model, faces, landmarks):
         regressor.set_params(alpha=1)
 
 
+@pytest.mark.slow
 def test_a_second_fit_heeds_its_own_settings(model, samples, landmarks):
     paths, boxes = [s.path for s in samples], [s.box for s in samples]
     regressor = scemae.LandmarkRegressor(model, expansion=2).fit(paths, landmarks, boxes=boxes)
@@ -242,6 +254,7 @@ def test_a_second_fit_heeds_its_own_settings(model, samples, landmarks):
     assert regressor.predict(paths, boxes=boxes).faces[0].alignment is None
 
 
+@pytest.mark.slow
 def test_images_are_seen_with_the_margin_of_the_features_that_were_fitted(model, samples, landmarks):
     paths, boxes = [s.path for s in samples], [s.box for s in samples]
     reflected = scemae.extract_features(model, paths, boxes=boxes, margin="reflect")
@@ -250,6 +263,7 @@ def test_images_are_seen_with_the_margin_of_the_features_that_were_fitted(model,
 
 
 @pytest.mark.parametrize("head", ["cascade", HeatmapHead(heatmaps=3, steps=2), HeatmapHead(3, block=True, steps=2)])
+@pytest.mark.slow
 def test_save_and_load_give_identical_predictions(tmp_path, model, faces, samples, head):
     fitted = scemae.fit_regressor(model, faces, [s.landmarks for s in samples], head=head)
     path = tmp_path / "lips.safetensors"
@@ -276,7 +290,7 @@ def test_a_file_that_cannot_be_loaded_says_why(tmp_path, model, regressor):
         with pytest.raises(WeightsIntegrityError, match="truncated"):
             scemae.LandmarkRegressor.load(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(IncompatibleWeightsError, match="no landmark regressor"):
+    with pytest.raises(IncompatibleWeightsError, match="not a landmark regressor"):
         scemae.LandmarkRegressor.load(path)
 
 
@@ -300,24 +314,45 @@ def test_another_model_is_refused(tmp_path, model, regressor, faces):
             regressor.predict(replace(faces, **change))
 
 
-def test_bad_input_is_refused(tmp_path, model, faces, landmarks, regressor):
+@pytest.mark.parametrize(
+    ("faces_given", "options", "error", "message"),
+    [
+        pytest.param(1, {}, LandmarkInputError, "for 1 faces, but there are 2", id="landmarks of fewer faces"),
+        pytest.param(2, {"names": ["a", "b"]}, LandmarkInputError, "2 names for 8", id="fewer names"),
+        pytest.param(2, {"names": ["a", *"aceghij"]}, LandmarkInputError, "same name", id="a name twice"),
+        pytest.param(2, {"head": "mlp"}, OptionError, "head is 'mlp'", id="unknown head"),
+        pytest.param(
+            2,
+            {"mirror": False},
+            OptionError,
+            "mirror is False; it must be 'auto', 'off' or a list",
+            id="mirror is not one of its values",
+        ),
+    ],
+)
+def test_bad_input_of_fit_is_refused(model, faces, landmarks, faces_given, options, error, message):
+    with pytest.raises(error, match=message):
+        scemae.fit_regressor(model, faces, landmarks[:faces_given], **options)
+
+
+def test_a_regressor_that_is_not_fitted_says_so(tmp_path, model, faces):
+    regressor = scemae.LandmarkRegressor(model)
     with pytest.raises(NotFittedError, match="call fit"):
-        scemae.LandmarkRegressor(model).predict(faces)
-    with pytest.raises(LandmarkInputError, match="for 1 faces, but there are 2"):
-        scemae.fit_regressor(model, faces, landmarks[:1])
-    with pytest.raises(LandmarkInputError, match="2 names for 8"):
-        scemae.fit_regressor(model, faces, landmarks, names=["a", "b"])
-    with pytest.raises(LandmarkInputError, match="same name"):
-        scemae.fit_regressor(model, faces, landmarks[:, :2], names=["a", "a"])
-    with pytest.raises(OptionError, match="head is 'mlp'"):
-        scemae.fit_regressor(model, faces, landmarks, head="mlp")
+        regressor.predict(faces)
+    with pytest.raises(NotFittedError, match="call fit"):
+        regressor.save(tmp_path / "r.safetensors")
+
+
+@pytest.mark.slow
+def test_landmarks_that_cannot_be_scored_are_refused(model, faces, landmarks, regressor):
     with pytest.raises(LandmarkInputError, match="8 names for 5 landmarks"):
         regressor.score(faces, landmarks[:, :5].tolist())
-    with pytest.raises(OptionError, match="mirror is False; it must be 'auto', 'off' or a list"):
-        scemae.fit_regressor(model, faces, landmarks, mirror=False)
     nameless = scemae.LandmarkRegressor(model, head=CascadeHead(ridge=1.0), mirror="off").fit(faces, landmarks)
     with pytest.raises(LandmarkInputError, match="landmarks have names, those of the regressor have none"):
         nameless.score(faces, [{str(k): xy for k, xy in enumerate(face)} for face in landmarks])
+
+
+def test_a_folder_that_is_missing_is_not_made(tmp_path, regressor):
     with pytest.raises(OutputError, match="no folder"):
         regressor.save(tmp_path / "nowhere" / "r.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -329,3 +364,9 @@ def test_the_header_is_json(tmp_path, regressor):
     regressor.save(tmp_path / "r.safetensors")
     _, metadata = read_file(tmp_path / "r.safetensors")
     assert json.loads(metadata[REGRESSOR_FORMAT])["kind"]["model"] == list(regressor.model.id)
+
+
+def test_a_loaded_regressor_is_saved_as_the_same_file(tmp_path, model, regressor):
+    regressor.save(tmp_path / "first.safetensors")
+    scemae.LandmarkRegressor.load(tmp_path / "first.safetensors", model).save(tmp_path / "second.safetensors")
+    assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()

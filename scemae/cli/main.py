@@ -266,6 +266,15 @@ def _save_picture(picture: Image.Image, out: Path) -> None:
         raise OptionError(f"{out} has no ending of a picture format that Pillow knows; say .png.") from error
 
 
+def _head_names(words: Sequence[str]) -> list[str] | None:
+    """The heads of `scemae fit`; None for other commands, which do not wait for torch."""
+    if words[:1] != ["fit"]:
+        return None
+    from scemae.detector.built_in_heads import HEADS
+
+    return list(HEADS)
+
+
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scemae", description=scemae.__doc__)
     parser.add_argument("--version", action="version", version=f"scemae {scemae.__version__}")
@@ -303,7 +312,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     matching.add_argument("--prior", type=float, help="input px; 0 switches the prior on the place off")
     fitting = add(fit, chosen, seen, looked, written)
     fitting.add_argument("annotations", metavar="ANNOTATIONS.csv", help="path,name,x,y")
-    fitting.add_argument("--head", choices=("cascade", "heatmap"), default="cascade")
+    fitting.add_argument("--head", choices=_head_names(words), default="cascade")
     predicting = add(predict, seen, written)
     predicting.add_argument("--model", help="the model it was fitted on; default: the released one of that name")
     predicting.add_argument("regressor")

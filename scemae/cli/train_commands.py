@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scemae.cli.data_check_command import add_data_check
 from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.datasets import read_dataset
-from scemae.datasets.check import add_data_check
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.tables import read_boxes
 from scemae.training.run_config import (

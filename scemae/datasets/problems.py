@@ -1,4 +1,4 @@
-"""What may be wrong with a data set, in words."""
+"""Checks of a data set; each returns its problems as clauses of a message, an empty list if there are none."""
 
 from __future__ import annotations
 
@@ -9,80 +9,80 @@ from PIL import Image
 
 from scemae.datasets.sample import FaceDataset, Sample
 
-SHOWN = 3  # examples in a message
-OUTSIDE = 0.01  # part of the faces that may have a label outside their picture; more is a mistake
-CLOSE_EYES = 1.0  # px: nearer to each other they are no normalizer
+EXAMPLES = 3  # named in a message
+OUTSIDE = 0.01  # fraction of the faces that may have a label outside the image; more is a mistake
+CLOSE_EYES = 1.0  # px; a smaller distance cannot normalise an error
 
 
-def count(samples: Sequence[Sample], expected: int) -> list[str]:
-    """A split of another size than it has."""
+def check_count(samples: Sequence[Sample], expected: int) -> list[str]:
+    """Does a split have as many faces as it should?"""
     return [] if len(samples) == expected else [f"its lists name {len(samples):,} faces, wanted {expected:,}"]
 
 
-def missing(samples: Sequence[Sample]) -> list[str]:
-    """Pictures and labels that are not there, and pictures of another size (the first one stands for all)."""
+def check_files(samples: Sequence[Sample]) -> list[str]:
+    """Are all images and labels there, and does the first image have the right size?"""
     problems = []
     absent = [str(sample.path) for sample in samples if not sample.path.exists()]
     if absent:
-        problems.append(f"{len(absent):,} of {len(samples):,} pictures are missing: {shown(absent)}")
-    unlabelled = [str(sample.path) for sample in samples if not _labelled(sample)]
+        problems.append(f"{len(absent):,} of {len(samples):,} images are missing: {list_examples(absent)}")
+    unlabelled = [str(sample.path) for sample in samples if not _has_labels(sample)]
     if unlabelled:
-        problems.append(f"{len(unlabelled):,} of {len(samples):,} pictures have no labels: {shown(unlabelled)}")
+        problems.append(f"{len(unlabelled):,} of {len(samples):,} images have no labels: {list_examples(unlabelled)}")
     first = next((sample for sample in samples if sample.path.exists()), None)
-    return problems + (wrong_size(first) if first is not None else [])
+    return problems + (check_image(first) if first is not None else [])
 
 
-def wrong_size(sample: Sample) -> list[str]:
-    """What is wrong with a picture, by its header."""
+def check_image(sample: Sample) -> list[str]:
+    """Can an image be read, and does it have the right size? Reads its header only."""
     try:
         with Image.open(sample.path) as image:
             size = image.size
     except (OSError, SyntaxError, ValueError) as error:
-        return [f"{sample.path} is no picture that can be read ({error})"]
+        return [f"{sample.path} cannot be read as an image ({error})"]
     if sample.size is not None and size != sample.size:
         return [f"{sample.path} has {size[0]} x {size[1]} px, wanted {sample.size[0]} x {sample.size[1]}"]
     return []
 
 
-def labels_outside(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
-    """Labels outside their picture, where its size is known: a problem if they are many, else a note."""
-    outside = [str(sample.path) for sample in samples if _outside(sample)]
-    text = f"{len(outside):,} of {len(samples):,} faces have labels outside their picture: {shown(outside)}"
+def check_labels_inside(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
+    """Are the labels inside their images, where the size is known? Returns problems if many are not, notes if few."""
+    outside = [str(sample.path) for sample in samples if _has_label_outside(sample)]
+    text = f"{len(outside):,} of {len(samples):,} faces have labels outside their image: {list_examples(outside)}"
     if len(outside) > OUTSIDE * len(samples):
-        return [f"{text}. Are they pixels of these pictures?"], []
-    return [], [f"{text}. These labels are not fitted on."] if outside else []
+        return [f"{text}. Are they pixels of these images?"], []
+    return [], [f"{text}. Detectors are not fitted on these labels."] if outside else []
 
 
-def implausible(dataset: FaceDataset) -> list[str]:
-    """Labels that cannot be right, as far as they tell without the pictures."""
+def check_eyes(dataset: FaceDataset) -> list[str]:
+    """Are the eyes apart, and the left one (as seen) on the left?"""
     if not dataset.samples:
         return []
     xy, (left, right) = dataset.landmarks, dataset.eyes
-    flat = [str(dataset.samples[i].path) for i in np.flatnonzero(dataset.eye_distances < CLOSE_EYES)]
-    problems = [f"the eyes of {len(flat):,} faces coincide: {shown(flat)}"] if flat else []
+    coinciding = [str(dataset.samples[i].path) for i in np.flatnonzero(dataset.eye_distances < CLOSE_EYES)]
+    problems = [f"the eyes of {len(coinciding):,} faces coincide: {list_examples(coinciding)}"] if coinciding else []
     swapped = float((xy[:, left, 0] > xy[:, right, 0]).mean())
     if swapped > 0.5:
         problems.append(f"the left eye (as seen) is right of the right one on {swapped:.0%} of the faces")
     return problems
 
 
-def usable(dataset: FaceDataset) -> list[int]:
-    """The faces whose picture is there and whose labels can be measured with."""
+def find_usable(dataset: FaceDataset) -> list[int]:
+    """Indices of the faces whose image is there and whose labels can be measured with."""
     if not dataset.samples:
         return []
     apart = dataset.eye_distances >= CLOSE_EYES
-    return [i for i, s in enumerate(dataset.samples) if apart[i] and s.path.exists() and _labelled(s)]
+    return [i for i, s in enumerate(dataset.samples) if apart[i] and s.path.exists() and _has_labels(s)]
 
 
-def shown(items: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else "")
+def list_examples(items: Sequence[str]) -> str:
+    """The first few items, and how many more there are."""
+    return ", ".join(items[:EXAMPLES]) + (f" and {len(items) - EXAMPLES:,} more" if len(items) > EXAMPLES else "")
 
 
-def _labelled(sample: Sample) -> bool:
+def _has_labels(sample: Sample) -> bool:
     return bool(np.isfinite(sample.landmarks).all())
 
 
-def _outside(sample: Sample) -> bool:
+def _has_label_outside(sample: Sample) -> bool:
     size = sample.size if sample.resized is None else (sample.resized, sample.resized)
     return size is not None and bool(((sample.landmarks < -0.5) | (sample.landmarks > np.array(size) - 0.5)).any())

@@ -14,16 +14,21 @@ from scemae.geometry import Array, Box
 from scemae.images import iter_photos
 from scemae.metrics import distance_between
 
-FIVE = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left and right as seen in the picture
+FIVE = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # left and right as seen in the image
 POSES = {1: "left profile", 2: "left", 3: "frontal", 4: "right", 5: "right profile"}  # of MTFL
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
-    """One face: `box` is what the model sees, `landmarks` (K, 2) are in pixels, both of `image()`.
+    """One annotated face.
 
-    `size`: (width, height) of the file where the data set says so. `resized`: the side of the square that the file is
-    brought to, its aspect lost, before box and landmarks mean anything; None: box and landmarks are the file's own.
+    Attributes:
+        path: the image file.
+        box: what the model sees, pixel edges of `image()`.
+        landmarks: (K, 2), pixels of `image()`; nan where not annotated.
+        size: (width, height) that the file must have; None where the data set does not say.
+        resized: side in px of the square that the protocol stretches the file to; None: the file is used as it is.
+        pose: a key of `POSES`; None where unknown.
     """
 
     path: Path
@@ -34,20 +39,27 @@ class Sample:
     pose: int | None = None
 
     def image(self) -> Path | Image.Image:
-        """What the verbs take: the path, or the picture resized as the data set's protocol wants it."""
+        """The path, or the image stretched to the square of the protocol: both are inputs of `extract_features`."""
         if self.resized is None:
             return self.path
-        picture = next(iter_photos(self.path)).image
-        stretched = picture.resize((self.resized, self.resized), Image.Resampling.BILINEAR)
-        stretched.filename = str(self.path)  # type: ignore[attr-defined]  # what messages call it
+        photo = next(iter_photos(self.path)).image
+        stretched = photo.resize((self.resized, self.resized), Image.Resampling.BILINEAR)
+        stretched.filename = str(self.path)  # type: ignore[attr-defined]  # the name that messages give it
         return stretched
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FaceDataset:
-    """N annotated faces. `eyes`: the two landmarks whose distance is the normalizer; `notes`: what to say with results.
+    """N annotated faces of one split; `dataset[[3, 5]]` and `dataset[:10]` are FaceDatasets too.
 
-    `dataset[[3, 5]]` and `dataset[:10]` are FaceDatasets too.
+    Attributes:
+        name: a key of `DATASETS`.
+        split: one of its splits.
+        samples: the faces, in the order of the protocol.
+        names: the names of the K landmarks.
+        eyes: indices of the two landmarks whose distance normalises errors.
+        annotations: file name of the labels that replace the data set's own; None: its own.
+        notes: sentences to print with results.
     """
 
     name: str
@@ -55,14 +67,15 @@ class FaceDataset:
     samples: tuple[Sample, ...]
     names: tuple[str, ...]
     eyes: tuple[int, int]
+    annotations: str | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: slice | Iterable[int]) -> FaceDataset:
-        chosen = range(len(self))[index] if isinstance(index, slice) else index
-        return replace(self, samples=tuple(self.samples[int(i)] for i in chosen))
+        indices = range(len(self))[index] if isinstance(index, slice) else index
+        return replace(self, samples=tuple(self.samples[int(i)] for i in indices))
 
     def __str__(self) -> str:
         return f"{self.name}/{self.split}"
@@ -83,14 +96,14 @@ class FaceDataset:
         return distance_between(self.landmarks, *self.eyes)
 
 
-def central(left: float, top: float, side: float) -> Box:
-    """The central 96/136 of a square by its top left corner (pixel edges) and side: "to 136, crop the central 96"."""
+def protocol_box(left: float, top: float, side: float) -> Box:
+    """The central 96/136 of a square, by its top left corner and side, pixel edges: "to 136, crop the central 96"."""
     inset = side * 20 / 136
     return (left + inset, top + inset, left + side - inset, top + side - inset)
 
 
-def matlab(path: Path) -> dict[str, object]:
-    """The variables of a .mat file."""
+def read_matlab(path: Path) -> dict[str, object]:
+    """The variables of a .mat file; raises MissingExtraError without scipy."""
     try:
         from scipy.io import loadmat
     except ImportError as error:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scemae.detector.annotated_maps import AnnotatedMaps
+from scemae.detector.head import AnnotatedMaps, HeadFit
 from scemae.geometry import CellGrid, soft_argmax
 
 INPUT_SIZE = 96
@@ -40,16 +40,26 @@ class HeatmapNet(nn.Module):
 
 
 class HeatmapHead:
-    """The paper's head (Sec. 4.2, after DVE): soft-argmax places of 50 heat maps per landmark, mixed linearly.
+    """The paper's head (Sec. 4.2, after DVE): soft-argmax places of many heat maps per landmark, mixed linearly.
 
-    `block`: see `HeatmapNet`; the paper has it with all annotations, not with few. Trained with AdamW on smooth L1 of
-    10 x the coordinates, batches of 32, cosine rate. `multiplier`: of the activations before the softmax. All mirror
-    images are used. Far slower than the cascade; it is here to compare with.
+    Trained with AdamW on smooth L1 of 10 x the coordinates, in batches of 32, with a cosine learning rate; all mirror
+    images are used. Much slower than the cascade: it is here for comparison. After `fit`: `net_`.
+
+    Args:
+        heatmaps: of each landmark.
+        block: see `HeatmapNet`; the paper has it with all annotations, not with few.
+        steps: of the optimizer.
+        rate: the learning rate at its start.
+        weight_decay: of AdamW.
+        multiplier: of the activations before the softmax.
+        seed: of the initial weights and the batches.
     """
 
-    name = "heatmap"
-    max_folds = 3
-    moved_copies = False
+    name: ClassVar[str] = "heatmap"
+    max_folds: ClassVar[int] = 3
+    moved_copies: ClassVar[bool] = False
+
+    net_: HeatmapNet
 
     def __init__(
         self,
@@ -68,70 +78,72 @@ class HeatmapHead:
         self.weight_decay = weight_decay
         self.multiplier = multiplier
         self.seed = seed
-        self.net: HeatmapNet | None = None
 
-    def settings(self) -> dict[str, Any]:
-        """What `__init__` takes; JSON-ready."""
-        return {name: value for name, value in vars(self).items() if name != "net"}
+    @classmethod
+    def with_defaults(cls, aligned: bool) -> Self:
+        """The default head, the same for faces that are aligned or not."""
+        return cls()
+
+    def params(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-ready."""
+        return {name: value for name, value in vars(self).items() if name != "net_"}
+
+    def fit(self, data: AnnotatedMaps) -> HeadFit:
+        """Train a network for each block that is held out, then the final one on all faces."""
+        originals = torch.from_numpy(data.originals)
+        held_out = torch.full_like(data.landmarks[originals], torch.nan)
+        blocks = np.unique(data.blocks)
+        if len(blocks) > 1:
+            for block in blocks:
+                inside = torch.from_numpy(data.blocks[data.originals] == block)
+                self.net_ = self._train(data, data.blocks != block)
+                held_out[inside] = self.predict(data.maps[originals][inside], data.grid)[0]
+        self.net_ = self._train(data, np.ones(len(data.blocks), dtype=bool))
+        return HeadFit(held_out, bool(data.mirrored.any()))
+
+    def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
+        """Landmarks (n, K, 2) in input px in standardised maps (n, C, h, w), and their confidence (n, K), 0..1.
+
+        The confidence is the largest share that one cell holds of a heat map, averaged over the landmark's maps.
+        """
+        unit, heatmaps = self.net_(maps, grid)
+        return _from_unit(unit.double()), heatmaps.flatten(3).amax(-1).mean(-1).double()
 
     def state(self) -> dict[str, Tensor]:
         """The network's tensors."""
-        assert self.net is not None
-        return self.net.state_dict()
+        return self.net_.state_dict()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave."""
         count = len(state["mix"])
         front = state.get("front.0.weight")
         channels = state["activations.weight"].shape[1] if front is None else front.shape[1]
-        self.net = self._new_net(channels, count)
-        self.net.load_state_dict(state)
-        self.net.eval().requires_grad_(False)
-
-    def fit(self, data: AnnotatedMaps, validate: bool = True) -> tuple[Tensor, bool]:
-        """Fit; returns held-out predictions (n, K, 2) of the original faces, and whether mirror images were used."""
-        originals = torch.from_numpy(data.originals)
-        held_out = torch.full_like(data.landmarks[originals], torch.nan)
-        blocks = np.unique(data.blocks)
-        if validate and len(blocks) > 1:
-            for block in blocks:
-                inside = torch.from_numpy(data.blocks[data.originals] == block)
-                self._train(data, data.blocks != block)
-                held_out[inside] = self.predict(data.maps[originals][inside], data.grid)[0]
-        self._train(data, np.ones(len(data.blocks), dtype=bool))
-        return held_out, bool(data.mirrored.any())
-
-    def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
-        """Landmarks (n, K, 2) in input px on standardised maps (n, C, h, w), and their confidence (n, K), 0..1.
-
-        The confidence is the largest share that one cell holds of a heat map, averaged over the landmark's maps.
-        """
-        assert self.net is not None
-        unit, heatmaps = self.net(maps, grid)
-        return _from_unit(unit.double()), heatmaps.flatten(3).amax(-1).mean(-1).double()
+        self.net_ = self._new_net(channels, count)
+        self.net_.load_state_dict(state)
+        self.net_.eval().requires_grad_(False)
 
     def _new_net(self, channels: int, count: int) -> HeatmapNet:
         return HeatmapNet(channels, count, self.heatmaps, self.block, self.multiplier)
 
-    def _train(self, data: AnnotatedMaps, chosen: NDArray[np.bool_]) -> None:
+    def _train(self, data: AnnotatedMaps, chosen: NDArray[np.bool_]) -> HeatmapNet:
         faces = torch.from_numpy(np.flatnonzero(chosen))
         maps, targets = data.maps[faces], _to_unit(data.landmarks[faces]).float()
         known = torch.isfinite(targets)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed GPUs too
-            self.net = self._new_net(maps.shape[1], targets.shape[1])
-            optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.rate, weight_decay=self.weight_decay)
+            net = self._new_net(maps.shape[1], targets.shape[1])
+            optimizer = torch.optim.AdamW(net.parameters(), lr=self.rate, weight_decay=self.weight_decay)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
             for _ in range(self.steps):
                 batch = torch.randperm(len(faces))[:32]
-                found, _ = self.net(maps[batch], data.grid)
+                found, _ = net(maps[batch], data.grid)
                 error = 10 * (found - targets[batch])[known[batch]]
                 loss = nn.functional.smooth_l1_loss(error, torch.zeros_like(error))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        self.net.eval().requires_grad_(False)
+        return net.eval().requires_grad_(False)
 
 
 def _to_unit(xy_input: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from scemae.landmark_input import landmark_index
 
 Pairs = Sequence[tuple[str, str]] | Sequence[tuple[int, int]]
 Mirror = Literal["auto", "off"] | Pairs
-AXIS_SHIFT = 16.0  # input px
-MIRROR_REACH = 0.35  # how far a landmark may lie from its counterpart's mirror image, over the shape's width
+AXIS_SHIFT = 16.0  # input px, of the mirror axis from the middle, at most
+MIRROR_REACH = 0.35  # how far a landmark may be from its counterpart's reflection, as a fraction of the shape's width
 SIDE = re.compile("left|right|(?<![a-z])[lr](?![a-z])")  # of a name in lower case
 OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
@@ -32,9 +32,9 @@ def mirror_permutation(
 
 
 def left_right_pairs(names: Sequence[str]) -> dict[int, int]:
-    """The landmarks whose names say their side, each with the one that has the same name on the other side.
+    """The landmarks whose names tell their side, each with the landmark of that name on the other side.
 
-    The side is the word left or right, or the letter l or r on its own: left_eye, eyeRight, mouth-l.
+    A side is the word left or right, or the letter l or r on its own: left_eye, eyeRight, mouth-l.
     """
     lower = [name.lower() for name in names]
     others = [SIDE.sub(lambda side: OTHER_SIDE[side[0]], name) for name in lower]
@@ -42,7 +42,8 @@ def left_right_pairs(names: Sequence[str]) -> dict[int, int]:
 
 
 def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[int]:
-    """For each of `count` landmarks the one whose place it takes, from pairs by name or number; others keep theirs."""
+    """For each of `count` landmarks the one whose place its mirror image takes: of `pairs`, by name or number, the
+    other one; otherwise itself."""
     swap = list(range(count))
     for pair in pairs:
         first, second = (landmark_index(landmark, names, count, "mirror") for landmark in pair)
@@ -53,11 +54,11 @@ def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[i
 def mirror_pairs(shape: NDArray[np.float64], size: int, known: dict[int, int]) -> list[int] | None:
     """For each landmark of a shape (K, 2), input px, the one whose place its mirror image takes; None if not found.
 
-    Those that are `known` may lie anywhere, as they do on a face in profile. If one more is left, it is its own mirror
-    image. If several are, each is the one that its reflection falls on: the axis may lie up to `AXIS_SHIFT` from the
-    middle of the input, as it does for a face that looks aside; a landmark and its counterpart must be mutually
-    nearest, and within `MIRROR_REACH` of the shape's width. Where none is known, a shape that does not straddle the
-    middle is one side of a face, and has no mirror images to learn from.
+    Pairs that are `known` may be anywhere, as on a face in profile. A single remaining landmark is its own mirror
+    image. Several are reflected: each is paired with the landmark nearest to its reflection. The axis may be up to
+    `AXIS_SHIFT` from the middle of the input, since a face may look sideways; a landmark and its counterpart must be
+    mutually nearest, and within `MIRROR_REACH` of the shape's width. If no pair is known, a shape that does not
+    straddle the middle is one side of a face, which has no mirror image to learn from.
     """
     every = range(len(shape))
     rest = np.array([k for k in every if k not in known], dtype=int)

@@ -1,4 +1,4 @@
-"""What a regressor's errors are divided by, so that those of large and small faces compare."""
+"""The length that a face's errors are divided by, so that errors on large and small faces are comparable (NME)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NOWHERE = "landmarks {} and {} of the normalizer coincide or are not annotated t
 def normalizer_lengths(
     normalizer: Normalizer, xy: NDArray[np.float64], names: Sequence[str] | None, faces: Sequence[Face]
 ) -> NDArray[np.float64]:
-    """The normalizer of each face, of landmarks (n, K, 2): image px (n,), nan where it is not annotated.
+    """The normalizer (n,) of faces with landmarks (n, K, 2), both image px; nan where it is not annotated.
 
-    See `fit_regressor`. Raises LandmarkInputError where no face has it.
+    What it is: `fit_regressor`. Raises LandmarkInputError if no face has it.
     """
     if normalizer is not None:
         first, second = (landmark_index(landmark, names, xy.shape[1], "normalizer") for landmark in normalizer)
@@ -33,6 +33,6 @@ def normalizer_lengths(
     if not (lengths > 0).any():
         raise LandmarkInputError(
             "The error cannot be normalised: "
-            + ("no face shows two landmarks." if normalizer is None else NOWHERE.format(*normalizer))
+            + ("no face has two annotated landmarks." if normalizer is None else NOWHERE.format(*normalizer))
         )
     return np.where(lengths > 0, lengths, np.nan)

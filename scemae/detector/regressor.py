@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Self, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from scemae.detector.augmentation import augment_faces
-from scemae.detector.heads import Head, Mirror, describe_head, head_from_description, new_head
-from scemae.detector.mirror import mirror_permutation
+from scemae.detector.built_in_heads import new_head
+from scemae.detector.detector_file import FittedDetector, load_detector, save_detector
+from scemae.detector.head import Head
+from scemae.detector.map_reader import MapReader
+from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
-from scemae.errors import (
-    ImageInputError,
-    IncompatibleWeightsError,
-    LandmarkInputError,
-    ModelNotFoundError,
-    NotFittedError,
-)
+from scemae.errors import ImageInputError, LandmarkInputError, NotFittedError
 from scemae.extraction import Boxes, Extractor, extract_features, iter_features
-from scemae.features import Face, FaceFeatures, FeatureKind
+from scemae.features import Face, FaceFeatures
 from scemae.images import ImageLike, count_images
 from scemae.landmark_input import check_annotated, validate_landmarks
 from scemae.landmarks import Landmarks
-from scemae.metrics import pixel_errors
-from scemae.model.config import ModelId, Use, validate_use
+from scemae.metrics import error_unit, pixel_errors
+from scemae.model.config import Use, validate_use
 from scemae.numerics import default_numerics
 from scemae.progress import with_progress
-from scemae.weights.card import error_unit
-from scemae.weights.hub import HUB, HubOptions, fetch, validate_hub_options
-from scemae.weights.model_folder import REGRESSOR, REGRESSOR_FORMAT, read_file, write_file
-from scemae.weights.zoo import load_model
+from scemae.weights.hub import HubOptions, validate_hub_options
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
-BATCH = 64  # faces that are predicted on together, where their features are there
-FEW = 5  # up to so many annotated faces the model's few_shot_use is the default
-ASKED = ("names", "mirror", "use", "expansion", "align", "normalizer")  # arguments, saved as they were given
+BATCH = 64  # faces that go through the head together, where their features are given
+FEW = 5  # up to this many annotated faces the model's few_shot_use is the default
 
 
 def fit_regressor(
@@ -67,27 +57,28 @@ def fit_regressor(
         landmarks: (n, K, 2), image pixels, nan where a face is not annotated; or n dicts of name -> (x, y).
         boxes: one face box per image, as in `extract_features`.
         names: of the K landmarks.
-        head: "cascade" (closed form), "heatmap" (the paper's, slow), or an instance with its own settings.
+        head: "cascade" (closed form), "heatmap" (the paper's, slow), or an instance of a head: one of these with
+            other params, or your own (`scemae.detector.head.Head`).
         mirror: learn from mirror images too. A list of pairs, by name or number, says which landmarks change places
-            (others stay their own mirror image); "auto" finds the pairs by names such as left_eye and right_eye, and
-            what these leave open by reflecting the mean shape; "off": no mirror images. The cascade uses them if
-            held-out faces gain, "heatmap" always.
-        use: which features; default: the model's choice for so many faces.
+            (others are their own mirror image); "auto" finds the pairs by names such as left_eye and right_eye, and
+            the remaining ones by reflecting the mean shape; "off" does without mirror images. The cascade uses them
+            if the error on held-out faces is smaller with them, "heatmap" always.
+        use: which features; default: the model's choice for this number of faces.
         expansion, align: as in `extract_features`; for FaceFeatures, what they were made with.
-        normalizer: two landmarks, by name or number, whose distance errors are divided by (the eyes, say); default:
-            the diagonal of the landmarks' box, of a single landmark the side of the square that the model saw. A face
-            on which it is not annotated is learned from, but has no error.
+        normalizer: two landmarks, by name or number (the eyes, say): errors are divided by their distance. Default:
+            the diagonal of the landmarks' box, or for a single landmark the side of the square that the model saw. A
+            face without these two annotated is used for fitting, but has no error.
 
     Returns:
-        A fitted LandmarkRegressor. `held_out_error_` is its error on faces held out whole (leave-one-out up to 10
-        faces, then five folds; three with "heatmap"), as a part of the normalizer; with the cascade it chose the ridge
-        and the use of mirror images, which makes it a little optimistic. nan for one face.
+        A fitted LandmarkRegressor. `held_out_error_` is its mean error on held-out faces, as a fraction of the
+        normalizer (an NME): leave-one-out up to 10 faces, then five folds, at most three with "heatmap"; nan for one
+        face. The cascade chooses the ridge and the use of mirror images by it, which makes it a little optimistic.
 
     Raises:
         ImageInputError: an image that cannot be used; says which.
         BoxInputError: a box that cannot be right, or not one per image.
-        LandmarkInputError: wrong shape or count, outside the image, a landmark that no face shows, a face without any
-            landmark.
+        LandmarkInputError: wrong shape or count, outside the image, a landmark that is annotated on no face, a face
+            without any landmark.
         IncompatibleFeaturesError: FaceFeatures of another model.
 
     Warns:
@@ -107,10 +98,28 @@ def fit_regressor(
 
 
 class LandmarkRegressor(Estimator):
-    """A landmark detector: `fit` / `predict` / `score` / `save` / `load`, and scikit-learn's protocol.
+    """A landmark detector fitted on a few annotated faces; an estimator of scikit-learn.
 
-    The arguments are those of `fit_regressor`. After `fit`: `names_`, `use_`, `faces_` (how many), `mirrored_`
-    (whether mirror images helped), `held_out_error_` (mean, as a part of the normalizer), `held_out_errors_` (n, K).
+    Parameters:
+        model, names, head, mirror, use, expansion, align, normalizer: as in `fit_regressor`.
+
+    Attributes:
+        head_: the fitted head.
+        reader_: which features the head reads, and how they are standardised.
+        kind_: the kind of features: the model, and how they were extracted.
+        use_: which features.
+        names_: of the landmarks, or None.
+        landmarks_: their number, K.
+        faces_: the number of annotated faces, n.
+        mirrored_: whether mirror images were used.
+        held_out_errors_: (n, K), the error of each landmark of each face while held out, as a fraction of the
+            normalizer; nan where not known.
+        held_out_error_: the mean of those that are known, or nan.
+
+    Example:
+        >>> regressor = LandmarkRegressor(model, normalizer=("left_eye", "right_eye")).fit(images, landmarks)
+        >>> regressor.held_out_error_  # 0.05: 5 % of the distance between the eyes
+        >>> regressor.predict("new.jpg").xy  # (1, K, 2), pixels
     """
 
     def __init__(
@@ -142,45 +151,63 @@ class LandmarkRegressor(Estimator):
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
         xy, names = validate_landmarks(landmarks, features.faces, self.names, allow_missing=True)
         check_annotated(xy, names, features)
-        self._learn(features, xy, names)
+        self._fit(features, xy, names)
         return self
 
     @default_numerics()
-    def _learn(self, features: FaceFeatures, xy: NDArray[np.float64], names: tuple[str, ...] | None) -> None:
-        normalizers = normalizer_lengths(self.normalizer, xy, names, features.faces)
-        mean_shape = np.nanmean(features.to_input(xy), axis=0)
+    def _fit(self, features: FaceFeatures, xy: NDArray[np.float64], names: tuple[str, ...] | None) -> None:
+        lengths = normalizer_lengths(self.normalizer, xy, names, features.faces)  # (n,)
+        mean_shape = np.nanmean(features.to_input(xy), axis=0)  # (K, 2)
         swap = mirror_permutation(self.mirror, mean_shape, names, self.model.config.input_size)
         default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
-        self.use_ = default if self.use is None else validate_use(self.use)
-        maps = features.map(self.use_)
-        self.mean_, self.std_ = maps.mean((0, 2, 3)), maps.std((0, 2, 3)).clamp(min=1e-6)
-        self.head_ = new_head(self.head, features.aligned)
-        data = augment_faces(self.model, features, xy, swap, self.head_, self._read)
-        held_out, self.mirrored_ = self.head_.fit(data)
-        self.names_, self.faces_ = names, len(features)
-        self.kind_, self.landmarks_ = features.kind, xy.shape[1]
-        errors = pixel_errors(features.to_image(held_out.numpy()), xy) / normalizers[:, None]
-        self.held_out_errors_ = errors
-        self.held_out_error_ = float(np.nanmean(errors)) if np.isfinite(errors).any() else float("nan")
+        reader = MapReader.fit(features, default if self.use is None else validate_use(self.use))
+        head = new_head(self.head, features.aligned)
+        found = head.fit(augment_faces(self.model, features, xy, swap=swap, head=head, reader=reader))
+        errors = pixel_errors(features.to_image(found.held_out.numpy()), xy) / lengths[:, None]  # (n, K)
+        self._set_fitted(
+            FittedDetector(
+                head=head,
+                reader=reader,
+                kind=features.kind,
+                names=names,
+                mirrored=found.mirrored,
+                held_out_errors=errors,
+            )
+        )
+
+    def _set_fitted(self, fitted: FittedDetector) -> None:
+        """Set every fitted attribute."""
+        self.head_ = fitted.head
+        self.reader_ = fitted.reader
+        self.kind_ = fitted.kind
+        self.use_ = fitted.reader.use
+        self.names_ = fitted.names
+        self.faces_, self.landmarks_ = fitted.held_out_errors.shape
+        self.mirrored_ = fitted.mirrored
+        self.held_out_errors_ = fitted.held_out_errors
+        known = np.isfinite(fitted.held_out_errors).any()
+        self.held_out_error_ = float(np.nanmean(fitted.held_out_errors)) if known else float("nan")
 
     def predict(self, images: Images, *, boxes: Boxes = None) -> Landmarks:
         """Landmarks on images or FaceFeatures: `xy` (B, K, 2) in each image's own px, `scores` (B, K) confidence 0..1.
 
-        What the confidence is, the head says; it ranks landmarks and faces, and is no probability.
+        The confidence is the head's own measure: for ranking landmarks and faces, not a calibrated probability.
         """
         self.check_fitted()
-        kind = self.kind_
         found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
         for part in self._parts(images, boxes):
-            part.kind.require(kind, "These features", "the regressor's")
+            part.kind.require(self.kind_, "These features", "the regressor's")
             with default_numerics():
-                places, confidence = self.head_.predict(self._read(part), part.grid)
+                places, confidence = self.head_.predict(self.reader_(part), part.grid)
             found.append((part.to_image(places.numpy()), confidence.numpy(), part.faces))
         xy, scores, faces = zip(*found, strict=True)
         return Landmarks(np.concatenate(xy), np.concatenate(scores), self.names_, sum(faces, ()))
 
     def score(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> float:
-        """Minus the mean error over the normalizer: higher is better, 0 is perfect. nan marks what is not annotated."""
+        """Minus the mean error as a fraction of the normalizer (NME): higher is better, 0 is perfect.
+
+        Landmarks (n, K, 2), image px, nan where not annotated.
+        """
         found = self.predict(images, boxes=boxes)
         xy, names = validate_landmarks(landmarks, found.faces, self.names_, allow_missing=True)
         if xy.shape != found.xy.shape:
@@ -193,61 +220,50 @@ class LandmarkRegressor(Estimator):
         return -float(np.nanmean(pixel_errors(found.xy, xy) / normalizers[:, None]))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write one safetensors file: the head's tensors, and as JSON in its header all the rest; never a pickle.
+        """Write one safetensors file: the head's tensors, and everything else as JSON in its header; not a pickle.
 
-        The model itself is not in it, but its name and SHA-256 are. Raises OutputError where the file exists.
+        It names the model and its SHA-256, but does not contain it. Raises OutputError where the file exists.
         """
         self.check_fitted()
-        tensors = {f"head.{name}": tensor for name, tensor in self.head_.state().items()}
-        tensors |= {"mean": self.mean_, "std": self.std_, "held_out_errors": torch.from_numpy(self.held_out_errors_)}
-        header = {
-            "kind": asdict(self.kind_),
-            "head": self.head_.name,
-            "settings": self.head_.settings(),
-            "names": self.names_,
-            "landmarks": self.landmarks_,
-            "use": self.use_,
-            "mirrored": self.mirrored_,
-            "faces": self.faces_,
-            "asked": {name: getattr(self, name) for name in ASKED} | {"head": describe_head(self.head)},
-        }
-        text = json.dumps(header, default=lambda numbers: numbers.tolist())  # numpy's, of mirror= and normalizer=
-        write_file(path, tensors, {REGRESSOR_FORMAT: text}, overwrite)
+        fitted = FittedDetector(
+            head=self.head_,
+            reader=self.reader_,
+            kind=self.kind_,
+            names=self.names_,
+            mirrored=self.mirrored_,
+            held_out_errors=self.held_out_errors_,
+        )
+        save_detector(path, self.get_params(), fitted, overwrite)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: Extractor | None = None, **hub: Unpack[HubOptions]
+        cls,
+        path: str | os.PathLike[str],
+        model: Extractor | None = None,
+        *,
+        head: type[Head] | None = None,
+        **hub: Unpack[HubOptions],
     ) -> LandmarkRegressor:
         """Read what `save` wrote, or "hf-hub:ORG/REPO[@REVISION]", what `scemae push` made of it.
 
-        `model`: the one that it was fitted on; None loads it by its name. `hub`: as in `load_model`. The arguments are
-        those that it was made with: another `fit` chooses anew what they leave open.
+        Its arguments are those that it was made with, so `fit` chooses again what they leave open.
 
-        Raises WeightsIntegrityError for a damaged file, IncompatibleWeightsError for another kind of file or where
-        the model is not the one that the regressor was fitted on; from the Hub, all that `load_model` raises.
+        Args:
+            path: of the file, or on the Hub.
+            model: the one that it was fitted on; None loads it by its name.
+            head: the class of a head of your own that it was fitted with.
+            hub: as in `load_model`.
+
+        Raises:
+            WeightsIntegrityError: a damaged file.
+            IncompatibleWeightsError: another kind of file, another model than the regressor was fitted on, or a head
+                that is not one of scemae's without head=.
+            From the Hub, also all that `load_model` raises.
         """
         validate_hub_options(hub)
-        if isinstance(path, str) and path.startswith(HUB):
-            path = fetch(path, (REGRESSOR,), hub)[0] / REGRESSOR
-        tensors, metadata = read_file(path)
-        if REGRESSOR_FORMAT not in metadata:
-            raise IncompatibleWeightsError(f"{path} is no landmark regressor of scemae (format '{REGRESSOR_FORMAT}').")
-        try:
-            header = json.loads(metadata[REGRESSOR_FORMAT])
-            kind = FeatureKind(**header["kind"] | {"model": ModelId(*header["kind"]["model"])})
-            model = _fitted_on(kind.model, hub) if model is None else model
-            if model.id.sha256 != kind.model.sha256:
-                raise IncompatibleWeightsError(
-                    f"{path} was fitted on {kind.model}; the model here is {model.id}. "
-                    "Load that model and pass model=, or fit again."
-                )
-            asked = header["asked"]
-            regressor = cls(model, **asked | {"head": head_from_description(asked["head"])})
-            regressor._restore(kind, header, tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, IncompatibleWeightsError):
-                raise
-            raise IncompatibleWeightsError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+        arguments, fitted = load_detector(path, model, head, hub)
+        regressor = cls(**arguments)
+        regressor._set_fitted(fitted)
         return regressor
 
     def __repr__(self) -> str:
@@ -264,7 +280,7 @@ class LandmarkRegressor(Estimator):
         )
 
     def _given(self, images: Any) -> FaceFeatures | None:
-        """The features that `images` are; None where they are images."""
+        """The features, concatenated, if that is what `images` are; None if they are images."""
         parts = [images] if isinstance(images, FaceFeatures) else images
         if not (isinstance(parts, Sequence) and parts and all(isinstance(part, FaceFeatures) for part in parts)):
             return None
@@ -272,11 +288,11 @@ class LandmarkRegressor(Estimator):
             part.kind.require(replace(part.kind, model=self.model.id), "These features", "the regressor's")
         features = FaceFeatures.concatenate(parts)
         if not len(features):
-            raise ImageInputError("images are features of no face.")
+            raise ImageInputError("images are FaceFeatures without a face; wanted at least one.")
         return features
 
     def _parts(self, images: Any, boxes: Boxes) -> Iterator[FaceFeatures]:
-        """Features of the images, made as those it learned from, or those that they are; some faces at a time."""
+        """Features of some faces at a time: of the images, extracted as those of `fit` were, or those given."""
         features, kind = self._given(images), self.kind_
         if features is not None:
             return (features[start : start + BATCH] for start in range(0, len(features), BATCH))
@@ -287,27 +303,3 @@ class LandmarkRegressor(Estimator):
         """Raise NotFittedError unless `fit` or `load` made this regressor."""
         if not hasattr(self, "head_"):
             raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
-
-    def _read(self, features: FaceFeatures) -> Tensor:
-        """Maps of the chosen features, standardised."""
-        return (features.map(self.use_) - self.mean_[:, None, None]) / self.std_[:, None, None]
-
-    def _restore(self, kind: FeatureKind, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.mean_, self.std_ = tensors["mean"], tensors["std"]
-        self.held_out_errors_ = tensors["held_out_errors"].numpy()
-        known = np.isfinite(self.held_out_errors_)
-        self.held_out_error_ = float(self.held_out_errors_[known].mean()) if known.any() else float("nan")
-        self.names_ = None if header["names"] is None else tuple(header["names"])
-        self.use_, self.mirrored_ = header["use"], header["mirrored"]
-        self.kind_, self.landmarks_, self.faces_ = kind, header["landmarks"], header["faces"]
-        self.head_ = head_from_description([header["head"], header["settings"]])
-        self.head_.load_state({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
-
-
-def _fitted_on(model: ModelId, hub: HubOptions) -> Extractor:
-    try:
-        return load_model(model.name, **hub)
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(
-            f"The regressor was fitted on a model of your own, {model}: load it and pass model= (--model)."
-        ) from error

@@ -1,4 +1,4 @@
-"""scikit-learn's protocol for estimators, without scikit-learn."""
+"""scikit-learn's estimator protocol, without requiring scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from scemae.errors import OptionError
 
 
 class Estimator:
-    """A class whose `__init__` keeps each argument, untouched, under its own name."""
+    """Base of a class whose `__init__` stores each argument, unchanged, under its own name."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments of `__init__`."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **parameters: Any) -> Self:
-        """Change arguments of `__init__`; takes effect with the next `fit`. Raises OptionError for an unknown one."""
+        """Change arguments of `__init__`, for the next `fit`; raises OptionError for an unknown one."""
         known = self.get_params()
         for name, value in parameters.items():
             if name not in known:

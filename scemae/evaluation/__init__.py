@@ -1,5 +1,5 @@
-"""The paper's tables and its figure, measured: `scemae eval matching | detection | silhouette | ablation`.
+"""Measures what the paper's tables and Fig. 5 report: `scemae eval matching | detection | silhouette | ablation`.
 
-Predictions are written to a file first, scores are computed from the file. What is measured is any extractor, a model
-of ours or anybody's features (`extractors`), through the public verbs only.
+Predictions are written to a file first; scores are computed from that file. The features come from any extractor, a
+scemae model or one of `extractors`, and reach matching and detection through the public functions only.
 """

@@ -1,8 +1,10 @@
-"""Scores and tables of landmark detection, from the predictions' file."""
+"""Scores and tables of landmark detection (paper Table 2, Table 3), from the file of predictions."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -10,27 +12,65 @@ from scemae.datasets import FaceDataset
 from scemae.datasets.sample import POSES
 from scemae.evaluation import paper_results
 from scemae.evaluation.evaluation_folder import EvaluationFolder
-from scemae.evaluation.few_shot_detection import FAILURE, Errors, Fit
+from scemae.evaluation.few_shot_detection import Fit
 from scemae.evaluation.result_table import PUBLISHED, Spread, Table
 from scemae.evaluation.setup import EvaluationSetup
 from scemae.geometry import Array
+from scemae.metrics import distance_between, normalised_errors
+
+FAILURE = 10.0  # % of the inter-ocular distance: a face with a larger mean error counts as a failure
+# The column of the paper's Table 2 to print beside a data set; corrected labels of aflw_r have their own, "aflw_rc".
+PUBLISHED_SETS = {
+    "mafl": "mafl", "celeba": "mafl", "aflw_m": "aflw_m", "mtfl": "aflw_m", "aflw_r": "aflw_ro", "300w": "300w"
+}  # fmt: skip
 
 
-def detection_scores(run: EvaluationFolder) -> tuple[dict[str, Any], Errors]:
-    """By head and number of annotated faces; all of it from the run's file."""
-    errors = Errors.of(run.rows(), run.settings["eyes"])
+@dataclass(frozen=True, eq=False)
+class DetectionErrors:
+    """Errors of N test faces, % of the inter-ocular distance; their mean is the NME.
+
+    Attributes:
+        by_fit: (N, K) for each detector.
+        poses: (N,) keys of `POSES`, 0 where unknown.
+    """
+
+    by_fit: dict[Fit, Array]
+    poses: Array
+
+    @classmethod
+    def from_predictions(cls, predictions: Sequence[dict[str, Any]], eyes: Sequence[int]) -> Self:
+        """The errors of the predictions that `detect` wrote."""
+        truth = np.array([face["truth"] for face in predictions])
+        distances = distance_between(truth, *eyes)
+        by_fit = {
+            Fit.from_key(key): 100
+            * normalised_errors(np.array([face["found"][key] for face in predictions]), truth, distances)
+            for key in predictions[0]["found"]
+        }
+        return cls(by_fit, np.array([face["pose"] or 0 for face in predictions]))
+
+    def draws(self, head: str, count: int) -> list[Array]:
+        """Errors (N, K) of each draw of `count` annotated faces."""
+        return [errors for fit, errors in self.by_fit.items() if (fit.head, fit.count) == (head, count)]
+
+    def per_face(self, head: str, count: int) -> Array:
+        """Mean error of each face in each draw, (draws * N,)."""
+        return np.concatenate([errors.mean(axis=1) for errors in self.draws(head, count)])
+
+
+def detection_scores(folder: EvaluationFolder) -> tuple[dict[str, Any], DetectionErrors]:
+    """Scores by head and number of annotated faces, and the errors that they summarise."""
+    errors = DetectionErrors.from_predictions(folder.read_predictions(), folder.settings["eyes"])
     scores: dict[str, Any] = {}
-    for head, count in _methods(run):
-        scores.setdefault(head, {})[str(count)] = _scores(errors.draws(head, count), errors.poses)
+    for fit in map(Fit.from_key, folder.settings["fits"]):
+        by_count = scores.setdefault(fit.head, {})
+        if str(fit.count) not in by_count:
+            by_count[str(fit.count)] = _score_draws(errors.draws(fit.head, fit.count), errors.poses)
     return {"faces": len(errors.poses), "heads": scores}, errors
 
 
-def _methods(run: EvaluationFolder) -> list[tuple[str, int]]:
-    fits = [fit.split("/") for fit in run.settings["fits"]]
-    return list(dict.fromkeys((head, int(count)) for head, count, _ in fits))
-
-
-def _scores(draws: list[Array], poses: Array) -> dict[str, Any]:
+def _score_draws(draws: list[Array], poses: Array) -> dict[str, Any]:
+    """Scores of one head and number of annotated faces: `draws` of errors (N, K), `poses` (N,)."""
     faces = np.mean(draws, axis=0).mean(axis=1)
     per_face = [errors.mean(axis=1) for errors in draws]
     return {
@@ -50,7 +90,7 @@ def _scores(draws: list[Array], poses: Array) -> dict[str, Any]:
 def detection_tables(
     setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: list[Fit], scores: dict[str, Any]
 ) -> list[Table]:
-    """Error by number of annotated faces, with the paper's Tables 2 and 3 beside it; and by pose, if known."""
+    """The NME by number of annotated faces, beside the paper's Table 2 and Table 3; and by pose, if known."""
     counts = list(dict.fromkeys(fit.count for fit in fits))
     headings = [f"{count} (all)" if count == len(pool) else str(count) for count in counts]
     measured = [
@@ -58,49 +98,50 @@ def detection_tables(
         for head, by_count in scores["heads"].items()
     ]
     shared = len({sample.path for sample in pool.samples} & {sample.path for sample in test.samples})
-    notes = (
+    notes = [
         f"Mean error on the {scores['faces']:,} faces of {test}, % of the inter-ocular distance; ±: standard deviation "
-        f"over draws of the annotated faces (20 of one face, 5 of more) from the {len(pool):,} of {pool}.",
-        *(
-            [f"{shared:,} of these faces are in both: detectors are tested on some that they learned."]
-            if shared
-            else []
-        ),
-        *(
-            ["The column of all annotations does not compare: the published pool is another."]
-            if test.name == "mtfl" and len(pool) in counts
-            else []
-        ),
-        *dict.fromkeys([*pool.notes, *test.notes]),
+        f"over draws of the annotated faces (20 of one face, 5 of more) from the {len(pool):,} of {pool}."
+    ]
+    if shared:
+        notes.append(f"{shared:,} of these faces are in both: detectors are tested on faces they were fitted on.")
+    if test.name == "mtfl" and len(pool) in counts:
+        notes.append("The column of all annotations does not compare: the published results are fitted on other faces.")
+    notes += dict.fromkeys([*pool.notes, *test.notes])
+    rows = [*measured, *_published_rows(test, counts, len(pool))]
+    table = Table(
+        name="detection",
+        title=f"Landmark detection on {test}",
+        columns=("method", *headings),
+        rows=tuple(rows),
+        notes=tuple(notes),
     )
-    rows = [*measured, *_published(test, counts, len(pool))]
-    tables = [Table("detection", f"Landmark detection on {test}", ("method", *headings), tuple(rows), notes)]
-    by_pose = _by_pose(scores, test)
-    return [*tables, by_pose] if by_pose.rows else tables
+    by_pose = _pose_table(scores, test)
+    return [table, by_pose] if by_pose.rows else [table]
 
 
-def _published(test: FaceDataset, counts: list[int], pool: int) -> list[tuple[Any, ...]]:
-    few = [
-        (f"{method} {size}, {PUBLISHED} (AFLW_M)", *(_few(values, count, pool) for count in counts))
-        for (method, size), values in paper_results.FEW_SHOT.items()
+def _published_rows(test: FaceDataset, counts: list[int], pool: int) -> list[tuple[Any, ...]]:
+    """The rows of Table 3, and those of Table 2 if all annotations were used."""
+    rows: list[tuple[Any, ...]] = [
+        (
+            f"{method} {size}, {PUBLISHED} (AFLW_M)",
+            *(None if count == pool else paper_results.few_shot_error(errors, count) for count in counts),
+        )
+        for (method, size), errors in paper_results.FEW_SHOT.items()
     ]
     if pool not in counts:
-        return few
-    sets = {"mafl": 0, "aflw_m": 1, "mtfl": 1, "aflw_r": 2, "300w": 4}
-    column = 3 if any("Labels from" in note for note in test.notes) else sets.get(test.name, 0)
-    name = paper_results.DETECTION_SETS[column]
-    return few + [
-        (f"{method} {size}, {PUBLISHED} ({name})", *(Spread(values[column]) if c == pool else None for c in counts))
-        for (method, size), values in paper_results.DETECTION.items()
+        return rows
+    name = "aflw_rc" if test.annotations else PUBLISHED_SETS.get(test.name, "mafl")
+    column = paper_results.DETECTION_SETS.index(name)
+    return rows + [
+        (
+            f"{method} {size}, {PUBLISHED} ({name})",
+            *(Spread(errors[column]) if count == pool else None for count in counts),
+        )
+        for (method, size), errors in paper_results.DETECTION.items()
     ]
 
 
-def _few(values: Any, count: int, pool: int) -> Spread | None:
-    known = count in paper_results.FEW_SHOT_COUNTS and count != pool
-    return paper_results.spread(values[paper_results.FEW_SHOT_COUNTS.index(count)]) if known else None
-
-
-def _by_pose(scores: dict[str, Any], test: FaceDataset) -> Table:
+def _pose_table(scores: dict[str, Any], test: FaceDataset) -> Table:
     rows = [
         (f"{head}, {count} annotated", *by_count["by_pose"].values())
         for head, counts in scores["heads"].items()
@@ -109,4 +150,5 @@ def _by_pose(scores: dict[str, Any], test: FaceDataset) -> Table:
     ]
     sizes = {name: sum(sample.pose == pose for sample in test.samples) for pose, name in POSES.items()}
     headings = tuple(f"{name} ({size:,})" for name, size in sizes.items() if size)
-    return Table("by_pose", f"By pose, {test} (number of faces)", ("method", *headings), tuple(rows))
+    title = f"By pose, {test} (number of faces)"
+    return Table(name="by_pose", title=title, columns=("method", *headings), rows=tuple(rows))

@@ -1,4 +1,4 @@
-"""Features of other models through our geometry: `ExternalExtractor` makes an extractor of whatever encodes views."""
+"""Features of other models in our geometry: `ExternalExtractor` makes an extractor of anything that encodes views."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from scemae.errors import IncompatibleFeaturesError, OptionError
-from scemae.evaluation import baseline_features
+from scemae.evaluation.baseline_features import (
+    gradient_histograms,
+    hypercolumn_features,
+    pixel_patches,
+    timm_features,
+)
 from scemae.geometry import CellGrid
 from scemae.model.aligner import FaceAligner
 from scemae.model.backbone import initialise_backbone
@@ -21,13 +26,21 @@ from scemae.model.sce_mae import SceMae
 from scemae.weights.zoo import load_model
 
 SPELLINGS = "pixels, gradients, random-vit, timm:NAME[:LAYERS], hypercolumn:NAME[:CHECKPOINT], python:MODULE:NAME"
+WEIGHTLESS = {"pixels": pixel_patches, "gradients": gradient_histograms}
+PRETRAINED = {"timm": timm_features, "hypercolumn": hypercolumn_features}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """What turns views into maps: `encode` takes RGB 0..1 (B, 3, S, S), S = view_size + 2 view_margin, to (B, C, h, w).
+    """What turns views into feature maps.
 
-    `origin` and `step` say where the cells lie, px of the view without its margin; None: they tile it.
+    Attributes:
+        name: what tables call it.
+        encode: RGB views 0..1 (B, 3, S, S) to maps (B, C, h, w), S = view_size + 2 view_margin.
+        view_size: side of a view without its margin, px.
+        view_margin: pixels of surroundings that it wants on each side of a view.
+        origin: centre of the first cell, px of the view without its margin; None: the cells tile the view.
+        step: distance of the cells, px; None: the cells tile the view.
     """
 
     name: str
@@ -39,7 +52,10 @@ class Encoder:
 
 
 class ExternalExtractor:
-    """An extractor whose maps are those of an encoder; `aligning_model`, a scemae model, aligns the faces."""
+    """An extractor with the maps of an encoder; the scemae model `aligning_model` aligns the faces.
+
+    Raises IncompatibleFeaturesError, also when it is called, if the encoder returns anything but maps of one shape.
+    """
 
     projector = None
 
@@ -64,18 +80,18 @@ class ExternalExtractor:
 
     @property
     def channels(self) -> int:
-        """Numbers in a descriptor."""
+        """Number of channels of a descriptor."""
         assert self.shape is not None
         return self.shape[0]
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the aligning_model model."""
+        """That of the aligning model."""
         return self.aligning_model.dtype
 
     @property
     def view_size(self) -> int:
-        """Side of the views, px, without their margin."""
+        """Side of the views without their margin, px."""
         return self.encoder.view_size
 
     @property
@@ -85,35 +101,35 @@ class ExternalExtractor:
 
     @property
     def aligner(self) -> FaceAligner | None:
-        """That of the aligning_model model."""
+        """That of the aligning model."""
         return self.aligning_model.aligner
 
     def normalise(self, views: Tensor) -> Tensor:
-        """Views 0..1, where the aligning_model model is."""
+        """Views 0..1, moved to the device of the aligning model; encoders normalise for themselves."""
         return views.to(self.aligning_model.device)
 
     def patch_tokens(self, views: Tensor) -> Tensor:
-        """The aligning_model model's, for its aligner."""
+        """Patch tokens of the aligning model, for its aligner."""
         return self.aligning_model.patch_tokens(self.aligning_model.normalise(views))
 
     def __call__(self, views: Tensor, expansion: int = 1) -> Tensor:
-        """Maps (B, C, h, w), float32; raises IncompatibleFeaturesError where the encoder gives something else."""
+        """Maps (B, C, h, w), float32."""
         with torch.inference_mode():
             maps = self.encoder.encode(views)
-        self._check(views, maps)
+        self._check_maps(views, maps)
         return maps.float()
 
     def grid(self, expansion: int) -> CellGrid:
-        """Where the cells lie, in pixels of the input; an encoder has no other expansion than its own."""
+        """The grid of the cells, px of the input; an encoder has expansion 1 only."""
         if expansion != 1:
-            raise OptionError(f"expansion is {expansion}, but the cells of {self.encoder.name} are what they are.")
+            raise OptionError(f"expansion is {expansion}, but {self.encoder.name} has a fixed grid of cells; omit it.")
         assert self.shape is not None
         step = self.encoder.step or self.encoder.view_size / self.shape[-1]
         origin = (step - 1) / 2 if self.encoder.origin is None else self.encoder.origin
         scale = self.config.input_size / self.encoder.view_size
         return CellGrid((origin + 0.5) * scale - 0.5, step * scale)
 
-    def _check(self, views: Tensor, maps: Any) -> None:
+    def _check_maps(self, views: Tensor, maps: Any) -> None:
         name = self.encoder.name
         if not isinstance(maps, Tensor):
             raise IncompatibleFeaturesError(f"{name} returned a {type(maps).__name__}; wanted a tensor (B, C, h, w).")
@@ -126,43 +142,49 @@ class ExternalExtractor:
             )
         if maps.device != views.device:
             raise IncompatibleFeaturesError(
-                f"{name} returned a map on {maps.device} for views on {views.device}; move it back to where they were."
+                f"{name} returned a map on {maps.device} for views on {views.device}; move it back to that device."
             )
         if not bool(torch.isfinite(maps).all()):
             raise IncompatibleFeaturesError(f"{name} returned a map with values that are nan or infinite.")
 
 
 def build_extractor(spelling: str, aligning_model: SceMae, expansion: int | None) -> ExternalExtractor:
-    """The extractor that a command's --extractor names (`SPELLINGS`); `aligning_model` aligns the faces."""
+    """The extractor that --extractor names (see `SPELLINGS`); raises OptionError if there is none."""
     kind, _, rest = spelling.partition(":")
     if kind == "random-vit" and not rest:
-        encoder = _random_vit(aligning_model, aligning_model.config.expansion if expansion is None else expansion)
-        return ExternalExtractor(encoder, aligning_model)
+        default = aligning_model.config.expansion
+        return ExternalExtractor(_random_vit(aligning_model, expansion or default), aligning_model)
     if expansion is not None:
         raise OptionError(
-            f"--expansion is for models of ours and random-vit; the cells of {spelling} are what they are."
+            f"--expansion has no effect on {spelling}, which has a fixed grid of cells; it is for scemae models and "
+            "random-vit."
         )
-    if spelling in ("pixels", "gradients"):
-        return ExternalExtractor(Encoder(spelling, getattr(baseline_features, spelling)), aligning_model)
+    return ExternalExtractor(_build_encoder(spelling, aligning_model.device), aligning_model)
+
+
+def _build_encoder(spelling: str, device: torch.device) -> Encoder:
+    kind, _, rest = spelling.partition(":")
+    if spelling in WEIGHTLESS:
+        return Encoder(name=spelling, encode=WEIGHTLESS[spelling])
     if kind == "python":
-        return ExternalExtractor(_callable(rest), aligning_model)
-    if kind in ("timm", "hypercolumn") and rest:
+        return _import_encoder(rest)
+    if kind in PRETRAINED and rest:
         name, _, detail = rest.partition(":")
-        encode, size = getattr(baseline_features, f"{kind}_features")(name, detail, aligning_model.device)
-        return ExternalExtractor(Encoder(spelling, encode, size), aligning_model)
+        encode, size = PRETRAINED[kind](name, detail, device)
+        return Encoder(name=spelling, encode=encode, view_size=size)
     raise OptionError(f"--extractor is {spelling!r}; wanted one of {SPELLINGS}.")
 
 
 def load_extractor(
     model: str, spelling: str | None, expansion: int | None, dtype: str = "float32"
 ) -> SceMae | ExternalExtractor:
-    """The model of that name, or the extractor of that spelling with the model to align its faces."""
-    ours = load_model(model, dtype=dtype)
-    return ours if spelling is None else build_extractor(spelling, ours, expansion)
+    """The model of that name, or the extractor of that spelling, whose faces the model aligns."""
+    scemae_model = load_model(model, dtype=dtype)
+    return scemae_model if spelling is None else build_extractor(spelling, scemae_model, expansion)
 
 
 def _random_vit(aligning_model: SceMae, expansion: int) -> Encoder:
-    """The aligning_model model's architecture with the numbers that it starts its training from."""
+    """The architecture of the aligning model with the random weights that training starts from."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         vit = SceMae(replace(aligning_model.config, projector_dim=None, aligner=None))
@@ -170,26 +192,28 @@ def _random_vit(aligning_model: SceMae, expansion: int) -> Encoder:
     vit = vit.requires_grad_(False).eval().to(aligning_model.device)
     grid = vit.grid(expansion)
     return Encoder(
-        f"random-vit, expansion {expansion}",
-        lambda views: vit(vit.normalise(views), expansion),
-        vit.view_size,
-        vit.view_margin,
-        grid.origin,
-        grid.step,
+        name=f"random-vit, expansion {expansion}",
+        encode=lambda views: vit(vit.normalise(views), expansion),
+        view_size=vit.view_size,
+        view_margin=vit.view_margin,
+        origin=grid.origin,
+        step=grid.step,
     )
 
 
-def _callable(rest: str) -> Encoder:
-    """`MODULE:NAME`, a function views -> map; its attributes view_size, origin and step are taken if there are any."""
-    module, _, name = rest.partition(":")
+def _import_encoder(spelling: str) -> Encoder:
+    """`MODULE:NAME`, a function from views to maps; its attributes view_size, origin and step are used if present."""
+    module, _, name = spelling.partition(":")
     try:
         encode = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"--extractor python:{rest} cannot be found ({error}); wanted python:MODULE:NAME.") from error
+        raise OptionError(
+            f"--extractor python:{spelling} cannot be found ({error}); wanted python:MODULE:NAME."
+        ) from error
     return Encoder(
-        f"python:{rest}",
-        encode,
-        getattr(encode, "view_size", 96),
+        name=f"python:{spelling}",
+        encode=encode,
+        view_size=getattr(encode, "view_size", 96),
         origin=getattr(encode, "origin", None),
         step=getattr(encode, "step", None),
     )

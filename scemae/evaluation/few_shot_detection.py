@@ -1,4 +1,4 @@
-"""Landmark detection from few or all annotations (paper Sec. 4.2, Tables 2 and 3): fits, predictions, scores."""
+"""Landmark detection from few or all annotations (paper Sec. 4.2, Table 2, Table 3): fits and predictions."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from tqdm.auto import tqdm
 
 from scemae import FaceFeatures, LandmarkRegressor, Landmarks, fit_regressor
 from scemae.datasets import FaceDataset
-from scemae.detector.heads import HeatmapHead
+from scemae.detector.built_in_heads import HEADS as BUILT_IN_HEADS
+from scemae.detector.head import Head
+from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import OptionError
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.setup import EvaluationSetup, data_settings
 from scemae.extraction import Extractor
 from scemae.geometry import Array
-from scemae.metrics import distance_between, normalised_errors
 from scemae.weights.model_folder import read_file, write_file
 
-FITS = "fits"
-FAILURE = 10.0  # % of the inter-ocular distance: a face whose mean error is larger counts as failed
+FITS = "fits"  # the folder of the fitted detectors
 
 
 class PapersHead(HeatmapHead):
-    """The heat-map head, all of its time spent on the fit: no face is held out to tell an error that nobody reads."""
+    """The heat-map head without held-out faces, whose error is not used here: a quarter of the time."""
 
     max_folds = 1
 
 
-HEADS: dict[str, Any] = {
-    "cascade": "cascade",
+HEADS: dict[str, str | Head | None] = {
+    **{name: name for name in BUILT_IN_HEADS},
     "heatmap": PapersHead(),
     "heatmap-block": PapersHead(block=True),
     "mean-shape": None,
@@ -42,20 +42,20 @@ HEADS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MeanShape:
-    """The regressor that looks at nothing: the mean of the annotated shapes, (K, 2), input px of each face's crop.
+    """A baseline that ignores the features: the mean of the annotated shapes, (K, 2), input px of each face's crop.
 
-    How far the crops alone get, and with them the alignment.
+    Its error is what the crops alone, and so the alignment, achieve.
     """
 
     shape: Array
 
     @classmethod
     def fit(cls, features: FaceFeatures, landmarks: Array) -> Self:
-        """Of faces as they are aligned in `features`."""
+        """The mean over faces as they are aligned in `features`; `landmarks` (N, K, 2), image px."""
         return cls(features.to_input(landmarks).mean(axis=0))
 
     def predict(self, features: FaceFeatures) -> Landmarks:
-        """The same place in every crop."""
+        """The same points in every crop."""
         xy = features.to_image(np.broadcast_to(self.shape, (len(features), *self.shape.shape)))
         return Landmarks(xy, np.ones(xy.shape[:2]), None, features.faces)
 
@@ -71,26 +71,42 @@ class MeanShape:
 
 @dataclass(frozen=True)
 class Fit:
-    """One regressor: the head, how many annotated faces, which draw of them."""
+    """One detector: the head, one of `HEADS` or your own; the number of annotated faces; and which draw of them."""
 
-    head: str
+    head: str | Head
     count: int
     draw: int
 
-    def __str__(self) -> str:
-        return f"{self.head}/{self.count}/{self.draw}"
+    @property
+    def head_name(self) -> str:
+        """What the head is called in files and tables."""
+        return self.head if isinstance(self.head, str) else self.head.name
 
-    def chosen(self, pool: int) -> Array:
-        """Which faces of the pool, the same for every head and every extractor."""
+    @property
+    def key(self) -> str:
+        """Its name in the files of an evaluation."""
+        return f"{self.head_name}/{self.count}/{self.draw}"
+
+    @classmethod
+    def from_key(cls, key: str) -> Self:
+        """The fit with that `key`, its head by name."""
+        head, count, draw = key.rsplit("/", 2)
+        return cls(head, int(count), int(draw))
+
+    def draw_faces(self, pool: int) -> Array:
+        """Indices (count,) among `pool` annotated faces, the same for every head and every extractor."""
         if self.count == pool:
             return np.arange(pool)
         return np.random.default_rng(self.draw).choice(pool, self.count, replace=False)
 
 
-def plan_fits(heads: Sequence[str], counts: Sequence[int], pool: int) -> list[Fit]:
-    """20 draws of one face, 5 of more, one of all; raises OptionError where the pool is too small."""
+def plan_fits(heads: Sequence[str | Head], counts: Sequence[int], pool: int) -> list[Fit]:
+    """20 draws of one face, 5 of more, one of all `pool` faces; raises OptionError for more faces than the pool has.
+
+    `heads`: names of `HEADS`, or heads of your own.
+    """
     for head in heads:
-        if head not in HEADS:
+        if isinstance(head, str) and head not in HEADS:
             raise OptionError(f"There is no head {head!r}; there are {', '.join(HEADS)}.")
     wrong = [count for count in counts if not 1 <= count <= pool]
     if wrong:
@@ -106,41 +122,43 @@ def plan_fits(heads: Sequence[str], counts: Sequence[int], pool: int) -> list[Fi
 def detection_settings(
     setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit]
 ) -> dict[str, Any]:
-    """What a run of `detect` is."""
+    """The settings of an evaluation by `detect`; JSON-ready."""
+    own = {fit.head.name: fit.head.params() for fit in fits if not isinstance(fit.head, str)}
     return {
         "evaluation": "detection",
         **setup.settings(),
         "pool": data_settings(pool),
         "test": data_settings(test),
         "eyes": list(test.eyes),
-        "fits": [str(fit) for fit in fits],
+        "fits": [fit.key for fit in fits],
+        **({"own_heads": own} if own else {}),
     }
 
 
 def detect(
-    setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit], run: EvaluationFolder
+    setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit], folder: EvaluationFolder
 ) -> None:
-    """Fit what is not fitted yet, then write a line for each test face that is not written yet, image px.
+    """Fit the detectors that are missing, then write a line for each test face that has none yet, image px.
 
-    Features of each test face are extracted once, for all the regressors together, and not kept.
+    Each batch of test faces is extracted once, for all detectors, and not kept.
     """
-    done = run.done()
-    todo = [i for i in range(len(test)) if str(i) not in done]
+    finished = folder.finished_keys()
+    todo = [i for i in range(len(test)) if str(i) not in finished]
     if not todo:
         return
-    _fit_missing(setup, pool, fits, run.path / FITS)
-    regressors = {str(fit): _load(run.path / FITS, fit, setup.extractor) for fit in fits}
+    _fit_missing(setup, pool, fits, folder.path / FITS)
+    detectors = {fit.key: _load_detector(folder.path / FITS, fit, setup.extractor) for fit in fits}
     faces = iter(todo)
     with tqdm(total=len(todo), unit="face", desc="test", delay=2, disable=None) as bar:
         for features in setup.stream(test[todo]):
-            found = {name: regressor.predict(features).xy for name, regressor in regressors.items()}
-            run.append(
+            found = {key: detector.predict(features).xy for key, detector in detectors.items()}
+            folder.append(
                 {
                     "key": str(i),
                     "image": test.samples[i].path.name,
                     "pose": test.samples[i].pose,
                     "truth": test.samples[i].landmarks,
-                    "found": {name: xy[row] for name, xy in found.items()},
+                    "found": {key: xy[row] for key, xy in found.items()},
                 }
                 for row, i in enumerate(next(faces) for _ in range(len(features)))
             )
@@ -149,74 +167,49 @@ def detect(
 
 def _fit_missing(setup: EvaluationSetup, pool: FaceDataset, fits: Sequence[Fit], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    missing = [fit for fit in fits if not _path(folder, fit).exists()]
+    missing = [fit for fit in fits if not _detector_path(folder, fit).exists()]
     if not missing:
         return
-    needed = sorted({int(i) for fit in missing for i in fit.chosen(len(pool))})
+    needed = sorted({int(i) for fit in missing for i in fit.draw_faces(len(pool))})
     features = FaceFeatures.concatenate(list(tqdm(setup.stream(pool[needed]), desc="pool", delay=2, disable=None)))
     row_of = {face: row for row, face in enumerate(needed)}
     for fit in tqdm(missing, unit="fit", delay=2, disable=None):
-        rows = [row_of[int(i)] for i in fit.chosen(len(pool))]
+        rows = [row_of[int(i)] for i in fit.draw_faces(len(pool))]
         faces = pool[[needed[row] for row in rows]]
-        _fitted(setup, fit.head, features[rows], faces).save(_path(folder, fit), overwrite=True)
+        _fit_detector(setup, fit.head, features[rows], faces).save(_detector_path(folder, fit), overwrite=True)
 
 
-def _fitted(
-    setup: EvaluationSetup, head: str, features: FaceFeatures, faces: FaceDataset
+def _fit_detector(
+    setup: EvaluationSetup, head: str | Head, features: FaceFeatures, faces: FaceDataset
 ) -> LandmarkRegressor | MeanShape:
-    if HEADS[head] is None:
+    built = HEADS[head] if isinstance(head, str) else head
+    if built is None:
         return MeanShape.fit(features, faces.landmarks)
     return fit_regressor(
         setup.extractor,
         features,
-        _inside(features, faces.landmarks),
+        _mask_labels_outside(features, faces.landmarks),
         names=faces.names,
-        head=HEADS[head],
+        head=built,
         use=setup.use,
         normalizer=faces.eyes,
     )
 
 
-def _inside(features: FaceFeatures, landmarks: Array) -> Array:
-    """Landmarks (n, K, 2), nan where a label lies outside its picture; at its edge if no face has it inside."""
+def _mask_labels_outside(features: FaceFeatures, landmarks: Array) -> Array:
+    """Landmarks (N, K, 2), nan where a label is outside its image; moved to the edge if no face has it inside."""
     last = np.array([face.image_size for face in features.faces])[:, None] - 0.5
     inside = ((landmarks >= -0.5) & (landmarks <= last)).all(axis=-1, keepdims=True)
-    nowhere = ~inside.any(axis=0)
-    return np.where(inside, landmarks, np.where(nowhere, np.clip(landmarks, -0.5, last), np.nan))
+    never_inside = ~inside.any(axis=0)
+    return np.where(inside, landmarks, np.where(never_inside, np.clip(landmarks, -0.5, last), np.nan))
 
 
-def _path(folder: Path, fit: Fit) -> Path:
-    return folder / f"{fit.head}-{fit.count}-{fit.draw}.safetensors"
+def _detector_path(folder: Path, fit: Fit) -> Path:
+    return folder / f"{fit.head_name}-{fit.count}-{fit.draw}.safetensors"
 
 
-def _load(folder: Path, fit: Fit, extractor: Extractor) -> LandmarkRegressor | MeanShape:
-    path = _path(folder, fit)
+def _load_detector(folder: Path, fit: Fit, extractor: Extractor) -> LandmarkRegressor | MeanShape:
+    path = _detector_path(folder, fit)
+    if not isinstance(fit.head, str):
+        return LandmarkRegressor.load(path, extractor, head=type(fit.head))
     return MeanShape.load(path) if HEADS[fit.head] is None else LandmarkRegressor.load(path, extractor)
-
-
-@dataclass(frozen=True, eq=False)
-class Errors:
-    """Errors of N test faces, % of the inter-ocular distance: by fit (N, K). `poses` (N,), 0 where there is none."""
-
-    by_fit: dict[str, Array]
-    poses: Array
-
-    @classmethod
-    def of(cls, rows: Sequence[dict[str, Any]], eyes: Sequence[int]) -> Self:
-        """From the lines of a run's file."""
-        truth = np.array([row["truth"] for row in rows])
-        distances = distance_between(truth, *eyes)
-        names = rows[0]["found"]
-        by_fit = {
-            name: 100 * normalised_errors(np.array([row["found"][name] for row in rows]), truth, distances)
-            for name in names
-        }
-        return cls(by_fit, np.array([row["pose"] or 0 for row in rows]))
-
-    def draws(self, head: str, count: int) -> list[Array]:
-        """Errors (N, K) of each draw."""
-        return [errors for name, errors in self.by_fit.items() if name.startswith(f"{head}/{count}/")]
-
-    def per_face(self, head: str, count: int) -> Array:
-        """Mean error of each face in each draw, one after the other."""
-        return np.concatenate([errors.mean(axis=1) for errors in self.draws(head, count)])

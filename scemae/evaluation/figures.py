@@ -1,4 +1,4 @@
-"""Pictures of results: cumulative error curves, good and bad examples. They show data that is not ours."""
+"""Images of results: cumulative error curves, good and bad examples. They show faces of the data set."""
 
 from __future__ import annotations
 
@@ -7,44 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from scemae import draw
 from scemae.datasets import FaceDataset
-from scemae.evaluation.warped_pairs import BOX, INSET, Pairs
+from scemae.evaluation.warped_pairs import BOX, INSET, WarpedPairs
 from scemae.geometry import Array, Crop
 from scemae.images import cut_square, iter_photos, validate_box
 from scemae.metrics import pixel_errors
+from scemae.plots import line_plot
 
-CURVE = (760, 420)
-LARGEST = 25.0  # %, the right end of the curves
-GOOD, BAD = 0.5, 0.9  # good examples are from the better half, bad ones from the worst tenth
+LARGEST = 25.0  # % of the inter-ocular distance, the right end of the curves
+GOOD, BAD = 0.5, 0.9  # good examples come from the better half, bad ones from the worst tenth
 
 
-def cumulative_curve(errors: Mapping[str, Array]) -> Image.Image:
-    """The part of the faces (upwards, 0 to 1) with at most an error (to the right, % of the inter-ocular distance)."""
-    picture = Image.new("RGB", CURVE, draw.BACKGROUND)
-    pen = ImageDraw.Draw(picture)
-    left, top, right, bottom = 60, 20, CURVE[0] - 20, CURVE[1] - 40
-    for share in np.linspace(0, 1, 5):
-        y = bottom - share * (bottom - top)
-        pen.line((left, y, right, y), fill=(60, 64, 72))
-        draw.write(pen, (left - 8, y), f"{share:.2f}", 14, "rm")
-    for error in np.arange(0, LARGEST + 1, 5):
-        draw.write(pen, (left + error / LARGEST * (right - left), bottom + 10), f"{error:.0f} %", 14, "ma")
+def plot_cumulative_errors(errors: Mapping[str, Array]) -> Image.Image:
+    """The fraction of faces with at most an error; `errors` (N,), % of the inter-ocular distance, by curve."""
     levels = np.linspace(0, LARGEST, 200)
-    across = left + levels / LARGEST * (right - left)
-    for number, ((label, values), colour) in enumerate(zip(errors.items(), draw.palette(len(errors)), strict=True)):
-        shares = np.searchsorted(np.sort(values), levels, side="right") / len(values)
-        pen.line(list(zip(across.tolist(), (bottom - shares * (bottom - top)).tolist(), strict=True)), colour, 2)
-        y = bottom - 20 * (len(errors) - number)
-        pen.line((right - 24, y, right, y), colour, 3)
-        draw.write(pen, (right - 32, y), label, 14, "rm")
-    return picture
+    curves = {
+        name: (levels.tolist(), (np.searchsorted(np.sort(values), levels, side="right") / len(values)).tolist())
+        for name, values in errors.items()
+    }
+    return line_plot(curves, "mean error of a face (% of the inter-ocular distance)", "fraction of the faces")
 
 
-def examples(errors: Array, count: int, seed: int = 0) -> dict[str, list[int]]:
-    """Randomly chosen results of the better half ("good") and of the worst tenth ("bad"), by error (N,)."""
+def choose_examples(errors: Array, count: int, seed: int = 0) -> dict[str, list[int]]:
+    """Indices of random results of the better half ("good") and of the worst tenth ("bad"), by error (N,)."""
     order, rng = np.argsort(errors), np.random.default_rng(seed)
     parts = {
         "good": order[: max(1, int(GOOD * len(order)))],
@@ -57,47 +45,52 @@ def examples(errors: Array, count: int, seed: int = 0) -> dict[str, list[int]]:
 
 
 def draw_detections(dataset: FaceDataset, found: Array, errors: Array, count: int, folder: Path) -> list[Path]:
-    """Faces with their labels (left) and what was found (right); `found` (N, K, 2) image px, `errors` (N,) in %."""
+    """Save faces with labels (left) and predictions (right); `found` (N, K, 2) image px, `errors` (N,) in %."""
     paths = []
-    for kind, chosen in examples(errors, count).items():
-        for i in chosen:
+    for kind, indices in choose_examples(errors, count).items():
+        for i in indices:
             sample = dataset.samples[i]
             photo = next(iter_photos(sample.image()))
             crop = Crop.from_box(validate_box(sample.box, photo), draw.PANEL)
             view = Image.fromarray(cut_square(photo.image, crop, draw.PANEL))
             panels = [draw.points(view, crop.to_input(xy)) for xy in (sample.landmarks, found[i])]
             sheet = draw.row(panels, [f"labels of {sample.path.name}", f"found, error {errors[i]:.1f} %"])
-            paths.append(_saved(sheet, folder / f"{kind}-{i:05d}.png"))
+            paths.append(_save_image(sheet, folder / f"{kind}-{i:05d}.png"))
     return paths
 
 
-def draw_matches(pairs: Pairs, times: int, rows: Sequence[Mapping[str, Any]], count: int, folder: Path) -> list[Path]:
-    """Pairs with lines from the landmarks of the source, warped `times` times, to what was found, by `match_pairs`."""
+def draw_matches(
+    pairs: WarpedPairs, times: int, rows: Sequence[Mapping[str, Any]], count: int, folder: Path
+) -> list[Path]:
+    """Save pairs with lines from the landmarks of the source, warped `times` times, to their matches in the target.
+
+    `rows` are the predictions of `match_pairs` for one seed.
+    """
     paths = []
     found, truth = (np.array([row[name] for row in rows]) for name in ("found", "truth"))
     errors = pixel_errors(found, truth).mean(axis=1)
-    for kind, chosen in examples(errors, count).items():
-        for i in chosen:
+    for kind, indices in choose_examples(errors, count).items():
+        for i in indices:
             row = rows[i]
-            number = 2 * row["pair"]
-            target = number + (row["kind"] == "different")
-            left, right = pairs.pictures([number], times)[0], pairs.pictures([target], 1)[0]
-            places, matched = (_on_panel(np.array(row[name])) for name in ("origin", "found"))
-            sheet = draw.matches(_panel(left), places, _panel(right), matched, np.array(row["score"]))
-            paths.append(_saved(sheet, folder / f"{kind}-{row['kind']}-{row['pair']:05d}.png"))
+            source = 2 * row["pair"]
+            target = source + (row["kind"] == "different")
+            left, right = pairs.warp_frames([source], times)[0], pairs.warp_frames([target], 1)[0]
+            origin, found_xy = (_to_panel(np.array(row[name])) for name in ("origin", "found"))
+            sheet = draw.matches(_cut_panel(left), origin, _cut_panel(right), found_xy, np.array(row["score"]))
+            paths.append(_save_image(sheet, folder / f"{kind}-{row['kind']}-{row['pair']:05d}.png"))
     return paths
 
 
-def _panel(frame: Array) -> Image.Image:
+def _cut_panel(frame: Array) -> Image.Image:
     crop = Crop.from_box(BOX, draw.PANEL)
     return Image.fromarray(cut_square(Image.fromarray(frame), crop, draw.PANEL))
 
 
-def _on_panel(xy_input: Array) -> Array:
+def _to_panel(xy_input: Array) -> Array:
     return Crop.from_box(BOX, draw.PANEL).to_input(xy_input + INSET)
 
 
-def _saved(sheet: Image.Image, path: Path) -> Path:
+def _save_image(sheet: Image.Image, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     return path

@@ -1,4 +1,4 @@
-"""A trained model as it is published: the choices of who publishes it, and what was measured, on its card.
+"""Publishing a trained model: its configuration with the publisher's changes, and a card with what was measured.
 
 scemae train publish --model MODEL --out FOLDER --measured OUT
 """
@@ -21,25 +21,29 @@ from scemae.weights.zoo import locate_model
 
 
 def publish_model(
-    source: str, out: Path, choices: Mapping[str, Any], measured: Sequence[Path], notes: str, overwrite: bool = False
+    source: str, out: Path, changes: Mapping[str, Any], measured: Sequence[Path], notes: str, overwrite: bool = False
 ) -> dict[str, tuple[str, int]]:
-    """Write `out`: the weights of `source`, byte for byte, a configuration with these fields changed, a card.
+    """Write the weights of `source` unchanged, its configuration with `changes` to its fields, and a card.
 
-    The card's chapters are those of `source`, after the tables of `measured`, folders of `scemae eval`, and `notes`.
-    Returns SHA-256 and size by file. Raises OptionError for features that the model does not have, OutputError where
-    something else lies at `out`, RunError for what is no evaluation of these weights.
+    The card has the tables of `measured` (folders of `scemae eval`), then `notes`, then the sections of the card of
+    `source`. Returns SHA-256 and size by file.
+
+    Raises:
+        OptionError: features that the model does not have.
+        OutputError: `out` exists and is not a model to overwrite.
+        RunError: a folder of `measured` is not an evaluation of these weights.
     """
     folder = locate_model(source).folder
-    config = dataclasses.replace(read_config(folder), **choices)
+    config = dataclasses.replace(read_config(folder), **changes)
     uses = {config.matching_use, config.regression_use, config.few_shot_use}
     if config.projector_dim is None and uses != {"backbone"}:
-        raise OptionError(f"{source} has no projector; its features are 'backbone' only.")
+        raise OptionError(f"{source} has no projector; its only features are 'backbone'.")
     if out.exists() and not (overwrite and (out / CONFIG).is_file()):
         raise OutputError(f"{out} exists already; choose another path, or --overwrite a model.")
     if out.exists():
         check_own(out, (CONFIG, WEIGHTS, CARD, "*.png", "*.jsonl"))
     sha256 = file_sha256(folder / WEIGHTS)
-    tables = "\n".join(_tables(path, sha256) for path in measured)
+    tables = "\n".join(_read_tables(path, sha256) for path in measured)
     with atomic_folder(out) as new:
         shutil.copyfile(folder / WEIGHTS, new / WEIGHTS)
         (new / CONFIG).write_text(config.to_json(), encoding="utf-8", newline="\n")
@@ -51,13 +55,13 @@ def publish_model(
     return files
 
 
-def _tables(evaluation: Path, sha256: str) -> str:
-    """What `scemae eval` printed; raises RunError unless it looked at the weights of this hash."""
+def _read_tables(evaluation: Path, sha256: str) -> str:
+    """The tables of an evaluation, in Markdown; raises RunError unless it measured the weights with this hash."""
     try:
         settings = json.loads((evaluation / SETTINGS).read_text(encoding="utf-8"))
         tables = (evaluation / TABLES).read_text(encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{evaluation} is no finished evaluation: {error}. Make one: scemae eval.") from error
+        raise RunError(f"{evaluation} is not a finished evaluation: {error}. Make one with scemae eval.") from error
     if settings.get("sha256") != sha256:
-        raise RunError(f"{evaluation} is of other weights, {settings.get('sha256')}; these are {sha256}.")
+        raise RunError(f"{evaluation} measured other weights, {settings.get('sha256')}; these are {sha256}.")
     return f"`scemae eval {settings['evaluation']}`, {settings['dtype']}:\n\n{tables.strip()}\n"

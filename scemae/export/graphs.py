@@ -42,8 +42,6 @@ class RegressorGraph(nn.Module):
     Affines and positions are float64, as they are there: an aligner amplifies rounding (docs/export.md).
     """
 
-    standard_mean: Tensor
-    standard_std: Tensor
     constants: Tensor
     slopes: Tensor
 
@@ -56,7 +54,7 @@ class RegressorGraph(nn.Module):
                 "can be exported."
             )
         self.model = _on_cpu(regressor.model)
-        self.kind, self.use = regressor.kind_, regressor.use_
+        self.kind, self.reader = regressor.kind_, regressor.reader_
         self.size = self.model.config.input_size
         self.aligner = self.model.aligner if self.kind.aligned else None
         if self.aligner is not None:
@@ -64,8 +62,6 @@ class RegressorGraph(nn.Module):
             self.register_buffer("constants", torch.stack([constant for constant, _ in steps]))
             self.register_buffer("slopes", torch.stack([slopes for _, slopes in steps]))
         self.head = copy.deepcopy(regressor.head_)
-        self.register_buffer("standard_mean", regressor.mean_[:, None, None])
-        self.register_buffer("standard_std", regressor.std_[:, None, None])
 
     @property
     def box_side(self) -> int:
@@ -81,7 +77,7 @@ class RegressorGraph(nn.Module):
         crop = _crops(boxes.double(), self.size)
         if self.aligner is not None:
             crop = self._aligned(self.aligner, pixels, crop)
-        maps = (self._maps(pixels, crop) - self.standard_mean) / self.standard_std
+        maps = self.reader.standardise(self._maps(pixels, crop))
         places, confidence = self.head.predict(maps, self.model.grid(self.kind.expansion))
         return _applied(crop, places).float(), confidence.float()
 
@@ -112,10 +108,10 @@ class RegressorGraph(nn.Module):
         else:
             views = F.pad(self.model.normalise(_sample(pixels, crop, self.size)), (MARGIN,) * 4, mode="reflect")
         backbone_map: Tensor = self.model(views, self.kind.expansion)
-        if self.use == "backbone":
+        if self.reader.use == "backbone":
             return backbone_map
         projected = self.model.project(backbone_map)
-        if self.use == "projected":
+        if self.reader.use == "projected":
             return projected
         return concatenate_maps(backbone_map, projected, self.model.config.projector_mode)
 

@@ -25,7 +25,7 @@ from scemae.errors import ImageInputError, OptionError
 from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides, sample_views
 from scemae.model.aligner import AlignerStage, FaceAligner
 from scemae.model.sce_mae import SceMae
-from scemae.ridge import ridge_solutions
+from scemae.ridge import CentredSums, solve_ridge
 from scemae.training.acceleration import fastest_precision
 from scemae.training.engine import hardware
 from scemae.training.model_writer import CardSection, circumstances, view_picture, write_model
@@ -78,14 +78,14 @@ def _fit_regression(
 ) -> StageError:
     """Fill the regression of a stage, with the ridge that is best on held-out views."""
     features, outputs = stage.weight.shape
-    sums = _Sums(features, outputs)
+    sums = CentredSums(features, outputs)
     for tokens, moves in source.tokens(config.views, 1):
         sums.add(stage.features(tokens), _targets(moves, canonical))
-    mean_x, mean_y, gram, moment = sums.centred()
+    mean_x, mean_y, gram, moment = sums.centre()
     stage.feature_mean, stage.bias = mean_x.float(), mean_y.float()
     seen = [(stage.features(tokens), moves) for tokens, moves in unseen.tokens(len(unseen.faces), 2)]
     best = StageError(source.amplitude, float("nan"), math.inf, float("nan"))
-    for ridge, weight in zip(config.ridges, ridge_solutions(gram, moment, config.ridges, features), strict=True):
+    for ridge, weight in zip(config.ridges, solve_ridge(gram, moment, config.ridges, features), strict=True):
         found = [_points((x - stage.feature_mean) @ weight.float() + stage.bias) for x, _ in seen]
         truth = [moves.to_moved(canonical) for _, moves in seen]
         error = _distance(np.concatenate(found), np.concatenate(truth))
@@ -93,29 +93,6 @@ def _fit_regression(
             best = StageError(source.amplitude, _distance(canonical, np.concatenate(truth)), error, ridge)
             stage.weight = weight.float()
     return best
-
-
-class _Sums:
-    """What a linear regression of y on x needs of its rows, added up; memory does not grow with their number."""
-
-    def __init__(self, features: int, outputs: int) -> None:
-        self.count = 0
-        self.x, self.y = (torch.zeros(width, dtype=torch.float64) for width in (features, outputs))
-        self.gram, self.moment = (torch.zeros(features, width, dtype=torch.float64) for width in (features, outputs))
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Rows x (b, features) and y (b, outputs)."""
-        self.count += len(x)
-        self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.gram += x.T @ x
-        self.moment += x.T @ y
-
-    def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means of x and y, and the sums of products x x and x y about them."""
-        mean_x, mean_y = self.x / self.count, self.y / self.count
-        gram = self.gram - self.count * torch.outer(mean_x, mean_x)
-        return mean_x, mean_y, gram, self.moment - self.count * torch.outer(mean_x, mean_y)
 
 
 def _targets(moves: Moves, canonical: Array) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +68,8 @@ def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha
         repo: "ORG/REPO".
         sha256, size: of the detector's file; the size in bytes.
     """
+    from scemae.metrics import error_unit  # brings numpy, which `scemae models` does without
+
     kind = header["kind"]
     faces = "1 annotated face" if header["faces"] == 1 else f"{header['faces']} annotated faces"
     of = error_unit(header["asked"]["normalizer"], header["landmarks"])
@@ -98,13 +99,6 @@ regressor = LandmarkRegressor.load("hf-hub:{repo}")
 ```
 
 {PURPOSE}"""
-
-
-def error_unit(normalizer: Sequence[str] | Sequence[int] | None, landmarks: int) -> str:
-    """What a regressor of so many landmarks gives its errors as a part of."""
-    if normalizer is not None:
-        return "the distance of landmarks {}, {}".format(*normalizer)
-    return "the landmarks' diagonal" if landmarks > 1 else "the side of the square that the model saw"
 
 
 def load_call(source: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # `scemae models` reads configurations and must not wait for 
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 REGRESSOR = "regressor.safetensors"  # the name of a regressor in its repository on the Hub
-REGRESSOR_FORMAT = "scemae landmark regressor 1"  # key of its description in the header of its file
+REGRESSOR_FORMAT = "scemae landmark regressor 2"  # key of its description in the header of its file
 
 
 class VerifiedFiles(NamedTuple):
