@@ -52,7 +52,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Torch takes seconds to import: each name brings its module when it is first asked for (PEP 562).
-    if name in ("errors", "samples", "tables", "transfer"):
+    if name in ("errors", "samples", "tables", "weights"):
         return importlib.import_module(f"scemae.{name}")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'scemae' has no attribute {name!r}")

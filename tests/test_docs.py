@@ -21,7 +21,6 @@ from scemae.cli.main import TRAINING, _parser, main
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.weights import transfer, zoo
 from scemae.weights.model_folder import CONFIG, WEIGHTS, file_sha256
-from scemae.weights.zoo import ReleasedFile
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,10 +148,10 @@ def write_table(path, columns, rows):
 @pytest.fixture
 def here(short_folder, tmp_path, monkeypatch):
     """The present folder, empty."""
-    files = {name: ReleasedFile(file_sha256(short_folder / name), 0) for name in (WEIGHTS, CONFIG)}
-    monkeypatch.setitem(zoo.RELEASED, zoo.DEFAULT, replace(zoo.RELEASED[zoo.DEFAULT], files=files))
+    sha256 = {name: file_sha256(short_folder / name) for name in (WEIGHTS, CONFIG)}
+    monkeypatch.setitem(zoo.RELEASED, zoo.DEFAULT, replace(zoo.RELEASED[zoo.DEFAULT], sha256=sha256))
     for module in (zoo, transfer):
-        monkeypatch.setattr(module, "shipped", lambda _name: short_folder)
+        monkeypatch.setattr(module, "packaged_folder", lambda _name: short_folder)
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -1,7 +1,7 @@
 """download, verify and push, in Python and as commands, against a Hub on the loopback interface."""
 
 import json
-import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import scemae
+from scemae import weights
 from scemae.cli.main import main
 from scemae.errors import (
     GatedWeightsError,
@@ -20,11 +21,13 @@ from scemae.errors import (
     WeightsIntegrityError,
     WeightsUnavailableError,
 )
-from scemae.weights import transfer, zoo
+from scemae.model.sce_mae import SceMae
+from scemae.weights import zoo
 from scemae.weights.card import find_card_hashes, model_card, regressor_card
-from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config
+from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config, save_model
+from scemae.weights.upload import collect_files
 
-TINY = zoo.shipped("scemae-tiny")
+TINY = zoo.packaged_folder("scemae-tiny")
 NAMES = (CONFIG, WEIGHTS, CARD)
 
 
@@ -35,14 +38,14 @@ def access(hub):
 
 
 @pytest.fixture
-def own(tmp_path):
-    """A model folder as training writes it: of another name, with a picture in its card."""
+def own(tmp_path, tiny_backbone):
+    """A model folder as training writes it: a small model of another name, with a picture in its card."""
     folder = tmp_path / "run" / "model"
-    folder.mkdir(parents=True)
-    config = replace(read_config(TINY), name="mine", license="other", license_link="")
-    shutil.copyfile(TINY / WEIGHTS, folder / WEIGHTS)
-    (folder / CONFIG).write_text(config.to_json())
-    card = model_card(config, file_sha256(folder / WEIGHTS), (folder / WEIGHTS).stat().st_size)
+    config = replace(read_config(TINY), name="mine", architecture=tiny_backbone, license="other", license_link="")
+    config = replace(config, aligner=None, projector_dim=None)
+    save_model(folder, SceMae(config).state_dict(), config, card="")
+    weights = folder / WEIGHTS
+    card = model_card(config, file_sha256(weights), weights.stat().st_size)
     (folder / CARD).write_text(card + "\n![loss over steps](loss.png)\n![none](none.png)\n")
     (folder / "loss.png").write_bytes(b"a picture")
     (folder / "decoder.safetensors").write_bytes(b"not for others")
@@ -69,17 +72,18 @@ def run(capsys, *arguments):
 # ---- push, then pull
 
 
+@pytest.mark.slow
 def test_a_model_comes_back_as_it_was_pushed(hub, access, reach, model):
-    url, commit = transfer.push(TINY, "me/tiny", **access, tag="v1")
-    assert url == f"{hub.url}/me/tiny"
-    pulled = zoo.model_folder("hf-hub:me/tiny@v1", **reach)
-    assert pulled.name == commit
+    source = weights.push(TINY, "me/tiny", **access, tag="v1")
+    assert source == f"hf-hub:me/tiny@{hub.repos['me/tiny'].tags['v1']}"
+    pulled = zoo.locate_model("hf-hub:me/tiny@v1", **reach).folder
+    assert source == f"hf-hub:me/tiny@{pulled.name}"
     assert all((pulled / name).read_bytes() == (TINY / name).read_bytes() for name in NAMES)
-    assert scemae.load_model(f"hf-hub:me/tiny@{commit}", **reach).id == model.id
+    assert scemae.load_model(source, **reach).id == model.id
 
 
 def test_a_model_of_ones_own_is_pushed_with_its_pictures_and_a_card_that_says_how_to_load_it(hub, access, reach, own):
-    transfer.push(own, "me/mine", **access, private=True)
+    weights.push(own, "me/mine", **access, private=True)
     repo = hub.repos["me/mine"]
     files = repo.commits[repo.branches["main"]]
     assert files.keys() == {".gitattributes", CONFIG, WEIGHTS, CARD, "loss.png"}
@@ -91,10 +95,10 @@ def test_a_model_of_ones_own_is_pushed_with_its_pictures_and_a_card_that_says_ho
 
 
 def test_a_regressor_comes_back_as_it_was_pushed(hub, access, reach, saved, detector, faces):
-    transfer.push(saved, "me/lips", **access)
+    weights.push(saved, "me/lips", **access)
     pulled = scemae.LandmarkRegressor.load("hf-hub:me/lips", **reach)
     assert np.array_equal(pulled.predict(faces).xy, detector.predict(faces).xy)
-    with pytest.raises(IncompatibleWeightsError, match=f"holds no {CONFIG} and {WEIGHTS}.* of {REGRESSOR}"):
+    with pytest.raises(IncompatibleWeightsError, match=f"has no {CONFIG} and {WEIGHTS}.* of {REGRESSOR}"):
         scemae.load_model("hf-hub:me/lips", **reach)
     repo = hub.repos["me/lips"]
     *sound, last = repo.commits[repo.branches["main"]][REGRESSOR]
@@ -104,49 +108,63 @@ def test_a_regressor_comes_back_as_it_was_pushed(hub, access, reach, saved, dete
 
 
 def test_the_same_again_is_the_same_commit_and_a_tag_is_not_moved(hub, access, saved):
-    _, commit = transfer.push(saved, "me/lips", **access, tag="v1")
+    source = weights.push(saved, "me/lips", **access, tag="v1")
     with pytest.raises(OptionError, match="has a tag 'v1' already, and nothing was uploaded"):
-        transfer.push(saved, "me/lips", **access, tag="v1")
-    assert hub.repos["me/lips"].branches["main"] == commit
+        weights.push(saved, "me/lips", **access, tag="v1")
+    assert source == f"hf-hub:me/lips@{hub.repos['me/lips'].branches['main']}"
 
 
 def test_push_without_the_right_to(hub, saved):
     with pytest.raises(GatedWeightsError, match=r"may not write to me/lips on http.*hf auth login"):
-        transfer.push(saved, "me/lips", endpoint=hub.url, token="hf_wrong")
+        weights.push(saved, "me/lips", endpoint=hub.url, token="hf_wrong")
     with pytest.raises(GatedWeightsError, match="hf auth login"):
-        transfer.push(saved, "me/lips", endpoint=hub.url)
+        weights.push(saved, "me/lips", endpoint=hub.url)
     assert hub.repos == {}
 
 
 def test_a_public_repository_is_none_for_private_files(hub, access, saved):
-    transfer.push(saved, "me/lips", **access)
+    weights.push(saved, "me/lips", **access)
     commits = dict(hub.repos["me/lips"].commits)
     with pytest.raises(OptionError, match="me/lips is public, and nothing was uploaded"):
-        transfer.push(saved, "me/lips", **access, private=True)
+        weights.push(saved, "me/lips", **access, private=True)
     assert hub.repos["me/lips"].commits == commits
 
 
 def test_push_where_nobody_answers(hub, access, saved):
     hub.close()
     with pytest.raises(OutputError, match=r"me/lips on http.* could not be written"):
-        transfer.push(saved, "me/lips", **access)
+        weights.push(saved, "me/lips", **access)
 
 
-def test_what_is_not_pushed(access, own, tmp_path):
-    for path, repo, error, words in (
-        (own, "mine", OptionError, "wanted ORG/REPO"),
-        (tmp_path / "none", "me/mine", ModelNotFoundError, "is not a folder"),
-        (own / WEIGHTS, "me/mine", IncompatibleWeightsError, "no landmark regressor"),
-        (own / CARD, "me/mine", WeightsIntegrityError, "cannot be read as safetensors"),
-    ):
-        with pytest.raises(error, match=words):
-            transfer.push(path, repo, **access)
+def test_push_to_a_server_that_says_nothing(hub, saved, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OutputError, match=r"no answer within 0\.2 s"):
+            weights.push(saved, "me/lips", endpoint=endpoint, token="hf_test")
+
+
+@pytest.mark.parametrize(
+    ("path", "repo", "error", "words"),
+    [
+        pytest.param("model", "mine", OptionError, "wanted ORG/REPO", id="not a repository"),
+        pytest.param("none", "me/mine", ModelNotFoundError, "is not a folder", id="no folder"),
+        pytest.param(f"model/{WEIGHTS}", "me/mine", IncompatibleWeightsError, "not a detector", id="other weights"),
+        pytest.param(f"model/{CARD}", "me/mine", WeightsIntegrityError, "cannot be read as safetensors", id="text"),
+    ],
+)
+def test_bad_input_is_not_pushed(access, own, path, repo, error, words):
+    with pytest.raises(error, match=words):
+        weights.push(own.parent / path, repo, **access)
+
+
+def test_a_changed_folder_is_not_pushed(access, own):
     (own / CONFIG).write_text((own / CONFIG).read_text().replace("mine", "mnie"))
     with pytest.raises(WeightsIntegrityError, match="states that"):
-        transfer.push(own, "me/mine", **access)
+        weights.push(own, "me/mine", **access)
     (own / CARD).unlink()
-    with pytest.raises(IncompatibleWeightsError, match="states no SHA-256"):
-        transfer.push(own, "me/mine", **access)
+    with pytest.raises(IncompatibleWeightsError, match="does not state the SHA-256"):
+        weights.push(own, "me/mine", **access)
 
 
 # ---- cards
@@ -154,7 +172,7 @@ def test_what_is_not_pushed(access, own, tmp_path):
 
 def test_cards_are_those_of_the_hub(saved, own):
     for path in (own, TINY, saved):
-        card = ModelCard(transfer.to_push(path, "me/mine")[CARD].decode())
+        card = ModelCard(collect_files(path, "me/mine")[CARD].decode())
         data = card.data.to_dict()
         assert (data["library_name"], data["pipeline_tag"]) == ("scemae", "keypoint-detection")
         assert {"face", "landmarks"} <= set(data["tags"])
@@ -168,7 +186,7 @@ def test_a_card_states_the_hashes_of_its_files(own):
 
 
 def test_the_card_of_a_regressor(detector, saved):
-    card = transfer.to_push(saved, "me/lips")[CARD].decode()
+    card = collect_files(saved, "me/lips")[CARD].decode()
     assert f"{100 * detector.held_out_error_:.2f} % of the landmarks' diagonal" in card
     assert 'LandmarkRegressor.load("hf-hub:me/lips")' in card
     assert "point 7" in card
@@ -185,59 +203,61 @@ def test_the_card_of_a_regressor(detector, saved):
 # ---- download and verify
 
 
+@pytest.mark.slow
 def test_download_for_a_machine_without_network(hub, access, reach, tmp_path, monkeypatch):
-    transfer.push(TINY, "me/other", **access)
+    weights.push(TINY, "me/other", **access)
     monkeypatch.setitem(zoo.RELEASED, "other", replace(zoo.RELEASED["scemae-tiny"], bundled=False))
-    folder, _ = transfer.download("hf-hub:me/other", tmp_path / "usb", **reach)
+    folder, _ = weights.download("hf-hub:me/other", tmp_path / "usb", **reach)
     assert folder == tmp_path / "usb" / "other"
     assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
     monkeypatch.setenv("SCEMAE_WEIGHTS_DIR", str(tmp_path / "usb"))
     assert scemae.load_model("other").id == scemae.load_model(f"local-dir:{folder}").id
-    assert transfer.verify(str(tmp_path / "usb"))[0].folder == folder
+    assert weights.verify(str(tmp_path / "usb"))[0].folder == folder
     (folder / WEIGHTS).write_bytes(b"")
     with pytest.raises(OutputError, match="exists already"):
-        transfer.download("hf-hub:me/other", tmp_path / "usb", **reach)
-    transfer.download("hf-hub:me/other", tmp_path / "usb", **reach, overwrite=True)
-    transfer.download("hf-hub:me/other", tmp_path / "usb", **reach)
+        weights.download("hf-hub:me/other", tmp_path / "usb", **reach)
+    weights.download("hf-hub:me/other", tmp_path / "usb", **reach, overwrite=True)
+    weights.download("hf-hub:me/other", tmp_path / "usb", **reach)
 
 
 def test_download_of_a_bundled_model_and_of_a_regressor(access, reach, saved, tmp_path, faces):
-    folder, sha256 = transfer.download("scemae-tiny", tmp_path / "usb")
+    folder, sha256 = weights.download("scemae-tiny", tmp_path / "usb")
     assert (folder, set(sha256)) == (tmp_path / "usb" / "scemae-tiny", {WEIGHTS, CONFIG})
     assert (folder / CARD).read_bytes() == (TINY / CARD).read_bytes()
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):
-        transfer.download("scemae-tiny", tmp_path / "file")
-    transfer.push(saved, "me/lips", **access)
-    folder, sha256 = transfer.download("hf-hub:me/lips@main", tmp_path / "usb", **reach)
+        weights.download("scemae-tiny", tmp_path / "file")
+    weights.push(saved, "me/lips", **access)
+    folder, sha256 = weights.download("hf-hub:me/lips@main", tmp_path / "usb", **reach)
     assert (folder, set(sha256)) == (tmp_path / "usb" / "lips", {REGRESSOR})
     assert scemae.LandmarkRegressor.load(folder / REGRESSOR).predict(faces).xy.shape == (2, 8, 2)
-    assert len(transfer.verify(str(tmp_path / "usb"))) == 2
+    assert len(weights.verify(str(tmp_path / "usb"))) == 2
 
 
 def test_verify(hub, access, reach, own, tmp_path, monkeypatch):
     cache = {"cache_dir": reach["cache_dir"]}
-    transfer.push(own, "me/mine", **access)
+    weights.push(own, "me/mine", **access)
     with pytest.raises(WeightsUnavailableError, match="offline"):
-        transfer.verify("hf-hub:me/mine", **cache)
-    transfer.download("hf-hub:me/mine", **reach)
+        weights.verify("hf-hub:me/mine", **cache)
+    weights.download("hf-hub:me/mine", **reach)
     hub.requests.clear()
-    assert set(transfer.verify("hf-hub:me/mine", **cache)[0].sha256) == {CONFIG, WEIGHTS}
-    assert transfer.verify(str(own)) == transfer.verify(f"local-dir:{own}")
-    assert transfer.verify_all(**cache) == {"scemae-tiny": zoo.locate("scemae-tiny", {})}
+    assert set(weights.verify("hf-hub:me/mine", **cache)[0].sha256) == {CONFIG, WEIGHTS}
+    assert weights.verify(str(own)) == weights.verify(f"local-dir:{own}")
+    assert weights.verify("scemae-tiny", **cache) == [zoo.locate_model("scemae-tiny")]
     monkeypatch.setitem(zoo.RELEASED, "other", replace(zoo.RELEASED["scemae-tiny"], bundled=False))
-    assert transfer.verify_all(**cache)["other"] is None
+    with pytest.raises(WeightsUnavailableError, match="not published yet"):
+        weights.verify("other", **cache)
     assert hub.requests == []
     with pytest.raises(ModelNotFoundError, match="Did you mean"):
-        transfer.verify("scemae-tyni")
-    with pytest.raises(ModelNotFoundError, match="has no model or regressor"):
-        transfer.verify(str(tmp_path))
+        weights.verify("scemae-tyni")
+    with pytest.raises(ModelNotFoundError, match="has no model or detector"):
+        weights.verify(str(tmp_path))
     (own / WEIGHTS).write_bytes((own / WEIGHTS).read_bytes()[:-1])
     with pytest.raises(WeightsIntegrityError, match="expected"):
-        transfer.verify(str(own))
+        weights.verify(str(own))
     (own / WEIGHTS).unlink()
     with pytest.raises(ModelNotFoundError, match="missing"):
-        transfer.verify(str(own))
+        weights.verify(str(own))
 
 
 # ---- commands
@@ -253,6 +273,7 @@ def test_commands(capsys, hub, reach, saved, tmp_path, monkeypatch, samples):
     assert code == 0
     for shown in ("For me/lips, tagged v1", REGRESSOR, file_sha256(saved), "pipeline_tag: keypoint-detection"):
         assert shown in err
+    assert json.loads(out)["url"] == f"{hub.url}/me/lips"
     source = json.loads(out)["source"]
     assert source == f"hf-hub:me/lips@{hub.repos['me/lips'].tags['v1']}"
     cached = ("--cache-dir", reach["cache_dir"])
@@ -260,9 +281,10 @@ def test_commands(capsys, hub, reach, saved, tmp_path, monkeypatch, samples):
     folder = Path(json.loads(out)["folder"])
     assert (code, folder) == (0, tmp_path / "usb" / "lips")
     assert run(capsys, "verify", source, *cached)[0] == 0
-    assert f"{REGRESSOR}: right" in run(capsys, "verify", folder)[1]
-    assert "scemae-tiny: " in run(capsys, "verify")[1]
-    assert json.loads(run(capsys, "verify", "--json")[1])["scemae-tiny"]["sha256"].keys() == {WEIGHTS, CONFIG}
+    assert run(capsys, "verify", folder)[1] == f"OK: {REGRESSOR} in {folder}\n"
+    assert run(capsys, "verify")[1] == f"OK: {WEIGHTS}, {CONFIG} in {TINY}\n"
+    (row,) = json.loads(run(capsys, "verify", "--json")[1])
+    assert row["sha256"].keys() == {WEIGHTS, CONFIG}
     assert run(capsys, "predict", folder / REGRESSOR, samples[0].path)[0] == 0
     code, _, err = run(capsys, "download", "hf-hub:me/none", *reached, *cached)
     assert (code, err.count("\n")) == (2, 1)

@@ -1,5 +1,9 @@
+"""Released models and model folders: loading by name, and what a damaged folder does."""
+
+import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +12,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scemae
-from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, WeightsIntegrityError
+from scemae.errors import (
+    IncompatibleWeightsError,
+    ModelNotFoundError,
+    OptionError,
+    ScemaeError,
+    WeightsIntegrityError,
+)
 from scemae.model.backbone import Backbone, sincos_positions
 from scemae.model.config import BACKBONES, ModelConfig
 from scemae.weights import zoo
-from scemae.weights.card import model_card
-from scemae.weights.hub import read_card_hashes
+from scemae.weights.card import model_card, read_card_hashes
 from scemae.weights.model_folder import CARD, CONFIG, WEIGHTS, file_sha256, read_config
+
+TINY = zoo.packaged_folder("scemae-tiny")
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A copy of the bundled model's folder, without the card that states the hashes of its files."""
     ignored = shutil.ignore_patterns("README.md")
-    return Path(shutil.copytree(zoo.shipped("scemae-tiny"), tmp_path / "copy", ignore=ignored))
+    return Path(shutil.copytree(TINY, tmp_path / "copy", ignore=ignored))
 
 
 @pytest.mark.parametrize(("name", "params"), [("tiny", 5_403_840), ("small", 21_424_512), ("base", 85_316_352)])
@@ -62,14 +73,16 @@ def test_listing():
 
 @pytest.mark.parametrize("name", zoo.RELEASED)
 def test_the_card_and_the_table_are_those_of_the_files(name):
-    release, folder = zoo.RELEASED[name], zoo.shipped(name)
+    release, folder = zoo.RELEASED[name], zoo.packaged_folder(name)
     assert release.revision is None or re.fullmatch("[0-9a-f]{40}", release.revision)
-    assert release.files.keys() == {WEIGHTS, CONFIG}
+    assert release.sha256.keys() == {WEIGHTS, CONFIG}
     assert read_card_hashes(folder) == release.sha256
     present = [path for path in (folder / WEIGHTS, folder / CONFIG) if release.bundled or path.name == CONFIG]
-    assert all(release.files[path.name] == (file_sha256(path), path.stat().st_size) for path in present)
+    assert all(release.sha256[path.name] == file_sha256(path) for path in present)
+    assert not release.bundled or release.weights_bytes == (folder / WEIGHTS).stat().st_size
     config = read_config(folder)
-    assert (folder / CARD).read_text().startswith(model_card(config, *release.files[WEIGHTS]))
+    assert (folder / CONFIG).read_text() == config.to_json()
+    assert (folder / CARD).read_text().startswith(model_card(config, release.sha256[WEIGHTS], release.weights_bytes))
     assert ModelConfig.from_json(config.to_json()) == config
 
 
@@ -95,7 +108,7 @@ def test_unknown_names(folder):
     with pytest.raises(ModelNotFoundError, match="is not a folder"):
         scemae.load_model(folder / "deeper")
     (folder / "config.json").unlink()
-    with pytest.raises(ModelNotFoundError, match=r"no model folder: config\.json missing"):
+    with pytest.raises(ModelNotFoundError, match=r"not a model folder: config\.json missing"):
         scemae.load_model(folder)
     with pytest.raises(OptionError, match="dtype is 'float8'"):
         scemae.load_model(dtype="float8")
@@ -115,7 +128,7 @@ def test_loading_leaves_the_random_numbers_alone():
 
 
 def test_a_released_file_with_one_byte_changed_never_loads(folder, monkeypatch):
-    monkeypatch.setattr(zoo, "shipped", lambda name: folder)
+    monkeypatch.setattr(zoo, "packaged_folder", lambda name: folder)
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -155,10 +168,16 @@ def test_a_broken_configuration(folder, text):
         scemae.load_model(folder)
 
 
+def test_a_configuration_of_an_older_folder(folder):
+    text = (folder / "config.json").read_text()
+    older = text.replace('"patch_size": 8', '"patch_size": 8,\n  "interpolation": "bilinear"')
+    assert ModelConfig.from_json(older) == ModelConfig.from_json(text)
+    with pytest.raises(IncompatibleWeightsError, match="extrapolation"):
+        ModelConfig.from_json(older.replace("interpolation", "extrapolation"))
+
+
 def test_a_model_without_projector_or_aligner_says_so(folder, samples):
     config = ModelConfig.from_json((folder / "config.json").read_text())
-    from dataclasses import replace
-
     bare = replace(config, projector_dim=None, aligner=None, matching_use="backbone")
     (folder / "config.json").write_text(bare.to_json())
     tensors = load_file(folder / "model.safetensors")
@@ -170,3 +189,48 @@ def test_a_model_without_projector_or_aligner_says_so(folder, samples):
         features.map("both")
     with pytest.raises(OptionError, match="no aligner"):
         scemae.extract_features(model, samples[0].path, align=True)
+
+
+def corrupt(path, rng):
+    """Damage a file in one of many ways; returns what it was."""
+    content = path.read_bytes()
+    place = rng.randrange(len(content))
+    length = min(rng.choice((1, 16, 4096)), len(content) - place)
+    damaged = {
+        "flip a bit": lambda: content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :],
+        "truncate": lambda: content[:place],
+        "lose some": lambda: content[:place] + content[place + length :],
+        "zero some": lambda: content[:place] + bytes(length) + content[place + length :],
+        "noise": lambda: content[:place] + rng.randbytes(length) + content[place + length :],
+        "append": lambda: content + rng.randbytes(length),
+        "another file": lambda: rng.randbytes(len(content)),
+    }
+    result = content
+    while result == content:
+        result = damaged[rng.choice(list(damaged))]()
+    path.write_bytes(result)
+    return content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["folder", "mirror", "cache"])
+def test_no_corruption_loads(hub, reach, place, monkeypatch, tmp_path):
+    source = "scemae-other"
+    folder = Path(shutil.copytree(TINY, tmp_path / source))
+    revision = hub.add("me/other", {path.name: path.read_bytes() for path in TINY.iterdir()})
+    release = replace(zoo.RELEASED["scemae-tiny"], repo="me/other", revision=revision, bundled=False)
+    monkeypatch.setitem(zoo.RELEASED, source, release)
+    if place == "mirror":
+        monkeypatch.setenv("SCEMAE_WEIGHTS_DIR", str(tmp_path))
+    elif place == "cache":
+        folder = zoo.locate_model(source, **reach).folder
+    else:
+        source = f"local-dir:{folder}"
+    rng = random.Random(0)
+    for number in range(100):
+        path = folder / (WEIGHTS, CONFIG)[number % 2]
+        content = corrupt(path, rng)
+        with pytest.raises(ScemaeError):
+            scemae.load_model(source, **reach, local_files_only=True)
+        path.write_bytes(content)
+    scemae.load_model(source, **reach, local_files_only=True)

@@ -243,11 +243,11 @@ def trained(recipe: Any, options: argparse.Namespace) -> tuple[Any, str]:
 
     from scemae.training.engine import train
     from scemae.training.run_folder import MODEL
-    from scemae.weights.zoo import model_folder
+    from scemae.weights.zoo import locate_model
 
     model = Path(options.out) / MODEL
     start = getattr(options, "model", None) or getattr(options, "continue_from", None)
-    if start and model_folder(start).resolve() == model.resolve():
+    if start and locate_model(start).folder.resolve() == model.resolve():
         raise RunError(f"{model} is where this run would start and what it would replace; choose another --out.")
     history = train(recipe, Path(options.out), RunOptions(**given_fields(options, RunOptions)))
     state = PartialState()

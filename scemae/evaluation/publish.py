@@ -17,7 +17,7 @@ from scemae.evaluation.evaluation_folder import SETTINGS, TABLES
 from scemae.output import atomic_folder, check_own
 from scemae.weights.card import copy_earlier_sections, model_card
 from scemae.weights.model_folder import CARD, CONFIG, WEIGHTS, file_sha256, read_config
-from scemae.weights.zoo import model_folder
+from scemae.weights.zoo import locate_model
 
 
 def publish_model(
@@ -33,7 +33,7 @@ def publish_model(
         OutputError: `out` exists and is not a model to overwrite.
         RunError: a folder of `measured` is not an evaluation of these weights.
     """
-    folder = model_folder(source)
+    folder = locate_model(source).folder
     config = dataclasses.replace(read_config(folder), **changes)
     uses = {config.matching_use, config.regression_use, config.few_shot_use}
     if config.projector_dim is None and uses != {"backbone"}:

@@ -79,7 +79,6 @@ class ModelConfig:
     prior_sigma: float = 0.0  # input px: see match_landmarks; 0 switches the prior off
     input_size: int = 96  # px: side of the square that the model sees, without margin
     patch_size: int = 8  # px
-    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if self.architecture not in BACKBONES:
@@ -110,7 +109,8 @@ class ModelConfig:
     def from_json(cls, text: str) -> ModelConfig:
         """Read config.json; raises IncompatibleWeightsError where a field is missing, unknown or no JSON at all."""
         try:
-            fields: dict[str, Any] = json.loads(text)
+            fields: dict[str, Any] = {**json.loads(text)}
+            fields.pop("interpolation", None)  # a field of older folders that nothing ever read
             for name in ("mean", "std"):
                 fields[name] = tuple(fields[name])
             aligner = fields["aligner"]

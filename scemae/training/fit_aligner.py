@@ -34,7 +34,7 @@ from scemae.training.pack import INPUT, Pack, sample_pack, write_pack
 from scemae.training.positional_discriminant import Encode, TokenSource, positional_projection, token_encoder
 from scemae.training.run_config import AlignConfig
 from scemae.training.run_folder import model_written
-from scemae.weights.zoo import load_model, model_folder
+from scemae.weights.zoo import load_model, locate_model
 
 COPIES = 4  # of each sample face in a picture
 SURE = 0.5  # confidence below which a training face counts as lost
@@ -196,5 +196,5 @@ def train_align(
         tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("aligner.")}
         tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
         chapter = CardSection("alignment", rows, config, pictures)
-        write_model(folder, described, tensors, chapter, model_folder(source))
+        write_model(folder, described, tensors, chapter, locate_model(source).folder)
     return errors

@@ -25,7 +25,7 @@ from scemae.training.model_writer import CardSection, view_picture, write_model
 from scemae.training.pack import INPUT, Pack, sample_pack
 from scemae.training.run_config import CardFields, Stage1Config
 from scemae.weights.model_folder import read_file, write_file
-from scemae.weights.zoo import load_model, model_folder
+from scemae.weights.zoo import load_model, locate_model
 
 DECODER = "decoder.safetensors"
 SHOWN = 6  # faces in a picture
@@ -44,7 +44,7 @@ class Stage1:
         self.module = MaskedAutoencoder(backbone, config)
         if not self.module.decoded:
             raise OptionError(f"mask_ratio {config.mask_ratio} and decoded_ratio {config.decoded_ratio} leave nothing.")
-        self.source = None if config.continue_from is None else model_folder(config.continue_from)
+        self.source = None if config.continue_from is None else locate_model(config.continue_from).folder
         self.origin, self.images_before = "", 0
         if config.continue_from is not None:
             self._continue(config.continue_from)
@@ -114,7 +114,7 @@ class Stage1:
             if theirs != ours:
                 raise RunError(f"{source} has {name} {theirs}, this run {ours}; give it the same.")
         self.module.backbone.load_state_dict(model.backbone.state_dict())
-        decoder = model_folder(source) / DECODER
+        decoder = locate_model(source).folder / DECODER
         if decoder.exists():
             tensors, _ = read_file(decoder)
             known = self.module.state_dict()

@@ -33,7 +33,7 @@ from scemae.training.pack import Pack, sample_pack
 from scemae.training.positional_discriminant import TokenSource, positional_projection, token_encoder
 from scemae.training.run_config import Stage2Config
 from scemae.training.run_folder import model_written
-from scemae.weights.zoo import load_model, model_folder
+from scemae.weights.zoo import load_model, locate_model
 
 
 class CorrespondenceEnhancer(nn.Module):
@@ -216,4 +216,4 @@ def write_projected(
     chapter = dataclasses.replace(
         chapter, rows={**chapter.rows, **rows}, pictures={**chapter.pictures, "similarity": similarity}
     )
-    write_model(folder, described, tensors, chapter, model_folder(source))
+    write_model(folder, described, tensors, chapter, locate_model(source).folder)

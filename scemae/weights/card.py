@@ -1,4 +1,4 @@
-"""Model cards, written from config.json, the header of a regressor and the files' hashes, never by hand."""
+"""Model cards, generated from config.json, the header of a detector and the hashes of the files, never by hand."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FILE_ROW = re.compile(r"^\| ([\w-]+\.(?:safetensors|json)) \| [\d,]+ bytes, SHA-
 LINKED = re.compile(r"\]\(([\w-]+\.(?:png|jsonl))\)", re.A)
 RUN_HEADING = "## How it was made: "  # of a section of a model's card
 PURPOSE = """\
-It is for finding points of faces: matching landmarks between pictures, and fitting a landmark detector on a few
-annotated ones. It is not for identification, not for reading emotions or character, and not for surveillance. How
-well it works for different groups of people has not been measured.
+Use it to locate points on faces: to match landmarks between pictures, and to train a landmark detector from a few
+annotated faces. It is not for identification, for inferring emotions or character, or for surveillance. Its accuracy
+for different groups of people has not been measured.
 """
 
 
 def model_card(config: ModelConfig, weights_sha256: str, weights_bytes: int) -> str:
-    """The README.md of a model folder: Hub metadata, what the model is, what it is not, how to use it."""
+    """The README.md of a model folder: Hub metadata, what the model is, how to load it, what it is for and not for."""
     aligner = "learned without labels" if config.aligner else "none"
     projector = f"1 x 1, {config.projector_dim} dimensions" if config.projector_dim else "none"
     text = config.to_json().encode()
@@ -60,8 +60,15 @@ model = scemae.{load_call(config.name)}
 
 
 def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha256: str, size: int) -> str:
-    """The README.md of a landmark regressor on the Hub. `header`: the JSON in its file; `held_out_error`: or nan."""
-    from scemae.metrics import error_unit  # here, as `scemae models` reads cards and must not wait for numpy
+    """The README.md of a landmark detector on the Hub.
+
+    Args:
+        header: the JSON in the detector's file.
+        held_out_error: as a part of the unit of `error_unit`; nan if it is not known.
+        repo: "ORG/REPO".
+        sha256, size: of the detector's file; the size in bytes.
+    """
+    from scemae.metrics import error_unit  # brings numpy, which `scemae models` does without
 
     kind = header["kind"]
     faces = "1 annotated face" if header["faces"] == 1 else f"{header['faces']} annotated faces"
@@ -75,7 +82,7 @@ tags: [face, landmarks, few-shot]
 
 # {repo.rpartition("/")[2]}
 
-A detector of {header["landmarks"]} landmarks of a face, fitted on {faces}.
+A detector of {header["landmarks"]} facial landmarks, fitted on {faces}.
 
 | | |
 |---|---|
@@ -95,30 +102,36 @@ regressor = LandmarkRegressor.load("hf-hub:{repo}")
 
 
 def load_call(source: str) -> str:
-    """How a model is loaded, as the cards show it."""
+    """The call that loads a model, as its card shows it."""
     return f'load_model("{source}")'
 
 
 def find_card_hashes(card: str) -> dict[str, str]:
-    """File name -> SHA-256, of the files that a card states it of."""
+    """File name -> SHA-256, as a card's table states them."""
     return dict(FILE_ROW.findall(card))
 
 
+def read_card_hashes(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256, as the card in a folder states them; empty without a card of ours."""
+    card = folder / CARD
+    return find_card_hashes(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else {}
+
+
 def linked_files(card: str, folder: Path) -> list[str]:
-    """The pictures and logs that a card shows or links to, those of them that are in its folder."""
+    """Names of the pictures and logs that a card shows or links to and that are in its folder."""
     return [name for name in LINKED.findall(card) if (folder / name).is_file()]
+
+
+def copy_earlier_sections(source: Path, folder: Path) -> str:
+    """The sections of the card in `source` that tell how the model was made; files they link to go into `folder`."""
+    if not (source / CARD).is_file():
+        return ""
+    card = (source / CARD).read_text(encoding="utf-8")
+    sections = card[card.find(f"\n{RUN_HEADING}") :] if RUN_HEADING in card else ""
+    for name in linked_files(sections, source):
+        shutil.copyfile(source / name, folder / name)
+    return sections
 
 
 def _file_row(name: str, size: int, sha256: str) -> str:
     return f"| {name} | {size:,} bytes, SHA-256 `{sha256}` |"
-
-
-def copy_earlier_sections(source: Path, folder: Path) -> str:
-    """The chapters of a card, the files that they link to copied beside the new one."""
-    if not (source / CARD).is_file():
-        return ""
-    card = (source / CARD).read_text(encoding="utf-8")
-    chapters = card[card.find(f"\n{RUN_HEADING}") :] if RUN_HEADING in card else ""
-    for name in linked_files(chapters, source):
-        shutil.copyfile(source / name, folder / name)
-    return chapters

@@ -1,4 +1,4 @@
-"""One format for models: a folder of model.safetensors, config.json and README.md; strict, and explains a mismatch."""
+"""The model folder: model.safetensors, config.json and README.md, read strictly, with mismatches explained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OutputError, WeightsIntegrityError
 from scemae.model.config import ModelConfig
@@ -20,6 +20,13 @@ REGRESSOR = "regressor.safetensors"  # the name of a regressor in its repository
 REGRESSOR_FORMAT = "scemae landmark regressor 2"  # key of its description in the header of its file
 
 
+class VerifiedFiles(NamedTuple):
+    """Files on this machine whose SHA-256 was checked."""
+
+    folder: Path  # where they are
+    sha256: Mapping[str, str]  # file name -> SHA-256; without files that neither a release nor a card knows
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
@@ -30,7 +37,7 @@ def check_complete(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS)) -> No
     """Raise ModelNotFoundError unless the folder holds these files of a model."""
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        what = "is no model folder" if folder.is_dir() else "is not a folder"
+        what = "is not a model folder" if folder.is_dir() else "is not a folder"
         raise ModelNotFoundError(
             f"{folder} {what}: {' and '.join(missing)} missing. A model folder holds {CONFIG} and {WEIGHTS}."
         )
@@ -52,6 +59,14 @@ def check_sha256(path: Path, expected: str, next_step: str) -> None:
         raise WeightsIntegrityError(
             f"{path} is damaged or was altered: its SHA-256 is {actual}, expected {expected}. {next_step}"
         )
+
+
+def verify_files(folder: Path, sha256: Mapping[str, str], next_step: str) -> VerifiedFiles:
+    """These files of a folder, if they have these SHA-256; else WeightsIntegrityError or ModelNotFoundError."""
+    check_complete(folder, tuple(sha256))
+    for name, expected in sha256.items():
+        check_sha256(folder / name, expected, next_step)
+    return VerifiedFiles(folder, sha256)
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -78,11 +93,11 @@ def write_file(
         with atomic_write(new_path(path, overwrite)) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     except SafetensorError as error:
-        raise OutputError(f"{path} cannot be written, is the disk full? {error}.") from error
+        raise OutputError(f"{path} cannot be written; is the disk full? {error}.") from error
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise IncompatibleWeightsError, with the names, unless `found` has just the names and shapes of `wanted`."""
+    """Raise IncompatibleWeightsError, naming the tensors, unless names and shapes of `found` are those of `wanted`."""
     problems = [f"missing: {name}" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys())]
     problems += [
@@ -92,11 +107,11 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, 
     ]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise IncompatibleWeightsError(f"The tensors of {path} are not those of its {CONFIG}. {shown}.")
+        raise IncompatibleWeightsError(f"The tensors of {path} do not match its {CONFIG}. {shown}.")
 
 
 def load_state(module: nn.Module, path: Path) -> None:
-    """Fill `module` with the tensors of a safetensors file, as float32; all of them and no others."""
+    """Load the tensors of a safetensors file, as float32, into `module`, which must have just these."""
     tensors, _ = read_file(path)
     check_tensors(path, tensors, module.state_dict())
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

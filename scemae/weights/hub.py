@@ -1,0 +1,280 @@
+"""Files of Hugging Face Hub repositories: from the cache or fetched, and always checked against their SHA-256."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
+from pathlib import Path
+from typing import Self, TypedDict
+
+from scemae.errors import (
+    GatedWeightsError,
+    IncompatibleWeightsError,
+    ModelNotFoundError,
+    OptionError,
+    RevisionNotFoundError,
+    ScemaeError,
+    WeightsIntegrityError,
+    WeightsUnavailableError,
+)
+from scemae.weights.card import read_card_hashes
+from scemae.weights.model_folder import CARD, VerifiedFiles, check_sha256
+
+HUB = "hf-hub:"
+SOURCE = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+logger = logging.getLogger(__name__)
+
+
+class HubOptions(TypedDict, total=False):
+    """How to reach the Hub. The default of each option is that of huggingface_hub and its environment variables.
+
+    Args:
+        endpoint: the URL of a mirror; default $HF_ENDPOINT, else https://huggingface.co.
+        cache_dir: where fetched files are kept; default $HF_HUB_CACHE, else ~/.cache/huggingface/hub.
+        token: for gated and private repositories; default $HF_TOKEN, else what `hf auth login` stored.
+        local_files_only: make no request. $HF_HUB_OFFLINE=1 does the same if it is set before Python starts.
+    """
+
+    endpoint: str | None
+    cache_dir: str | Path | None
+    token: str | bool | None
+    local_files_only: bool
+
+
+def validate_hub_options(hub: HubOptions) -> None:
+    """Raise TypeError for an unknown keyword, as Python itself does for named parameters."""
+    known = HubOptions.__annotations__
+    unknown = sorted(hub.keys() - known)
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; those about the Hub are {', '.join(known)}")
+
+
+def fetch(source: str, wanted: Collection[str], hub: HubOptions) -> VerifiedFiles:
+    """Files of "hf-hub:ORG/REPO[@REVISION]", fetched if need be, with the SHA-256 that the repository's card states.
+
+    Args:
+        source: the repository; the revision is a branch, a tag or a commit, and main if there is none.
+        wanted: names of files; if empty, all files that the card states the SHA-256 of.
+        hub: how to reach the Hub.
+
+    Returns a folder of the cache, named after the commit. Raises the errors of `load_model`.
+    """
+    validate_hub_options(hub)
+    repository = Repository.parse(source, hub)
+    card = repository.get_file(CARD)
+    stated = read_card_hashes(card.parent)
+    missing = sorted(set(wanted) - stated.keys())
+    if missing or not stated:
+        raise IncompatibleWeightsError(
+            f"{repository} has no {' and '.join(missing) or 'file'} that can be checked: its {CARD} states the SHA-256 "
+            f"of {', '.join(stated) or 'nothing'}. `scemae push` writes a card that does."
+        )
+    sha256 = {name: stated[name] for name in wanted or stated}
+    try:
+        return replace(repository, revision=card.parent.name).get_verified_files(sha256)
+    except WeightsIntegrityError:
+        _remove_cached(card)  # it may be the card that is wrong
+        raise
+
+
+def repository_url(repo: str, endpoint: str | None) -> str:
+    """The page of a repository ("ORG/REPO")."""
+    from huggingface_hub import constants
+
+    return f"{endpoint or constants.ENDPOINT}/{repo}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """A repository of the Hub at one revision."""
+
+    id: str  # ORG/REPO
+    revision: str  # a branch, a tag, or a commit: 40 hexadecimal digits
+    source: str  # what the user calls it
+    hub: HubOptions  # how to reach it
+
+    @classmethod
+    def parse(cls, source: str, hub: HubOptions) -> Self:
+        """Read "hf-hub:ORG/REPO[@REVISION]"; raises OptionError."""
+        found = SOURCE.fullmatch(source.removeprefix(HUB))
+        if not found:
+            raise OptionError(f"{source!r} does not name a repository; wanted '{HUB}ORG/REPO[@REVISION]'.")
+        return cls(id=found["id"], revision=found["revision"] or "main", source=source, hub=hub)
+
+    def __str__(self) -> str:
+        return f"{repository_url(self.id, self.hub.get('endpoint'))} at revision {self.revision}"
+
+    def get_verified_files(self, sha256: Mapping[str, str]) -> VerifiedFiles:
+        """Files of a commit, each with the SHA-256 that is given; what is not in the cache is fetched."""
+        paths = [self._get_verified_file(name, expected) for name, expected in sha256.items()]
+        return VerifiedFiles(paths[0].parent, sha256)
+
+    def get_file(self, name: str) -> Path:
+        """A file, unchecked: that of a commit from the cache if it is there, else what the Hub has now.
+
+        Where the Hub cannot be reached, an older file of a branch is better than none; a warning is logged.
+        """
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(self.id, name, self.hub.get("cache_dir"), self.revision)
+        cached = Path(path) if isinstance(path, str) else None
+        if cached and (self._is_offline() or COMMIT.fullmatch(self.revision)):
+            return cached
+        if self._is_offline():
+            raise self.unavailable(name, "this is offline (HF_HUB_OFFLINE or local_files_only)")
+        try:
+            return self._fetch(name, retry=cached is None)
+        except WeightsUnavailableError as error:
+            if not cached:
+                raise
+            logger.warning("Using the cached %s of %s, which may be outdated: %s", name, self, error.__cause__)
+            return cached
+
+    def unavailable(self, name: str, reason: str) -> WeightsUnavailableError:
+        """The error for a file that is not in the cache and cannot be fetched; says what the user can do."""
+        from_hub = self.source.startswith(HUB)
+        use = f"load 'local-dir:DIR/{self.id.partition('/')[2]}'" if from_hub else "set SCEMAE_WEIGHTS_DIR=DIR"
+        return WeightsUnavailableError(
+            f"{name} of {self} is not in the cache {self.cache_dir} and cannot be fetched: {reason}. To fix this, "
+            "check the network, the proxy and the endpoint (HF_ENDPOINT); or run "
+            f"`scemae download {self.source} --to DIR` on a machine with a network, copy DIR here and {use}; "
+            "or use the model that comes with scemae, load_model()."
+        )
+
+    @property
+    def cache_dir(self) -> str:
+        """Where fetched files are kept."""
+        from huggingface_hub import constants
+
+        return str(self.hub.get("cache_dir") or constants.HF_HUB_CACHE)
+
+    def _is_offline(self) -> bool:
+        from huggingface_hub import constants
+
+        return self.hub.get("local_files_only") or constants.HF_HUB_OFFLINE
+
+    def _get_verified_file(self, name: str, expected: str, retry: bool = True) -> Path:
+        """A file with the SHA-256 `expected`; a file with another one is fetched again, once, and never kept."""
+        path, offline = self.get_file(name), self._is_offline()
+        if offline:
+            next_step = "Go online to have it fetched again."
+        elif retry:
+            next_step = "It is being fetched again."
+        else:
+            next_step = (
+                f"It was fetched twice from {self}, and not kept: does a mirror or proxy alter files? Or the cache "
+                "cannot be written. Try another network, endpoint or cache_dir."
+            )
+        try:
+            check_sha256(path, expected, next_step)
+        except WeightsIntegrityError as error:
+            if offline:
+                raise
+            _remove_cached(path)
+            if not retry:
+                raise
+            logger.warning("%s", error)
+            return self._get_verified_file(name, expected, retry=False)
+        return path
+
+    def _fetch(self, name: str, retry: bool) -> Path:
+        """Download a file into the cache. `retry`: whether a server's error (5xx) is worth more requests."""
+        from huggingface_hub import constants, hf_hub_download
+
+        try:
+            self._require_answer(name, retry)
+            path = hf_hub_download(
+                self.id,
+                name,
+                revision=self.revision,
+                endpoint=self.hub.get("endpoint"),
+                token=self.hub.get("token"),
+                cache_dir=self.hub.get("cache_dir"),
+                etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                library_name="scemae",
+            )
+        except Exception as error:  # the transports of the client's versions have no common base class
+            raise translate_hub_error(self, name, error) from error
+        return Path(path)
+
+    def _require_answer(self, name: str, retry: bool) -> None:
+        """Raise the client's error at once where nobody answers: `hf_hub_download` alone would retry for minutes."""
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import FileMetadataError
+
+        endpoint = self.hub.get("endpoint")
+        url = hf_hub_url(self.id, name, revision=self.revision, endpoint=endpoint)
+        try:
+            found = get_hf_file_metadata(
+                url, token=self.hub.get("token"), timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=endpoint
+            )
+        except Exception as error:
+            if retry and http_status(error) >= 500:
+                return
+            raise
+        if found.commit_hash is None:
+            raise FileMetadataError("what answers is not a Hub but, say, a proxy or a login page")
+
+
+def translate_hub_error(repository: Repository, name: str, error: Exception) -> ScemaeError:
+    """Our error for one that huggingface_hub raised when it was asked for a file."""
+    from huggingface_hub import errors
+
+    status = http_status(error)
+    if isinstance(error, errors.GatedRepoError) or status == 401 or (status == 403 and _is_from_hub(error)):
+        return GatedWeightsError(
+            f"{repository} is gated or private, or does not exist, or does not accept this token. Open its page, agree "
+            "to its terms if it has any, and pass token= or set HF_TOKEN (`hf auth login`)."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelNotFoundError(f"{repository}: there is no such repository. Is '{repository.id}' spelt right?")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return RevisionNotFoundError(
+            f"{repository}: there is no such revision. Give a branch, a tag, or the full 40-hex commit."
+        )
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return ModelNotFoundError(f"{repository} has no {name}; was it written by `scemae push`?")
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (ENOSPC, EDQUOT):
+        reason = f"{repository.cache_dir} has no space left; make room, or pass cache_dir= (HF_HUB_CACHE)"
+    elif number in (EROFS, EACCES, EPERM):
+        reason = f"{repository.cache_dir} cannot be written ({error}); pass cache_dir= (HF_HUB_CACHE)"
+    else:
+        reason = describe_client_error(error)
+    return repository.unavailable(name, reason)
+
+
+def describe_client_error(error: Exception) -> str:
+    """One line about an error of huggingface_hub, without a full stop."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the client says "an error happened"; this is the error
+    if "Timeout" in type(error).__name__:  # requests, httpx and Python each have their own
+        return f"there was no answer within {constants.HF_HUB_ETAG_TIMEOUT:g} s (HF_HUB_ETAG_TIMEOUT)"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
+
+
+def http_status(error: Exception) -> int:
+    """The HTTP status behind an error of the client; 0 if there is none."""
+    return getattr(getattr(error, "response", None), "status_code", 0)
+
+
+def _is_from_hub(error: Exception) -> bool:
+    """Whether an HTTP error is the Hub's own, and not that of a proxy on the way."""
+    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    return "X-Error-Code" in headers or "X-Error-Message" in headers
+
+
+def _remove_cached(path: Path) -> None:
+    """Remove a file of the cache: the blob, and the link to it in the snapshot folder."""
+    with suppress(OSError):  # the cache may be read-only
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)

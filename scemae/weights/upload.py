@@ -1,0 +1,141 @@
+"""push: model folders and detectors to the Hub, as one commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scemae.errors import GatedWeightsError, IncompatibleWeightsError, OptionError, OutputError, ScemaeError
+from scemae.weights.card import linked_files, load_call, read_card_hashes, regressor_card
+from scemae.weights.hub import HUB, describe_client_error, http_status
+from scemae.weights.model_folder import (
+    CARD,
+    CONFIG,
+    REGRESSOR,
+    REGRESSOR_FORMAT,
+    WEIGHTS,
+    file_sha256,
+    read_config,
+    read_file,
+)
+from scemae.weights.zoo import RELEASED, load_model
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+def push(
+    path: str | os.PathLike[str],
+    repo: str,
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Upload a model folder or the file of a saved detector to the Hub.
+
+    Args:
+        path: the folder or file.
+        repo: "ORG/REPO"; created if it does not exist.
+        private: create a private repository; an existing one must be private.
+        tag: a name for the new commit.
+        endpoint, token: as in `load_model`.
+
+    Returns "hf-hub:ORG/REPO@COMMIT", which loads the very files that were uploaded.
+
+    Raises:
+        GatedWeightsError: the token has no write access.
+        OptionError: the tag exists already, or the repository is public and `private` was asked for.
+        OutputError: the upload failed for another reason.
+        The errors of `load_model` for a folder, of `LandmarkRegressor.load` for a file, if it is damaged.
+    """
+    return push_files(repo, collect_files(path, repo), private=private, tag=tag, endpoint=endpoint, token=token)
+
+
+def collect_files(path: str | os.PathLike[str], repo: str) -> dict[str, Path | bytes]:
+    """What `push` uploads, name -> path or content: the files of a model folder, or a detector and a card for it."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
+        raise OptionError(f"{repo!r} does not name a repository; wanted ORG/REPO.")
+    path = Path(path)
+    return _collect_regressor(path, repo) if path.is_file() else _collect_model(path, repo)
+
+
+def push_files(
+    repo: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Upload files (name -> path or content) as one commit; arguments, result and errors are those of `push`."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(endpoint=endpoint, token=token, library_name="scemae")
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    try:
+        _prepare_repository(api, repo, private, tag)
+        commit = api.create_commit(repo, operations, commit_message="Upload by scemae").oid
+        if tag:
+            api.create_tag(repo, tag=tag, revision=commit)
+    except ScemaeError:
+        raise
+    except Exception as error:  # the transports of the client's versions have no common base class
+        raise _translate_push_error(repo, api.endpoint, error) from error
+    return f"{HUB}{repo}@{commit}"
+
+
+def _prepare_repository(api: HfApi, repo: str, private: bool, tag: str | None) -> None:
+    """Create the repository, or check that an existing one is private if it must be, and does not have the tag."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:  # the first request is one with a timeout: the others wait for ever where nobody answers
+        existing = api.model_info(repo, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except RepositoryNotFoundError:
+        api.create_repo(repo, private=private)
+        return
+    if private and not existing.private:
+        raise OptionError(f"{repo} is public, and nothing was uploaded; choose another, or leave out --private.")
+    if tag in [known.name for known in api.list_repo_refs(repo).tags]:
+        raise OptionError(f"{repo} has a tag {tag!r} already, and nothing was uploaded; choose another --tag.")
+
+
+def _translate_push_error(repo: str, endpoint: str, error: Exception) -> ScemaeError:
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    if http_status(error) in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+        return GatedWeightsError(
+            f"This token may not write to {repo} on {endpoint}. Make one that may, on your settings page there; then "
+            "`hf auth login`, set HF_TOKEN or pass token=."
+        )
+    return OutputError(f"{repo} on {endpoint} could not be written: {describe_client_error(error)}.")
+
+
+def _collect_model(folder: Path, repo: str) -> dict[str, Path | bytes]:
+    load_model(folder, device="cpu")
+    if not {WEIGHTS, CONFIG} <= read_card_hashes(folder).keys():
+        raise IncompatibleWeightsError(
+            f"{folder / CARD} does not state the SHA-256 of {WEIGHTS} and {CONFIG}, so nobody could check them; write "
+            "it with scemae.weights.card.model_card."
+        )
+    card = (folder / CARD).read_text(encoding="utf-8")
+    name = read_config(folder).name
+    if name not in RELEASED:
+        card = card.replace(load_call(name), load_call(HUB + repo))
+    return {CARD: card.encode(), **{name: folder / name for name in (CONFIG, WEIGHTS, *linked_files(card, folder))}}
+
+
+def _collect_regressor(path: Path, repo: str) -> dict[str, Path | bytes]:
+    tensors, metadata = read_file(path)
+    if REGRESSOR_FORMAT not in metadata:
+        raise IncompatibleWeightsError(f"{path} is not a detector of scemae; wanted one, or a model folder.")
+    error = tensors["held_out_errors"].nanmean().item()
+    card = regressor_card(json.loads(metadata[REGRESSOR_FORMAT]), error, repo, file_sha256(path), path.stat().st_size)
+    return {CARD: card.encode(), REGRESSOR: path}
