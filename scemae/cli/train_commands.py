@@ -340,4 +340,4 @@ def _add_command(
 
     parser = commands.add_parser(name, help=run.__doc__, description=run.__doc__, parents=[common])
     parser.set_defaults(run=check_extra_and_run)
-    return parser  # type: ignore[no-any-return]
+    return parser

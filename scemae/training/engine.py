@@ -37,9 +37,15 @@ from scemae.training.run_folder import MODEL, RunFolder
 class Recipe(Protocol):
     """What the engine trains."""
 
-    config: RunConfig
-    module: nn.Module
     origin: str  # SHA-256 of the model that the run needs besides its checkpoint; "": none
+
+    @property
+    def config(self) -> RunConfig:
+        """Batches, schedule, optimizer, seed."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What learns: called with what `prepare` returns, it returns a dictionary with the "loss"."""
 
     @property
     def report_every(self) -> int:

@@ -51,7 +51,7 @@ def run_on_main(action: Callable[[], T]) -> T:
     result, failure = broadcast_object_list(outcome)
     if failure is not None:
         raise failure
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def check_same(value: Any, message: str) -> None:
