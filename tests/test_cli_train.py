@@ -187,6 +187,7 @@ def test_the_preset_is_where_settings_start(capsys, images, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_and_its_pack_used_again(capsys, images, tmp_path):
     out = tmp_path / "run"
     words = ("--data", images, "--out", out, "--name", "mine")
@@ -321,6 +322,7 @@ def run_command(words):
     sys.exit(main(words))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_a_model(capfd, images, tmp_path):
     out = tmp_path / "run"
     words = ["train", "stage1", *SMALL, "--data", str(images), "--out", str(out), "--steps", "100000"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -143,15 +144,18 @@ def test_bad_input_is_refused(reader, ramps, tmp_path):
         AlignConfig(steps=(0, 1))
 
 
-def test_train_align_writes_a_model(ramps, tmp_path):
-    settings = AlignConfig(projection_views=40, views=60, held_out=10, batch_size=20)
-    errors = train_align("scemae-tiny", ramps, settings, tmp_path / "run")
+def test_train_align_replaces_the_aligner_of_a_model(ramps, tiny_backbone, tmp_path):
+    config = AlignConfig(projection_dim=4, projection_views=40, views=60, held_out=10, batch_size=20)
+    first = save_random_model(tmp_path / "first", tiny_backbone)
+    train_align(first, ramps, replace(config, seed=1), tmp_path / "second")
+    second = f"local-dir:{tmp_path / 'second' / 'model'}"
+    errors = train_align(second, ramps, config, tmp_path / "run")
     assert len(errors) == 3
-    model = scemae.load_model(f"local-dir:{tmp_path / 'run' / 'model'}")
-    assert model.config.aligner == settings.aligner
-    bundled = scemae.load_model()
-    assert torch.equal(model.backbone.positions, bundled.backbone.positions)
-    assert not torch.equal(model.aligner.stages[0].weight, bundled.aligner.stages[0].weight)
+    before, model = scemae.load_model(second), scemae.load_model(f"local-dir:{tmp_path / 'run' / 'model'}")
+    assert model.config.aligner == config.aligner
+    weights = model.backbone.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in before.backbone.state_dict().items())
+    assert not torch.equal(model.aligner.stages[0].weight, before.aligner.stages[0].weight)
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "## How it was made: alignment" in card
     section = card.split("## How it was made: alignment")[-1]

@@ -201,6 +201,7 @@ def guessing_recipe(recipe):
     return recipe
 
 
+@pytest.mark.slow
 def test_eight_images_are_learned_by_heart(settings, pack, tmp_path):
     whole = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "normalise_pixels": False}
     recipe = quiet(settings, pack, steps=250, learning_rate=8e-3, decoder_width=64, **whole)

@@ -164,6 +164,7 @@ def test_only_the_projector_learns_and_a_seeded_step_has_its_loss(small, pack):
     assert all(torch.equal(before[name], tensor) for name, tensor in recipe.module.backbone.state_dict().items())
 
 
+@pytest.mark.slow
 def test_eight_images_can_be_learned(small, pack):
     config = dataclasses.replace(CONFIG, held_out=16, batch_size=8, temperature=0.05, projector_dim=24)
     recipe = Stage2(config, pack, small)
@@ -214,6 +215,7 @@ def test_the_model_is_exported_where_its_backbone_is(small, pack, tmp_path, monk
     assert {tensor.device.type for tensor in [exported[0].mean, *exported[0].state_dict().values()]} == {"meta"}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_model_only(small, pack, tmp_path):
     train(Stage2(CONFIG, pack, small), tmp_path / "run", fixed_options())
     model = scemae.load_model(small)
@@ -264,6 +266,7 @@ def test_matching_finds_what_can_be_told_apart(small, pack, monkeypatch):
     assert faces.measure(identity)["warped_projected_error"] > 20
 
 
+@pytest.mark.slow
 def test_sections_of_a_card_follow_the_model_from_run_to_run(small, pack, tmp_path):
     first = Stage2(CONFIG, pack, small)
     train(first, tmp_path / "first", fixed_options())

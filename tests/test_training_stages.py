@@ -16,7 +16,6 @@ from scemae.training.pack import Pack, sample_pack
 from scemae.training.run_config import AlignConfig, DiscriminantConfig
 
 QUICK = ("--held-out", "3", "--batch-size", "4")
-TOGETHER = ("--faces-together", "2")
 
 
 @pytest.fixture(scope="module")
@@ -38,29 +37,18 @@ def run(capsys, *words):
 
 
 def test_alignment_then_stage_2_then_what_users_do(capsys, pack, tiny, tmp_path, samples):
-    few = ("--projection-views", "8", "--views", "12", "--amplitudes", "1,0.5", "--steps", "0 1 1")
-    code, told = run(capsys, "train", "align", "--model", tiny, "--data", pack, "--out", tmp_path / "a", *QUICK, *few)
+    few = ("--projection-dim", "4", "--projection-views", "8", "--views", "12")
+    words = ("--model", tiny, "--data", pack, "--out", tmp_path / "a", "--amplitudes", "1,0.5", "--steps", "0 1 1")
+    code, told = run(capsys, "train", "align", *words, *QUICK, *few)
     assert code == 0
     assert [stage["amplitude"] for stage in told["stages"]] == [1, 0.5]
     aligned = f"local-dir:{tmp_path / 'a' / 'model'}"
-    assert scemae.load_model(aligned).config.aligner == AlignConfig(amplitudes=(1, 0.5), steps=(0, 1, 1)).aligner
+    config = AlignConfig(amplitudes=(1, 0.5), steps=(0, 1, 1), projection_dim=4)
+    assert scemae.load_model(aligned).config.aligner == config.aligner
 
-    clusters = ("--cluster-block", "1")
+    moved = ("--preset", "moved", "--faces-together", "2", "--cluster-block", "1", "--projector-dim", "8")
     words = ("--data", pack, "--out", tmp_path / "s", *QUICK, "--steps", "2", "--no-compile", "--name", "mine")
-    code, told = run(
-        capsys,
-        "train",
-        "stage2",
-        "--model",
-        aligned,
-        *words,
-        "--projector-dim",
-        "8",
-        "--preset",
-        "moved",
-        *TOGETHER,
-        *clusters,
-    )
+    code, told = run(capsys, "train", "stage2", "--model", aligned, *words, *moved)
     assert code == 0
     assert told["step"] == 2
     trained = f"local-dir:{tmp_path / 's' / 'model'}"
@@ -121,9 +109,8 @@ def test_another_input_size_works_from_images_to_a_model(capsys, tiny_backbone, 
     maps = model.project(model.backbone(torch.randn(2, 3, 64, 64)))
     assert maps.shape == (2, 8, 8, 8)
 
-    code, said = run(
-        capsys, "train", "stage2", "--model", "scemae-tiny", "--data", faces.folder, "--out", tmp_path / "x"
-    )
+    words = ("--model", "scemae-tiny", "--data", faces.folder, "--out", tmp_path / "other")
+    code, said = run(capsys, "train", "stage2", *words)
     assert code == 2
     assert "framed for inputs of 64 px, the model sees 96 px" in said
 
@@ -131,14 +118,14 @@ def test_another_input_size_works_from_images_to_a_model(capsys, tiny_backbone, 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("train", "stage2", "--keys", "others"), "there is no other face"),
-        (("train", "discriminant", "--amplitude", "0"), "amplitude is 0.0; it must be above 0"),
-        (("train", "align", "--steps", "0,2"), "must use each of the 3 stages"),
-        (("train", "align", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
+        (("stage2", "--keys", "others"), "there is no other face"),
+        (("discriminant", "--amplitude", "0"), "amplitude is 0.0; it must be above 0"),
+        (("align", "--steps", "0,2"), "must use each of the 3 stages"),
+        (("align", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
     ],
 )
 def test_bad_input_is_refused(capsys, pack, tiny, tmp_path, words, said):
-    code, message = run(capsys, *words, "--model", tiny, "--data", pack, "--out", tmp_path / "run")
+    code, message = run(capsys, "train", *words, "--model", tiny, "--data", pack, "--out", tmp_path / "run")
     assert code == 2
     assert said in message
 
