@@ -8,8 +8,7 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 import scemae
-from scemae.cli.dataclass_options import field_comments
-from scemae.training.run_config import Label, Options, Settings
+from scemae.training.run_config import CardFields, RunOptions, TrainingConfig, field_help
 
 project = "scemae"
 author = "the scemae authors"
@@ -97,9 +96,9 @@ def as_in_the_source(_app: Sphinx, _what: str, _name: str, _subject: object, _op
 
 
 def with_fields(_app: Sphinx, _what: str, _name: str, subject: object, _options: object, lines: list[str]) -> None:
-    """The docstring of a configuration, and the comment behind each of its fields, which the commands' help shows."""
-    if isinstance(subject, type) and issubclass(subject, (Settings, Options, Label)):
-        lines += [f":param {name}: {comment}" for name, comment in field_comments(subject).items()]
+    """The docstring of a configuration, and the help text of each of its fields, which the commands show."""
+    if isinstance(subject, type) and issubclass(subject, (TrainingConfig, RunOptions, CardFields)):
+        lines += [f":param {name}: {text}" for name, text in field_help(subject).items()]
 
 
 def with_downloads(_app: Sphinx, _page: str, source: list[str]) -> None:

@@ -71,7 +71,7 @@ with tempfile.TemporaryDirectory() as folder:
     if pack is None:
         pack = Path(folder, "pack")
         made_up = np.random.default_rng(0).integers(0, 255, (512, 112, 112, 3), dtype=np.uint8)
-        write_pack(pack, enumerate(made_up), 512, 112, "noise", 0.0)
+        write_pack(pack, enumerate(made_up), count=512, size=112, source="noise")
     config = replace(STAGE1_PRESETS["cpu"], batch_size=options.batch_size)
     found = {"plain": [], "scemae": []}
     for number in range(options.rounds):

@@ -9,13 +9,23 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from training_runs import Other, log_of, state_of
+from training_runs import TrainingProcess, log_of, no_fsync, state_of  # noqa: F401
 
 import scemae
 from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.cli.main import main
 from scemae.model.config import BACKBONES, BackboneConfig
-from scemae.training.run_config import STAGE1_PRESETS, CardFields, RunOptions, Stage1Config
+from scemae.training.run_config import (
+    STAGE1_PRESETS,
+    AlignConfig,
+    CardFields,
+    DiscriminantConfig,
+    PublishConfig,
+    RunOptions,
+    Stage1Config,
+    Stage2Config,
+    field_help,
+)
 
 SMALL = (
     *("--architecture", "test-tiny", "--patch-size", "16", "--batch-size", "4", "--steps", "6"),
@@ -56,7 +66,7 @@ def parser_of(kind, presets):
     import argparse
 
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_fields(parser, kind, presets)
+    add_fields(parser, kind, "title", presets)
     return parser
 
 
@@ -101,14 +111,25 @@ def test_none_is_a_value():
     assert given_fields(parser.parse_args(["--clip-norm", "none"]), Stage1Config) == {"clip_norm": None}
 
 
-def test_help_comes_from_the_comments_and_names_what_presets_say(capsys):
+@pytest.mark.parametrize(
+    "kind", [Stage1Config, Stage2Config, DiscriminantConfig, AlignConfig, RunOptions, CardFields, PublishConfig]
+)
+def test_every_option_has_a_sentence_of_help(kind):
+    helps = field_help(kind)
+    assert [field.name for field in dataclasses.fields(kind) if not helps.get(field.name, "").endswith(".")] == []
+
+
+def test_help_shows_the_values_of_the_presets(capsys):
     with pytest.raises(SystemExit):
         main(["train", "stage1", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--learning-rate FLOAT at its highest [cpu: 0.001, paper: 0.0003]" in text
+    assert "--learning-rate FLOAT Peak learning rate, reached after the warm-up. [cpu: 0.001, paper: 0.0003]" in text
     assert (
-        "--mask-ratio FLOAT part of the patches that the encoder does not see; the paper gives no number [0.75]" in text
-    )
+        "--mask-ratio FLOAT Fraction of the patches hidden from the encoder; the paper gives no number, He et al. have "
+        "this one. [0.75]"
+    ) in text
+    assert "Runtime options (do not affect the result): --resume" in text
+    assert "Model-card metadata: --name" in text
     assert "--clip-norm FLOAT|none" in text
     assert "--normalise-pixels, --no-normalise-pixels" in text
     assert "--precision {auto,float32,bf16}" in text
@@ -166,6 +187,7 @@ def test_the_preset_is_where_settings_start(capsys, images, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_and_its_pack_used_again(capsys, images, tmp_path):
     out = tmp_path / "run"
     words = ("--data", images, "--out", out, "--name", "mine")
@@ -187,7 +209,7 @@ def test_a_run_is_resumed_and_its_pack_used_again(capsys, images, tmp_path):
     assert scemae.model_info(out / "model").config.training_data == "9 faces of images"
     code, _, err = train(capsys, *words, "--overwrite", "--continue-from", f"local-dir:{out}/model")
     assert code == 2
-    assert "model is where this run would start and what it would replace" in err
+    assert "model is the model that this run starts from and would replace" in err
     assert scemae.model_info(out / "model").config.name == "mine"
     (tmp_path / "others").mkdir()
     code, _, err = train(capsys, "--data", tmp_path / "others", "--out", out, "--resume")
@@ -241,26 +263,31 @@ def test_boxes_of_a_folder_and_of_a_tar(capsys, images, tmp_path):
     assert np.array_equal(*packs)
 
 
-def test_bad_input_is_one_clear_line(capsys, images, tmp_path):
+@pytest.mark.parametrize(
+    ("data", "out", "words", "said"),
+    [
+        pytest.param("empty", "run", (), "holds no images", id="empty"),
+        pytest.param("absent", "run", (), "no such file or folder", id="absent"),
+        pytest.param("images", "run", ("--mask-ratio", "2"), "mask_ratio is 2.0; it must be in 0..1", id="ratio"),
+        pytest.param("images", "run", ("--continue-from", "scemae-tyni"), "Did you mean 'scemae-tiny'", id="model"),
+        pytest.param("images", "run", ("--resume", "--overwrite"), "cannot both be", id="resume"),
+        pytest.param("images", "images/1.png", (), "cannot be written", id="out"),
+    ],
+)
+def test_bad_input_is_one_clear_line(capsys, images, tmp_path, data, out, words, said):
     (tmp_path / "empty").mkdir()
-    out = tmp_path / "run"
-    for words, said in (
-        (("--data", tmp_path / "empty", "--out", out), "holds no images"),
-        (("--data", tmp_path / "absent", "--out", out), "no such file or folder"),
-        (("--data", images, "--out", out, "--mask-ratio", "2"), "mask_ratio is 2.0; it must be in 0..1"),
-        (("--data", images, "--out", out, "--continue-from", "scemae-tyni"), "Did you mean 'scemae-tiny'"),
-        (("--data", images, "--out", out, "--resume", "--overwrite"), "cannot both be"),
-        (("--data", images, "--out", images / "1.png"), "cannot be written"),
-    ):
-        code, text, err = train(capsys, *words)
-        assert (code, text) == (2, ""), words
-        assert said in err
-        assert err.count("\n") == 1
-    code, _, err = run(capsys, "data", "pack", tmp_path / "absent", tmp_path / "pack", "--json")
+    code, text, err = train(capsys, "--data", tmp_path / data, "--out", tmp_path / out, *words)
+    assert (code, text) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_bad_input_is_json_where_json_is_wanted(capsys, tmp_path):
+    _, _, err = run(capsys, "data", "pack", tmp_path / "absent", tmp_path / "pack", "--json")
     assert json.loads(err)["error"] == "DataError"
 
 
-def test_several_processes_do_not_pack(capsys, images, tmp_path, monkeypatch):
+def test_processes_of_one_run_do_not_pack(capsys, images, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = train(capsys, "--data", images, "--out", tmp_path / "run")
     assert code == 2
@@ -290,21 +317,22 @@ def test_other_commands_do_not_load_the_training():
     assert "data" in shown
 
 
-def interrupted_command(words):
+def run_command(words):
     BACKBONES["test-tiny"] = BackboneConfig(width=32, heads=2, depth=2, params=0)
     sys.exit(main(words))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_a_model(capfd, images, tmp_path):
     out = tmp_path / "run"
     words = ["train", "stage1", *SMALL, "--data", str(images), "--out", str(out), "--steps", "100000"]
-    process = Other(tmp_path / "note", interrupted_command, words)
+    process = TrainingProcess(tmp_path / "note", run_command, words)
     end = time.monotonic() + 60
     while not (out / "log.jsonl").exists() or (out / "log.jsonl").stat().st_size == 0:
         assert time.monotonic() < end
         time.sleep(0.02)
     os.kill(process.process.pid, signal.SIGINT)
-    assert process.end() == 130
+    assert process.wait() == 130
     step = state_of(out)["step"]
     assert 0 < step < 100_000
     assert scemae.model_info(out / "model").config.images_seen == 4 * step
@@ -320,6 +348,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launched(images, tmp_path, launcher):
     """Without MPI `accelerate launch --cpu` starts one process, whatever number it is given; the command says so."""

@@ -40,6 +40,7 @@ MORE = {  # a command -> what it is given beside the words in the document
     "export": "--overwrite --faces 1 --tolerance 0.5",
     "fit": "--overwrite --no-align",
     "train align": f"{FEW} --views 12 --projection-views 8 --amplitudes 1,0.5 --steps 0,1,1",
+    "train discriminant": f"{FEW} --views 8 --projector-dim 8",
     "train stage1": f"{QUICK} --overwrite --architecture test-narrow --batch-size 4",
     "train stage2": f"{FEW} {QUICK} --projector-dim 8 --faces-together 2",
 }

@@ -14,25 +14,26 @@ from PIL import Image
 from torch import nn
 from training_runs import (
     TOY,
-    Other,
     Toy,
+    TrainingProcess,
     assert_same_run,
+    equal_states,
+    fixed_options,
     log_of,
-    plain,
-    same_tensors,
-    several,
+    no_fsync,  # noqa: F401
     signal_self,
+    spawn_ranks,
     state_of,
     train_toy,
 )
 
 from scemae.errors import DataError, OptionError, OutputError, RunError
 from scemae.training import engine
-from scemae.training.acceleration import compiles
+from scemae.training.acceleration import can_compile
 from scemae.training.engine import learning_rate, train
-from scemae.training.processes import interruptible
+from scemae.training.processes import catch_signals
 from scemae.training.run_config import RunOptions, Stage1Config
-from scemae.training.run_folder import CHECKPOINT, LOG, locked
+from scemae.training.run_folder import CHECKPOINT, LOG, lock_folder
 
 INTERRUPT = functools.partial(signal_self, signal.SIGINT)
 KILL = functools.partial(signal_self, signal.SIGKILL)
@@ -52,7 +53,7 @@ def wait_for(condition, seconds=30):
 def test_training_is_adamw_by_hand(tmp_path, accumulate, clip_norm):
     config = replace(TOY, steps=12, accumulate=accumulate, clip_norm=clip_norm, weight_decay=0.3, warmup=0.25)
     toy, reference = Toy(config), Toy(config)
-    train(toy, tmp_path / "run", plain())
+    train(toy, tmp_path / "run", fixed_options())
     weights = [reference.module.first.weight, reference.module.last.weight]
     biases = [reference.module.first.bias, reference.module.last.bias]
     optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}])
@@ -62,7 +63,7 @@ def test_training_is_adamw_by_hand(tmp_path, accumulate, clip_norm):
             rise = (step + 1) / 4
             group["lr"] = 0.01 * (rise if step < 3 else 0.5 * (1 + math.cos(math.pi * (step - 3) / 9)))
             group["betas"] = (0.9, 0.95)
-        loss = reference.module(*reference.inputs(reference.load(step, slice(None))))["loss"]
+        loss = reference.module(*reference.prepare(reference.load(step, slice(None))))["loss"]
         optimizer.zero_grad()
         loss.backward()
         if clip_norm:
@@ -87,24 +88,24 @@ def test_bf16_is_for_products_only_and_a_resume_keeps_it(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "fastest_precision", lambda device: "bf16")
     toy = Toy(replace(TOY, clip_norm=0.1), at={4: INTERRUPT})
     with pytest.raises(KeyboardInterrupt):
-        train(toy, tmp_path / "run", plain(precision="auto"))
+        train(toy, tmp_path / "run", fixed_options(precision="auto"))
     assert toy.module.inner.dtype == torch.bfloat16
     monkeypatch.setattr(engine, "fastest_precision", lambda device: "float32")
     toy = Toy(replace(TOY, clip_norm=0.1))
-    history = train(toy, tmp_path / "run", plain(precision="auto", resume=True))
+    history = train(toy, tmp_path / "run", fixed_options(precision="auto", resume=True))
     assert toy.module.inner.dtype == torch.bfloat16
     assert "bf16" in history.hardware
     assert all(parameter.grad is None or parameter.dtype == torch.float32 for parameter in toy.module.parameters())
     other = Toy()
-    train(other, tmp_path / "other", plain(precision="auto"))  # in one process after the other
+    train(other, tmp_path / "other", fixed_options(precision="auto"))  # in one process after the other
     assert other.module.inner.dtype == torch.float32
 
 
-@pytest.mark.skipif(not compiles(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
 def test_compiled_training_is_the_same(tmp_path):
     config = replace(TOY, steps=4)
-    train(Toy(config), tmp_path / "eager", plain())
-    train(Toy(config), tmp_path / "compiled", plain(compile=True))
+    train(Toy(config), tmp_path / "eager", fixed_options())
+    train(Toy(config), tmp_path / "compiled", fixed_options(compile=True))
     losses = [[line["loss"] for line in log_of(tmp_path / name)] for name in ("eager", "compiled")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     eager, compiled = (state_of(tmp_path / name)["module"] for name in ("eager", "compiled"))
@@ -115,7 +116,7 @@ def test_compiled_training_is_the_same(tmp_path):
 
 
 def test_reports_come_at_their_steps_and_at_the_end(tmp_path):
-    history = train(Toy(replace(TOY, steps=230), report_every=50), tmp_path / "run", plain())
+    history = train(Toy(replace(TOY, steps=230), report_every=50), tmp_path / "run", fixed_options())
     pictures = sorted(path.name for path in (tmp_path / "run" / "pictures").iterdir())
     assert pictures == [f"{step:07d}.png" for step in (50, 100, 150, 200, 230)]
     assert Image.open(tmp_path / "run" / "pictures" / pictures[0]).size == (4, 4)
@@ -131,11 +132,11 @@ def test_reports_come_at_their_steps_and_at_the_end(tmp_path):
 
 
 def test_a_loss_is_the_mean_since_the_line_before(tmp_path):
-    train(Toy(replace(TOY, steps=30)), tmp_path / "fine", plain())
-    train(Toy(replace(TOY, steps=30), report_every=7), tmp_path / "reported", plain())
+    train(Toy(replace(TOY, steps=30)), tmp_path / "fine", fixed_options())
+    train(Toy(replace(TOY, steps=30), report_every=7), tmp_path / "reported", fixed_options())
     fine = [line["loss"] for line in log_of(tmp_path / "fine")]
     assert [line["loss"] for line in log_of(tmp_path / "reported")] == fine  # every step has a line of its own
-    train(Toy(replace(TOY, steps=300, learning_rate=1e-9)), tmp_path / "coarse", plain())
+    train(Toy(replace(TOY, steps=300, learning_rate=1e-9)), tmp_path / "coarse", fixed_options())
     toy = Toy(replace(TOY, steps=300))
     untrained = [toy.module(toy.load(step, slice(None))[0])["loss"].item() for step in range(6)]
     lines = log_of(tmp_path / "coarse")[:2]
@@ -151,15 +152,15 @@ def test_a_loss_is_the_mean_since_the_line_before(tmp_path):
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(tmp_path, stop):
     config = replace(TOY, steps=200, accumulate=2, clip_norm=1.0)  # a line every 2 steps
     settings = {"dropout": 0.2, "report_every": 40}
-    train(Toy(config, **settings), tmp_path / "whole", plain())
+    train(Toy(config, **settings), tmp_path / "whole", fixed_options())
     with pytest.raises(KeyboardInterrupt, match="--resume"):
-        train(Toy(config, at={stop - 1: INTERRUPT}, **settings), tmp_path / "run", plain())
+        train(Toy(config, at={stop - 1: INTERRUPT}, **settings), tmp_path / "run", fixed_options())
     assert state_of(tmp_path / "run")["step"] == stop
     assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["step"] == stop
-    history = train(Toy(config, **settings), tmp_path / "run", plain(resume=True))
+    history = train(Toy(config, **settings), tmp_path / "run", fixed_options(resume=True))
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert history.step == 200
-    again = train(Toy(config, **settings), tmp_path / "run", plain(resume=True))  # a run that is done
+    again = train(Toy(config, **settings), tmp_path / "run", fixed_options(resume=True))  # a run that is done
     assert again.step == 200
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -170,24 +171,24 @@ def test_dropout_differs_from_step_to_step_and_from_seed_to_seed(tmp_path):
         toy = Toy(replace(TOY, steps=2, learning_rate=1e-12, seed=seed), dropout=0.5)
         toy.module.load_state_dict(Toy().module.state_dict())
         toy.load = lambda step, part, toy=toy: Toy.load(toy, 0, part)  # the same images at each step
-        train(toy, tmp_path / name, plain())
+        train(toy, tmp_path / name, fixed_options())
         losses += [line["loss"] for line in log_of(tmp_path / name)]
     assert len(set(losses)) == 4
 
 
 def test_sigterm_stops_as_ctrl_c_does_and_a_second_ctrl_c_is_obeyed_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train(Toy(at={3: functools.partial(signal_self, signal.SIGTERM)}), tmp_path / "run", plain())
+        train(Toy(at={3: functools.partial(signal_self, signal.SIGTERM)}), tmp_path / "run", fixed_options())
     assert state_of(tmp_path / "run")["step"] == 4
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where Ctrl-C is ignored
     before = signal.getsignal(signal.SIGINT)
-    with interruptible() as received:
+    with catch_signals() as received:
         signal.raise_signal(signal.SIGINT)
         assert received == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-    with interruptible() as received:  # a scheduler and a launcher each send one
+    with catch_signals() as received:  # a scheduler and a launcher each send one
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
     assert received == [signal.SIGTERM] * 2
@@ -195,25 +196,25 @@ def test_sigterm_stops_as_ctrl_c_does_and_a_second_ctrl_c_is_obeyed_at_once(tmp_
 
 def test_a_run_off_the_main_thread_takes_no_signals(tmp_path):
     with ThreadPoolExecutor() as threads:
-        assert threads.submit(train, Toy(), tmp_path / "run", plain(max_hours=0)).result().step == 1
+        assert threads.submit(train, Toy(), tmp_path / "run", fixed_options(max_hours=0)).result().step == 1
 
 
 def test_max_hours_ends_a_run_that_can_be_gone_on_with(tmp_path):
-    history = train(Toy(), tmp_path / "run", plain(max_hours=0))
+    history = train(Toy(), tmp_path / "run", fixed_options(max_hours=0))
     assert history.step == 1
     assert (tmp_path / "run" / "pictures" / "0000001.png").exists()
-    assert train(Toy(), tmp_path / "run", plain(max_hours=0, resume=True)).step == 2
-    train(Toy(), tmp_path / "run", plain(resume=True))
-    train(Toy(), tmp_path / "whole", plain())
+    assert train(Toy(), tmp_path / "run", fixed_options(max_hours=0, resume=True)).step == 2
+    train(Toy(), tmp_path / "run", fixed_options(resume=True))
+    train(Toy(), tmp_path / "whole", fixed_options())
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_hours_add_up_over_resumes(tmp_path):
-    train(Toy(), tmp_path / "run", plain(max_hours=0))
+    train(Toy(), tmp_path / "run", fixed_options(max_hours=0))
     state = state_of(tmp_path / "run")
     assert 0 < state["seconds"] < 60
     torch.save(state | {"seconds": 7200.0}, tmp_path / "run" / CHECKPOINT)
-    history = train(Toy(), tmp_path / "run", plain(resume=True))
+    history = train(Toy(), tmp_path / "run", fixed_options(resume=True))
     assert 2 < history.hours < 2.1
     assert 7200 < state_of(tmp_path / "run")["seconds"] < 7260
 
@@ -224,11 +225,11 @@ def test_hours_add_up_over_resumes(tmp_path):
 KILLED = replace(TOY, steps=80)
 
 
-def trained_until_killed(run, at):
-    train(Toy(KILLED, report_every=20, at=at), run, plain(resume=True, checkpoint_minutes=0))
+def train_until_killed(run, at):
+    train(Toy(KILLED, report_every=20, at=at), run, fixed_options(resume=True, checkpoint_minutes=0))
 
 
-def trained_until_killed_in_a_checkpoint(run, number):
+def train_until_killed_in_a_checkpoint(run, number):
     """The process dies with half of a checkpoint written."""
     save, calls = torch.save, []
 
@@ -240,32 +241,32 @@ def trained_until_killed_in_a_checkpoint(run, number):
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.save = half
-    trained_until_killed(run, {})
+    train_until_killed(run, {})
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run that nobody killed."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    train(Toy(KILLED, report_every=20), run, plain())
+    train(Toy(KILLED, report_every=20), run, fixed_options())
     return run
 
 
 def finish(run):
-    train(Toy(KILLED, report_every=20), run, plain(resume=True))
+    train(Toy(KILLED, report_every=20), run, fixed_options(resume=True))
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, whole):
     run = tmp_path / "run"
     for step in (0, 7, 30):  # in the midst of a step: before the first checkpoint, and after some
-        assert Other(tmp_path / "note", trained_until_killed, run, {step: KILL}).end() == -signal.SIGKILL
+        assert TrainingProcess(tmp_path / "note", train_until_killed, run, {step: KILL}).wait() == -signal.SIGKILL
         assert (state_of(run)["step"] if step else 0) == step
     for _ in range(2):  # wherever it happens to be
-        process = Other(tmp_path / "note", trained_until_killed, run, {})
+        process = TrainingProcess(tmp_path / "note", train_until_killed, run, {})
         written = (run / LOG).stat().st_size
         wait_for(lambda written=written: (run / LOG).stat().st_size > written + 200)
         process.process.kill()
-        process.end()
+        process.wait()
         assert state_of(run)["step"] > 30
     finish(run)
     assert_same_run(whole, run)
@@ -274,8 +275,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, whole):
 @pytest.mark.parametrize("number", [1, 2, 12])
 def test_killed_amid_a_checkpoint_the_one_before_is_whole(tmp_path, whole, number):
     run = tmp_path / "run"
-    process = Other(tmp_path / "note", trained_until_killed_in_a_checkpoint, run, number)
-    assert process.end() == -signal.SIGKILL
+    process = TrainingProcess(tmp_path / "note", train_until_killed_in_a_checkpoint, run, number)
+    assert process.wait() == -signal.SIGKILL
     assert len(list(run.glob(f".{CHECKPOINT}.*"))) == 1
     assert (run / CHECKPOINT).exists() == (number > 1)
     if number > 1:
@@ -287,7 +288,7 @@ def test_killed_amid_a_checkpoint_the_one_before_is_whole(tmp_path, whole, numbe
 
 def test_a_log_line_that_was_cut_short_and_lines_beyond_the_checkpoint_go(tmp_path, whole):
     run = tmp_path / "run"
-    train(Toy(KILLED, report_every=20), run, plain(max_hours=0))
+    train(Toy(KILLED, report_every=20), run, fixed_options(max_hours=0))
     with (run / LOG).open("a") as file:
         file.write('{"step": 2, "loss": 9.0}\n{"step": 4, "lo')
     finish(run)
@@ -297,37 +298,37 @@ def test_a_log_line_that_was_cut_short_and_lines_beyond_the_checkpoint_go(tmp_pa
 # ---- what goes wrong
 
 
-def trained_on_a_full_disk(run):
+def train_on_a_full_disk(run):
     def fill(numbers):
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
         return numbers
 
-    train(Toy(at={5: fill}), run, plain(checkpoint_minutes=0))
+    train(Toy(at={5: fill}), run, fixed_options(checkpoint_minutes=0))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
-    process = Other(tmp_path / "note", trained_on_a_full_disk, tmp_path / "run")
-    assert process.end() == 2
+    process = TrainingProcess(tmp_path / "note", train_on_a_full_disk, tmp_path / "run")
+    assert process.wait() == 2
     assert "OutputError" in process.error
     assert "is the disk full?" in process.error
     assert state_of(tmp_path / "run")["step"] == 5
     assert not list((tmp_path / "run").glob(".*"))
-    train(Toy(), tmp_path / "run", plain(resume=True))
-    train(Toy(), tmp_path / "whole", plain())
+    train(Toy(), tmp_path / "run", fixed_options(resume=True))
+    train(Toy(), tmp_path / "whole", fixed_options())
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def trained_with_no_room_for_the_log(run):
+def train_without_room_for_the_log(run):
     def fill(numbers):
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
         return numbers
 
-    train(Toy(at={5: fill}), run, plain())
+    train(Toy(at={5: fill}), run, fixed_options())
 
 
 def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path):
-    process = Other(tmp_path / "note", trained_with_no_room_for_the_log, tmp_path / "run")
-    assert process.end() == 2
+    process = TrainingProcess(tmp_path / "note", train_without_room_for_the_log, tmp_path / "run")
+    assert process.wait() == 2
     assert "log.jsonl cannot be written" in process.error
 
 
@@ -335,13 +336,13 @@ def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, bad):
     toy = Toy(at={5: lambda numbers: numbers * bad}, config=replace(TOY, accumulate=2))
     with pytest.raises(RunError, match=r"At step 5 the loss is (nan|inf).*--learning-rate"):
-        train(toy, tmp_path / "run", plain(checkpoint_minutes=0))
+        train(toy, tmp_path / "run", fixed_options(checkpoint_minutes=0))
     assert state_of(tmp_path / "run")["step"] == 5
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2, 3, 4, 5]
     assert all(parameter.isfinite().all() for parameter in toy.module.parameters())
     passes = torch.load(tmp_path / "run" / "bad_batch" / "0.pt", weights_only=True)
     assert torch.equal(torch.cat([part[0] for part in passes]), toy.load(5, slice(None))[0])
-    train(Toy(config=replace(TOY, accumulate=2)), tmp_path / "run", plain(resume=True))
+    train(Toy(config=replace(TOY, accumulate=2)), tmp_path / "run", fixed_options(resume=True))
 
 
 def test_an_error_of_the_reading_thread_ends_the_run(tmp_path):
@@ -355,28 +356,28 @@ def test_an_error_of_the_reading_thread_ends_the_run(tmp_path):
 
     toy.load = broken
     with pytest.raises(DataError, match="the disk is gone"):
-        train(toy, tmp_path / "run", plain(checkpoint_minutes=0))
+        train(toy, tmp_path / "run", fixed_options(checkpoint_minutes=0))
     assert state_of(tmp_path / "run")["step"] == 3  # the fingerprint of step 4's images cannot be taken either
-    train(Toy(), tmp_path / "run", plain(resume=True))
+    train(Toy(), tmp_path / "run", fixed_options(resume=True))
 
 
 def test_one_process_at_a_time(tmp_path):
-    with locked(tmp_path / "run"), pytest.raises(RunError, match="Another process is training"):
-        train(Toy(), tmp_path / "run", plain())
-    train(Toy(), tmp_path / "run", plain())
-    train(Toy(), tmp_path / "run", plain(overwrite=True))  # and the engine has let go of it
+    with lock_folder(tmp_path / "run"), pytest.raises(RunError, match="Another process is training"):
+        train(Toy(), tmp_path / "run", fixed_options())
+    train(Toy(), tmp_path / "run", fixed_options())
+    train(Toy(), tmp_path / "run", fixed_options(overwrite=True))  # and the engine has let go of it
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path):
     run = tmp_path / "run"
-    train(Toy(), run, plain())
+    train(Toy(), run, fixed_options())
     before = state_of(run)
     with pytest.raises(RunError, match=r"holds checkpoint.pt, log.jsonl, pictures, model already.*--resume"):
-        train(Toy(), run, plain())
-    assert same_tensors(before, state_of(run))
+        train(Toy(), run, fixed_options())
+    assert equal_states(before, state_of(run))
     with pytest.raises(OptionError, match="resume and overwrite"):
         RunOptions(resume=True, overwrite=True)
-    train(Toy(replace(TOY, seed=1, steps=12)), run, plain(overwrite=True))
+    train(Toy(replace(TOY, seed=1, steps=12)), run, fixed_options(overwrite=True))
     assert state_of(run)["step"] == 12
     assert len(log_of(run)) == 12
     assert [path.name for path in (run / "pictures").iterdir()] == ["0000012.png"]
@@ -385,7 +386,7 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
 def test_a_folder_that_no_run_made_is_never_deleted(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("years of work")
-    for options in (plain(), plain(overwrite=True)):
+    for options in (fixed_options(), fixed_options(overwrite=True)):
         with pytest.raises(RunError, match="holds model already"):
             train(Toy(), tmp_path, options)
     assert (tmp_path / "model" / "mine.txt").exists()
@@ -393,7 +394,7 @@ def test_a_folder_that_no_run_made_is_never_deleted(tmp_path):
 
 def test_an_older_model_stays_until_the_new_one_is_whole(tmp_path):
     run = tmp_path / "run"
-    train(Toy(), run, plain(max_hours=0))
+    train(Toy(), run, fixed_options(max_hours=0))
     toy = Toy()
 
     def failing(folder, history):
@@ -402,35 +403,35 @@ def test_an_older_model_stays_until_the_new_one_is_whole(tmp_path):
 
     toy.export = failing
     with pytest.raises(OutputError, match="no room"):
-        train(toy, run, plain(resume=True))
+        train(toy, run, fixed_options(resume=True))
     assert json.loads((run / "model" / "model.json").read_text())["step"] == 1
     assert not list(run.glob("*.partial"))
-    train(Toy(), run, plain(resume=True))
+    train(Toy(), run, fixed_options(resume=True))
     assert json.loads((run / "model" / "model.json").read_text())["step"] == 30
 
 
 def test_a_changed_configuration_is_shown(tmp_path):
-    train(Toy(), tmp_path / "run", plain(max_hours=0))
+    train(Toy(), tmp_path / "run", fixed_options(max_hours=0))
     before = state_of(tmp_path / "run")
     with pytest.raises(RunError, match=r"another configuration: clip_norm: None -> 1.0; learning_rate: 0.01 -> 0.02\."):
-        train(Toy(replace(TOY, learning_rate=0.02, clip_norm=1.0)), tmp_path / "run", plain(resume=True))
-    assert same_tensors(before, state_of(tmp_path / "run"))
+        train(Toy(replace(TOY, learning_rate=0.02, clip_norm=1.0)), tmp_path / "run", fixed_options(resume=True))
+    assert equal_states(before, state_of(tmp_path / "run"))
     state = before | {"config": json.dumps({**json.loads(before["config"]), "momentum": 0.9})}
     torch.save(state, tmp_path / "run" / CHECKPOINT)
     with pytest.raises(RunError, match=r"another version of scemae.*momentum"):
-        train(Toy(), tmp_path / "run", plain(resume=True))
+        train(Toy(), tmp_path / "run", fixed_options(resume=True))
 
 
 def test_other_images_are_noticed(tmp_path):
-    train(Toy(), tmp_path / "run", plain(max_hours=0))
-    with pytest.raises(RunError, match="images are not those"):
-        train(Toy(data_seed=1), tmp_path / "run", plain(resume=True))
+    train(Toy(), tmp_path / "run", fixed_options(max_hours=0))
+    with pytest.raises(RunError, match="images differ from those"):
+        train(Toy(data_seed=1), tmp_path / "run", fixed_options(resume=True))
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "text", "zeros", "foreign"])
 def test_a_damaged_checkpoint_says_so(tmp_path, damage):
     run = tmp_path / "run"
-    train(Toy(), run, plain(max_hours=0))
+    train(Toy(), run, fixed_options(max_hours=0))
     path = run / CHECKPOINT
     whole = path.read_bytes()
     if damage == "foreign":
@@ -439,15 +440,15 @@ def test_a_damaged_checkpoint_says_so(tmp_path, damage):
         path.write_bytes(
             {"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello", "zeros": bytes(5000)}[damage]
         )
-    with pytest.raises(RunError, match=r"checkpoint.pt is (damaged|no checkpoint).*--overwrite.*--continue-from"):
-        train(Toy(), run, plain(resume=True))
-    train(Toy(), run, plain(overwrite=True))
+    with pytest.raises(RunError, match=r"checkpoint.pt is (damaged|not a checkpoint).*--overwrite.*--continue-from"):
+        train(Toy(), run, fixed_options(resume=True))
+    train(Toy(), run, fixed_options(overwrite=True))
 
 
 def test_an_out_that_cannot_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file cannot be written"):
-        train(Toy(), tmp_path / "file", plain())
+        train(Toy(), tmp_path / "file", fixed_options())
 
 
 @pytest.mark.parametrize(
@@ -462,7 +463,8 @@ def test_an_out_that_cannot_be_a_folder(tmp_path):
         {"seed": -1},
         {"std": (0.2, 0.0, 0.2)},
         {"patch_size": 7},
-        {"input_size": 64},
+        {"input_size": 0},
+        {"patch_size": 0},
         {"architecture": "resnet"},
         {"mask_ratio": 1.5},
         {"decoder_width": 30},
@@ -472,14 +474,14 @@ def test_an_out_that_cannot_be_a_folder(tmp_path):
     ],
     ids=str,
 )
-def test_a_configuration_that_cannot_be_is_refused(wrong):
+def test_a_wrong_configuration_is_refused(wrong):
     with pytest.raises(OptionError, match=next(iter(wrong))):
         Stage1Config(**wrong)
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path):
     with pytest.raises(RunError, match="batch_size 8 cannot be shared among 1 processes and 3 passes"):
-        train(Toy(replace(TOY, accumulate=3)), tmp_path / "run", plain())
+        train(Toy(replace(TOY, accumulate=3)), tmp_path / "run", fixed_options())
 
 
 # ---- several processes
@@ -488,12 +490,12 @@ def test_a_batch_that_cannot_be_shared(tmp_path):
 def train_late(run, rank):
     """One of the processes has had enough at once."""
     late = int(os.environ["RANK"]) == rank
-    train_toy(run, plain(max_hours=0 if late else math.inf), {"steps": 2000})
+    train_toy(run, fixed_options(max_hours=0 if late else math.inf), {"steps": 2000})
 
 
 def train_signalled(run, rank, number):
     mine = int(os.environ["RANK"]) == rank
-    train_toy(run, plain(), {"steps": 3000}, at={50: functools.partial(signal_self, number)} if mine else {})
+    train_toy(run, fixed_options(), {"steps": 3000}, at={50: functools.partial(signal_self, number)} if mine else {})
 
 
 def train_broken(run, rank):
@@ -501,23 +503,23 @@ def train_broken(run, rank):
         raise DataError("the disk of this machine is gone")
 
     mine = int(os.environ["RANK"]) == rank
-    train_toy(run, plain(), {"steps": 3000}, at={50: broken} if mine else {})
+    train_toy(run, fixed_options(), {"steps": 3000}, at={50: broken} if mine else {})
 
 
 def train_apart(run):
     """Each process has a folder of its own."""
-    train_toy(run / os.environ["RANK"], plain(resume=True))
+    train_toy(run / os.environ["RANK"], fixed_options(resume=True))
 
 
-def ends(processes, seconds=40):
-    return [process.end(seconds) for process in processes]
+def exit_codes(processes, seconds=40):
+    return [process.wait(seconds) for process in processes]
 
 
 def test_two_processes_do_what_one_does(tmp_path):
     changes = {"clip_norm": 1.0, "accumulate": 2}
-    assert ends(several(tmp_path, 2, train_toy, tmp_path / "two", plain(), changes)) == [0, 0]
-    assert ends(several(tmp_path, 2, train_toy, tmp_path / "again", plain(), changes)) == [0, 0]
-    train_toy(tmp_path / "one", plain(), {"clip_norm": 1.0})
+    assert exit_codes(spawn_ranks(tmp_path, 2, train_toy, tmp_path / "two", fixed_options(), changes)) == [0, 0]
+    assert exit_codes(spawn_ranks(tmp_path, 2, train_toy, tmp_path / "again", fixed_options(), changes)) == [0, 0]
+    train_toy(tmp_path / "one", fixed_options(), {"clip_norm": 1.0})
     assert_same_run(tmp_path / "two", tmp_path / "again")  # to the bit, given the seed and the number of processes
     one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
     for name, tensor in one["module"].items():
@@ -530,43 +532,43 @@ def test_two_processes_do_what_one_does(tmp_path):
 
 
 def test_processes_stop_together(tmp_path):
-    assert ends(several(tmp_path, 2, train_late, tmp_path / "late", 1)) == [0, 0]
+    assert exit_codes(spawn_ranks(tmp_path, 2, train_late, tmp_path / "late", 1)) == [0, 0]
     assert state_of(tmp_path / "late")["step"] == 1
-    assert ends(several(tmp_path, 2, train_signalled, tmp_path / "run", 1, signal.SIGINT)) == [130, 130]
+    assert exit_codes(spawn_ranks(tmp_path, 2, train_signalled, tmp_path / "run", 1, signal.SIGINT)) == [130, 130]
     assert state_of(tmp_path / "run")["step"] == 51
     assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["step"] == 51
 
 
 def test_checkpoints_are_made_together(tmp_path):
     """The clocks of processes differ: each would find another step to be the time for one."""
-    often = plain(checkpoint_minutes=0.0005)
-    assert ends(several(tmp_path, 2, train_toy, tmp_path / "run", often, {"steps": 100})) == [0, 0]
+    often = fixed_options(checkpoint_minutes=0.0005)
+    assert exit_codes(spawn_ranks(tmp_path, 2, train_toy, tmp_path / "run", often, {"steps": 100})) == [0, 0]
 
 
 def test_what_one_process_finds_wrong_ends_all(tmp_path):
-    with locked(tmp_path / "run"):
-        processes = several(tmp_path, 2, train_toy, tmp_path / "run", plain())
-        assert ends(processes) == [2, 2]
+    with lock_folder(tmp_path / "run"):
+        processes = spawn_ranks(tmp_path, 2, train_toy, tmp_path / "run", fixed_options())
+        assert exit_codes(processes) == [2, 2]
     assert all("Another process is training" in process.error for process in processes)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_ends_takes_the_others_with_it(tmp_path, rank):
     start = time.monotonic()
-    processes = several(tmp_path, 2, train_broken, tmp_path / "run", rank)
-    codes = ends(processes)
+    processes = spawn_ranks(tmp_path, 2, train_broken, tmp_path / "run", rank)
+    codes = exit_codes(processes)
     assert codes[rank] == 2
     assert "the disk of this machine is gone" in processes[rank].error
     assert codes[1 - rank] == 1
-    processes = several(tmp_path, 2, train_signalled, tmp_path / "other", rank, signal.SIGKILL)
-    codes = ends(processes)
+    processes = spawn_ranks(tmp_path, 2, train_signalled, tmp_path / "other", rank, signal.SIGKILL)
+    codes = exit_codes(processes)
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] == 1
     assert time.monotonic() - start < 30
 
 
 def test_processes_that_see_different_folders(tmp_path):
-    train_toy(tmp_path / "1", plain(max_hours=0))
-    processes = several(tmp_path, 2, train_apart, tmp_path)
-    assert ends(processes) == [2, 2]
+    train_toy(tmp_path / "1", fixed_options(max_hours=0))
+    processes = spawn_ranks(tmp_path, 2, train_apart, tmp_path)
+    assert exit_codes(processes) == [2, 2]
     assert all("do not all see the same" in process.error for process in processes)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_runs import assert_same_run, drawn_faces, log_of, plain
+from training_runs import assert_same_run, drawn_faces, fixed_options, log_of, no_fsync  # noqa: F401
 
 from scemae.errors import OptionError
 from scemae.model.backbone import Backbone, initialise_backbone
@@ -12,7 +12,7 @@ from scemae.training.run_config import CardFields, Stage1Config
 from scemae.training.stage1 import Stage1
 
 PATCH, CELLS = 16, 36  # px; patches of an image
-LABEL = CardFields(name="drawn", training_data="pictures drawn by a test")
+CARD_FIELDS = CardFields(name="drawn", training_data="pictures drawn by a test")
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def pack(tmp_path_factory):
 
 def quiet(settings, pack, **changes):
     """Stage 1 without pictures on the way."""
-    recipe = Stage1(Stage1Config(**settings | changes), pack, LABEL)
+    recipe = Stage1(Stage1Config(**settings | changes), pack, CARD_FIELDS)
     recipe.report_every = 10_000
     return recipe
 
@@ -191,7 +191,7 @@ def quiet(settings, pack, **changes):
 def test_a_seeded_run_has_these_losses(settings, pack, tmp_path):
     """What changes them changes every training: have a reason."""
     recipe = quiet(settings, pack, steps=12, warmup=0.1, learning_rate=0.01)
-    train(guessing_recipe(recipe), tmp_path / "run", plain())
+    train(guessing_recipe(recipe), tmp_path / "run", fixed_options())
     losses = [line["loss"] for line in log_of(tmp_path / "run")]
     assert losses[::4] + losses[-1:] == pytest.approx([0.998686, 0.895323, 0.737761, 0.846955], rel=2e-4)
 
@@ -201,10 +201,11 @@ def guessing_recipe(recipe):
     return recipe
 
 
+@pytest.mark.slow
 def test_eight_images_are_learned_by_heart(settings, pack, tmp_path):
     whole = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "normalise_pixels": False}
     recipe = quiet(settings, pack, steps=250, learning_rate=8e-3, decoder_width=64, **whole)
-    train(recipe, tmp_path / "run", plain())
+    train(recipe, tmp_path / "run", fixed_options())
     losses = [line["loss"] for line in log_of(tmp_path / "run")]
     assert losses[0] > 0.6
     assert losses[-1] < 0.3 * losses[0]
@@ -218,30 +219,30 @@ def test_a_batch_is_drawn_once_and_shared_out(settings, pack):
     order = whole[-1]
     assert (order.sort(dim=1).values == torch.arange(CELLS)).all()
     assert len({tuple(row) for row in order.tolist()}) == 8
-    images, _ = recipe.inputs(whole)
+    images, _ = recipe.prepare(whole)
     assert images.shape == (8, 3, 96, 96)
     plainly = quiet(settings, pack, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    pixels, _ = plainly.inputs(whole)
+    pixels, _ = plainly.prepare(whole)
     torch.testing.assert_close(images, (pixels - 0.5) / 0.25, rtol=1e-4, atol=1e-5)
     assert 0 <= pixels.min() < 0.1
     assert 0.9 < pixels.max() <= 1
 
 
 def test_stage_1_is_resumed_exactly(settings, pack, tmp_path):
-    train(quiet(settings, pack, steps=8), tmp_path / "whole", plain())
-    train(quiet(settings, pack, steps=8), tmp_path / "run", plain(max_hours=0))
-    train(quiet(settings, pack, steps=8), tmp_path / "run", plain(resume=True))
+    train(quiet(settings, pack, steps=8), tmp_path / "whole", fixed_options())
+    train(quiet(settings, pack, steps=8), tmp_path / "run", fixed_options(max_hours=0))
+    train(quiet(settings, pack, steps=8), tmp_path / "run", fixed_options(resume=True))
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize(("steps", "pictures"), [(3, 3), (20, 20), (45, 15), (9000, 20)])
 def test_a_run_shows_some_pictures(settings, pack, steps, pictures):
-    recipe = Stage1(Stage1Config(**settings, steps=steps), pack, LABEL)
+    recipe = Stage1(Stage1Config(**settings, steps=steps), pack, CARD_FIELDS)
     assert steps // recipe.report_every == pictures
 
 
 def test_a_picture_shows_faces_masks_and_reconstructions(settings, pack):
-    picture = np.asarray(guessing_recipe(quiet(settings, pack)).picture()).astype(int)
+    picture = np.asarray(guessing_recipe(quiet(settings, pack)).draw_report()).astype(int)
     face = pack.squares[0, 8:-8, 8:-8].astype(int)
     assert np.abs(picture[:192:2, :192:2] - face).max() <= 1
     middle = picture[len(picture) // 2 - 96 : len(picture) // 2 + 96, :192]
@@ -256,4 +257,4 @@ def test_a_picture_shows_faces_masks_and_reconstructions(settings, pack):
 
 def test_masks_that_leave_nothing_to_learn(settings, pack):
     with pytest.raises(OptionError, match="leave nothing"):
-        Stage1(Stage1Config(**settings, mask_ratio=0.0), pack, LABEL)
+        Stage1(Stage1Config(**settings, mask_ratio=0.0), pack, CARD_FIELDS)

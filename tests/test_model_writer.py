@@ -1,29 +1,31 @@
 import json
 import re
+import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_runs import drawn_faces, plain
+from training_runs import drawn_faces, fixed_options, no_fsync, state_of  # noqa: F401
 
 import scemae
 from scemae.cli.main import main
-from scemae.errors import OptionError, OutputError, RunError
+from scemae.errors import MissingExtraError, OptionError, OutputError, RunError
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.publish import publish_model
 from scemae.evaluation.result_table import Spread, Table
 from scemae.training import model_writer
 from scemae.training.engine import train
-from scemae.training.model_writer import git_commit, loss_curve
-from scemae.training.pack import sample_pack
+from scemae.training.model_writer import git_commit, plot_loss
+from scemae.training.pack import Pack, sample_pack
 from scemae.training.run_config import CardFields, Stage1Config
 from scemae.training.stage1 import DECODER, Stage1
 from scemae.weights.model_folder import CARD, CONFIG, WEIGHTS, file_sha256, read_file
 
-LABEL = CardFields(
+CARD_FIELDS = CardFields(
     name="drawn-tiny", training_data="8 drawings", license="CC-BY-4.0", license_link="https://example.org/by"
 )
 
@@ -34,11 +36,20 @@ def config(tiny_backbone):
     return Stage1Config(architecture=tiny_backbone, **small)
 
 
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """The pack and the folder of a run, which the first test that needs it makes."""
+    return tmp_path_factory.mktemp("first")
+
+
 @pytest.fixture
-def run(config, tmp_path):
-    """A run of four steps, and what trained it."""
-    recipe = Stage1(config, drawn_faces(tmp_path), LABEL)
-    train(recipe, tmp_path / "run", plain())
+def run(config, first_run, tmp_path):
+    """The folder of a run of four steps, and its recipe."""
+    if not (first_run / "run").exists():
+        train(Stage1(config, drawn_faces(first_run), CARD_FIELDS), first_run / "run", fixed_options())
+    shutil.copytree(first_run / "run", tmp_path / "run")
+    recipe = Stage1(config, Pack.open(first_run / "pack"), CARD_FIELDS)
+    recipe.module.load_state_dict(state_of(tmp_path / "run")["module"])
     return tmp_path / "run", recipe
 
 
@@ -76,8 +87,10 @@ def test_the_card_is_filled_from_the_run(run, config):
 def test_the_card_shows_the_sample_faces_and_not_the_training_data(run):
     out, recipe = run
     shown = np.asarray(Image.open(out / "model" / "1-stage-1-reconstructions.png"))
-    assert np.array_equal(shown, np.asarray(recipe.reconstructions(sample_pack())))
-    assert not np.array_equal(shown[:, : shown.shape[1] // 2], np.asarray(recipe.picture())[:, : shown.shape[1] // 2])
+    assert np.array_equal(shown, np.asarray(recipe.draw_reconstructions(sample_pack())))
+    assert not np.array_equal(
+        shown[:, : shown.shape[1] // 2], np.asarray(recipe.draw_report())[:, : shown.shape[1] // 2]
+    )
 
 
 def test_the_log_goes_with_the_model_thinned(run, monkeypatch, tmp_path):
@@ -85,9 +98,9 @@ def test_the_log_goes_with_the_model_thinned(run, monkeypatch, tmp_path):
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert (out / "model" / "1-stage-1-log.jsonl").read_text() == (out / "log.jsonl").read_text()
-    monkeypatch.setattr(model_writer, "LOGGED", 2)
-    following = Stage1(replace(recipe.config, continue_from=f"local-dir:{out}/model", seed=1), recipe.pack, LABEL)
-    train(following, tmp_path / "next", plain())
+    monkeypatch.setattr(model_writer, "MAX_LOG_LINES", 2)
+    following = Stage1(replace(recipe.config, continue_from=f"local-dir:{out}/model", seed=1), recipe.pack, CARD_FIELDS)
+    train(following, tmp_path / "next", fixed_options())
     thinned = (tmp_path / "next" / "model" / "2-stage-1-log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in thinned] == [2, 4]
     earlier = tmp_path / "next" / "model" / "1-stage-1-log.jsonl"
@@ -122,8 +135,8 @@ def test_a_published_model_has_the_choices_tables_and_notes(run, evaluation, cap
     for name, (sha256, size) in printed["files"].items():
         assert (sha256, size) == (file_sha256(out / name), (out / name).stat().st_size)
     card, old = (folder.joinpath(CARD).read_text() for folder in (out, source))
-    chapters = old[old.index("\n## How it was made") :]
-    assert card.endswith(f"| drawn-tiny | 1.25 |\n\n## Limits\n\nDrawings only.\n{chapters}")
+    sections = old[old.index("\n## How it was made") :]
+    assert card.endswith(f"| drawn-tiny | 1.25 |\n\n## Limits\n\nDrawings only.\n{sections}")
     assert {path.name for path in out.iterdir()} == {path.name for path in source.iterdir()} - {DECODER}
     assert main([str(word) for word in command]) == 2
     assert "exists already" in capsys.readouterr().err
@@ -133,7 +146,7 @@ def test_a_published_model_has_the_choices_tables_and_notes(run, evaluation, cap
     assert (out / CARD).read_text() == card  # publishing what is published adds nothing
 
 
-def test_what_cannot_be_published(run, evaluation, tmp_path):
+def test_bad_publications_are_refused(run, evaluation, tmp_path):
     source, out = f"local-dir:{run[0]}/model", tmp_path / "published"
     with pytest.raises(OptionError, match="has no projector"):
         publish_model(source, out, {"matching_use": "projected"}, [], "")
@@ -156,7 +169,7 @@ def test_what_cannot_be_published(run, evaluation, tmp_path):
 # ---- from a model, and of a checkout
 
 
-def test_pictures_that_a_mirror_has_left_out_are_not_missed(run, tmp_path):
+def test_a_card_without_its_pictures_can_be_published(run, tmp_path):
     """`scemae download --to` copies the files of a model and its card, no pictures."""
     out, source = tmp_path / "published", run[0] / "model"
     for picture in source.glob("*.png"):
@@ -166,19 +179,19 @@ def test_pictures_that_a_mirror_has_left_out_are_not_missed(run, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["1-stage-1-log.jsonl", CARD, CONFIG, WEIGHTS]
 
 
-def test_a_run_goes_on_from_a_model_and_counts_its_images(run, config, tmp_path):
+def test_a_run_continues_from_a_model_and_counts_its_images(run, config, tmp_path):
     out, recipe = run
     source = f"local-dir:{out}/model"
-    following = Stage1(replace(config, continue_from=source, seed=1), recipe.pack, LABEL)
+    following = Stage1(replace(config, continue_from=source, seed=1), recipe.pack, CARD_FIELDS)
     for name, tensor in recipe.module.state_dict().items():
         torch.testing.assert_close(following.module.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-    train(following, tmp_path / "next", plain())
+    train(following, tmp_path / "next", fixed_options())
     assert scemae.model_info(tmp_path / "next" / "model").config.images_seen == 64
     assert source in (tmp_path / "next" / "model" / "README.md").read_text()
     following.origin = "0" * 64  # of another model, which lies there now
     with pytest.raises(RunError, match="another"):
-        train(following, tmp_path / "next", plain(resume=True))
-    other_decoder = Stage1(replace(config, continue_from=source, decoder_depth=2), recipe.pack, LABEL)
+        train(following, tmp_path / "next", fixed_options(resume=True))
+    other_decoder = Stage1(replace(config, continue_from=source, decoder_depth=2), recipe.pack, CARD_FIELDS)
     encoder = recipe.module.backbone.vit.blocks[1].mlp.fc1.weight
     torch.testing.assert_close(
         other_decoder.module.backbone.vit.blocks[1].mlp.fc1.weight, encoder, rtol=1e-3, atol=1e-4
@@ -197,10 +210,10 @@ def test_a_run_goes_on_from_a_model_and_counts_its_images(run, config, tmp_path)
         ({"architecture": "deit-tiny"}, "archit"),
     ],
 )
-def test_a_model_that_another_run_cannot_go_on_from(run, config, changes, words):
+def test_a_model_that_a_run_cannot_continue_from(run, config, changes, words):
     out, recipe = run
-    with pytest.raises(RunError, match=rf"model has {words}.*; give it the same"):
-        Stage1(replace(config, continue_from=f"local-dir:{out}/model", **changes), recipe.pack, LABEL)
+    with pytest.raises(RunError, match=rf"model has {words}.*; pass the same"):
+        Stage1(replace(config, continue_from=f"local-dir:{out}/model", **changes), recipe.pack, CARD_FIELDS)
 
 
 def test_a_model_that_does_not_fit_on_the_disk(run, monkeypatch):
@@ -209,7 +222,7 @@ def test_a_model_that_does_not_fit_on_the_disk(run, monkeypatch):
     out, recipe = run
     before = (out / "model" / "README.md").read_text()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    history = train(recipe, out, plain(resume=True))
+    history = train(recipe, out, fixed_options(resume=True))
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(OutputError, match="is the disk full"):
@@ -237,31 +250,38 @@ def test_the_commit_is_that_of_the_package_and_of_no_repository_around_it(tmp_pa
     assert re.fullmatch(r"[0-9a-f]{12}-dirty", git_commit())
 
 
-def test_a_checkout_that_nobody_installed_has_a_card_too(run, monkeypatch):
+def test_a_checkout_that_is_not_installed_has_a_card_too(run, monkeypatch):
     out, recipe = run
 
     def unknown(name):
         raise model_writer.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(model_writer.metadata, "version", unknown)
-    history = train(recipe, out, plain(resume=True))
+    history = train(recipe, out, fixed_options(resume=True))
     recipe.export(out / "again", history)
     assert "scemae (not installed)" in (out / "again" / "README.md").read_text()
 
 
-def test_a_loss_curve_falls_with_the_loss():
+def test_the_loss_plot_falls_on_a_logarithmic_axis():
     lines = [{"step": step, "loss": 100.0 * 0.5**step} for step in range(1, 9)]
-    pixels = np.asarray(loss_curve(lines)).astype(int)
-    assert pixels.shape == (320, 720, 3)
-    left, right = pixels[30:-40, 160:200], pixels[30:-40, 640:680]
-    ground = pixels[2, 2]
+    pixels = np.asarray(plot_loss(lines)).astype(int)
+    assert pixels.shape == (400, 720, 3)
+    rows, columns = np.nonzero(pixels.max(axis=-1) - pixels.min(axis=-1) > 100)  # the line; axes and grid are grey
+    first, last = columns.min(), columns.max()
+    assert first < 150
+    assert last > 650
 
-    def height(part):
-        return np.nonzero((np.abs(part - ground).max(axis=-1) > 60).any(axis=1))[0].mean()
+    def height(column):
+        return rows[abs(columns - column) < 20].mean()
 
-    assert height(left) + 100 < height(right)  # rows count downwards
-    middle = (height(left) + height(right)) / 2
-    halfway = pixels[30:-40, 400:440]
-    assert height(halfway) == pytest.approx(middle, abs=12)  # a straight line: the axis of the loss is logarithmic
-    assert loss_curve([]).size == (720, 320)
-    assert loss_curve([{"step": 1, "loss": 0.5}]).size == (720, 320)
+    assert height(first) + 100 < height(last)  # rows count downwards
+    middle = (height(first) + height(last)) / 2
+    assert height((first + last) / 2) == pytest.approx(middle, abs=12)  # a straight line: the loss is logarithmic
+    assert plot_loss([]).size == (720, 400)
+    assert plot_loss([{"step": 1, "loss": 0.5}]).size == (720, 400)
+
+
+def test_plots_without_matplotlib_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"matplotlib: pip install \"scemae\[train\]\""):
+        plot_loss([])

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from training_runs import pack_squares
 
 from scemae.geometry import pixels_to_half_sides
+from scemae.training.discriminant import CLASS_REACH, PositionalScatter
 from scemae.training.motions import Moves, move_points, random_motions, token_centres
-from scemae.training.pack import INPUT, write_pack
-from scemae.training.positional_discriminant import REACH, PositionalScatter
 from scemae.training.run_config import MotionConfig
 
-STILL_LIGHT = MotionConfig(brightness=0.0, log_contrast=0.0)
+INPUT = 96
+CONSTANT_LIGHT = MotionConfig(brightness=0.0, log_contrast=0.0)
 
 
 @pytest.fixture
@@ -18,16 +19,16 @@ def ramps(tmp_path):
     """Three faces whose red is the column and whose green is the row of each pixel, 112 px."""
     rows, columns = np.mgrid[:112, :112]
     ramp = np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)
-    return write_pack(tmp_path / "ramps", [(str(i), ramp) for i in range(3)], 3, 112, "ramps", 0.0)
+    return pack_squares(tmp_path / "ramps", [ramp] * 3)
 
 
 def test_no_motion_is_no_motion():
-    motions = random_motions(np.random.default_rng(0), 5, MotionConfig(), amplitude=0)
+    motions = random_motions(np.random.default_rng(0), 5, MotionConfig(), amplitude=0, input_size=INPUT)
     np.testing.assert_allclose(motions, np.tile(np.eye(3), (5, 1, 1)), atol=1e-12)
 
 
 def test_motions_have_the_spread_of_their_settings():
-    motions = random_motions(np.random.default_rng(0), 20_000, MotionConfig(), amplitude=0.5)
+    motions = random_motions(np.random.default_rng(0), 20_000, MotionConfig(), amplitude=0.5, input_size=INPUT)
     linear, centre = motions[:, :2, :2], np.full((1, 2), (INPUT - 1) / 2)
     angles = np.arctan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1])
     scales = np.log(np.linalg.det(linear)) / 2
@@ -41,8 +42,8 @@ def test_motions_have_the_spread_of_their_settings():
 def test_points_are_seen_where_the_motion_says(ramps):
     """The colour at the predicted place of a moved view is the place itself, or its mirror image."""
     points = np.array([(40.0, 30.0), (60.0, 64.0), (30.0, 55.0)])
-    moves = Moves.draw(np.random.default_rng(1), 12, STILL_LIGHT, amplitude=0.4)
-    views = moves.views(ramps, np.array([0, 1, 2] * 4)).numpy()
+    moves = Moves.draw(np.random.default_rng(1), 12, CONSTANT_LIGHT, amplitude=0.4, input_size=INPUT)
+    views = moves.sample(ramps, np.array([0, 1, 2] * 4)).numpy()
     mirrored = 0
     for view, places in zip(views, moves.to_moved(points), strict=True):
         inside = ((places > 1) & (places < INPUT - 2)).all(axis=1)
@@ -58,16 +59,16 @@ def test_points_are_seen_where_the_motion_says(ramps):
     assert 5 < mirrored < 30
 
 
-def test_unmoved_undoes_seen_at():
-    moves = Moves.draw(np.random.default_rng(1), 3, STILL_LIGHT, amplitude=1)
+def test_to_unmoved_undoes_to_moved():
+    moves = Moves.draw(np.random.default_rng(1), 3, CONSTANT_LIGHT, amplitude=1, input_size=INPUT)
     points = np.array([(40.0, 30.0), (60.0, 64.0)])
     for k, seen in enumerate(moves.to_moved(points)):
         np.testing.assert_allclose(moves.to_unmoved(seen)[k], points, atol=1e-9)
-    assert np.array_equal(moves.part(slice(1, 3)).motions, moves.motions[1:])
+    assert np.array_equal(moves[1:3].motions, moves.motions[1:])
 
 
 def test_token_centres_go_row_by_row():
-    assert token_centres(12)[[0, 1, 12]].tolist() == [[3.5, 3.5], [11.5, 3.5], [3.5, 11.5]]
+    assert token_centres(12, INPUT)[[0, 1, 12]].tolist() == [[3.5, 3.5], [11.5, 3.5], [3.5, 11.5]]
 
 
 def planted_tokens(count=4000):
@@ -100,7 +101,7 @@ def test_scatter_is_that_of_the_definition():
     scatter.add(tokens, places)
     _, projection = scatter.solve(6, shrinkage=0.1)
     x = tokens[0].double()
-    classes = ((places[0] / REACH + 1) * 1.5).floor().long() @ torch.tensor([1, 3])
+    classes = ((places[0] / CLASS_REACH + 1) * 1.5).floor().long() @ torch.tensor([1, 3])
     means = torch.stack([x[classes == c].mean(0) for c in classes])
     between = (means - x.mean(0)).T @ (means - x.mean(0)) / len(x)
     within = (x - means).T @ (x - means) / len(x)

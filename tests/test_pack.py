@@ -10,12 +10,13 @@ from PIL import Image
 from scemae.errors import DataError, OptionError, OutputError
 from scemae.geometry import sample_views
 from scemae.training.batches import Batches, random_crops
-from scemae.training.pack import INPUT, Pack, is_pack, pack_faces
+from scemae.training.pack import Pack, default_size, is_pack, pack_faces
 
+INPUT = 96
 BLUE, RED = (20, 40, 200), (220, 30, 10)
 
 
-def encoded(colour, size=(120, 100), form="PNG"):
+def encode(colour, size=(120, 100), form="PNG"):
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, form)
     return file.getvalue()
@@ -27,8 +28,8 @@ def folder(tmp_path):
     images = tmp_path / "images"
     (images / "below").mkdir(parents=True)
     for number in range(3):
-        (images / f"{number}.png").write_bytes(encoded((50 * number, 100, 100)))
-    (images / "below" / "deep.JPG").write_bytes(encoded(BLUE, form="JPEG"))
+        (images / f"{number}.png").write_bytes(encode((50 * number, 100, 100)))
+    (images / "below" / "deep.JPG").write_bytes(encode(BLUE, form="JPEG"))
     (images / "notes.txt").write_text("no image")
     (images / "labels.csv").write_text("path,x")
     (images / "._0.png").write_bytes(b"what macOS leaves")
@@ -76,7 +77,7 @@ def test_a_folder_becomes_squares(folder, tmp_path):
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_tar_is_read_as_it_is(tmp_path, mode):
-    files = {"b/2.png": encoded(RED), "b/1.png": encoded(BLUE), "readme.md": b"text", "b/._1.png": b"macOS"}
+    files = {"b/2.png": encode(RED), "b/1.png": encode(BLUE), "readme.md": b"text", "b/._1.png": b"macOS"}
     pack = pack_faces(tar_of(tmp_path / "faces.tar", files, mode), tmp_path / "pack")
     assert pack.names == ("b/2.png", "b/1.png")
     assert colours(pack) == [RED, BLUE]
@@ -84,11 +85,11 @@ def test_a_tar_is_read_as_it_is(tmp_path, mode):
 
 
 def test_a_parquet_of_bytes_with_and_without_their_paths(tmp_path):
-    plain = parquet_of(tmp_path / "plain.parquet", image=[encoded(RED), encoded(BLUE)], label=[1, 2])
-    pack = pack_faces(plain, tmp_path / "pack")
-    assert pack.names == ("plain.parquet:0", "plain.parquet:1")
+    bare = parquet_of(tmp_path / "bare.parquet", image=[encode(RED), encode(BLUE)], label=[1, 2])
+    pack = pack_faces(bare, tmp_path / "pack")
+    assert pack.names == ("bare.parquet:0", "bare.parquet:1")
     assert colours(pack) == [RED, BLUE]
-    items = [{"bytes": encoded(BLUE), "path": "a.png"}, {"bytes": None, "path": "b.png"}, None]
+    items = [{"bytes": encode(BLUE), "path": "a.png"}, {"bytes": None, "path": "b.png"}, None]
     pack = pack_faces(
         parquet_of(tmp_path / "hub.parquet", image=items), tmp_path / "pack", overwrite=True, skip_at_most=0.7
     )
@@ -132,7 +133,7 @@ def test_images_without_a_good_box_are_left_out(folder, tmp_path):
 
 
 def test_corrupt_images_are_counted_and_listed(folder, tmp_path):
-    (folder / "1.png").write_bytes(encoded(BLUE)[:60])
+    (folder / "1.png").write_bytes(encode(BLUE)[:60])
     (folder / "2.png").write_bytes(b"")
     pack = pack_faces(folder, tmp_path / "pack", skip_at_most=0.5)
     assert pack.names == ("0.png", "below/deep.JPG")
@@ -151,29 +152,34 @@ def test_one_corrupt_image_is_always_allowed_but_not_the_only_one(folder, tmp_pa
     lone = tmp_path / "lone"
     lone.mkdir()
     (lone / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="holds no image that could be used"):
+    with pytest.raises(DataError, match="holds no image that can be used"):
         pack_faces(lone, tmp_path / "none")
 
 
-def test_sources_that_hold_no_faces(tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (empty / "notes.txt").write_text("")
-    text = tmp_path / "faces.tar"
-    text.write_text("no tar at all")
-    columns = parquet_of(tmp_path / "faces.parquet", picture=[b"1"])
-    no_parquet = tmp_path / "text.parquet"
-    no_parquet.write_text("no parquet")
-    for source, words in (
-        (empty, "holds no images"),
-        (tmp_path / "absent", "no such file or folder"),
-        (text, "no folder, no tar and no parquet"),
-        (tar_of(tmp_path / "none.tar", {"a.txt": b""}), "holds no images"),
-        (columns, r"columns \['picture'\]; wanted one named 'image'"),
-        (no_parquet, "cannot be read as parquet"),
-    ):
-        with pytest.raises(DataError, match=words):
-            pack_faces(source, tmp_path / "pack")
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        pytest.param(
+            "empty", lambda path: [path.mkdir(), (path / "notes.txt").touch()], "holds no images", id="folder"
+        ),
+        pytest.param("absent", lambda path: None, "no such file or folder", id="absent"),
+        pytest.param(
+            "faces.tar", lambda path: path.write_text("text"), "neither a folder nor a tar or parquet file", id="text"
+        ),
+        pytest.param("none.tar", lambda path: tar_of(path, {"a.txt": b""}), "holds no images", id="tar"),
+        pytest.param(
+            "faces.parquet",
+            lambda path: parquet_of(path, picture=[b"1"]),
+            r"columns \['picture'\]; wanted one named 'image'",
+            id="columns",
+        ),
+        pytest.param("text.parquet", lambda path: path.write_text("text"), "cannot be read as parquet", id="parquet"),
+    ],
+)
+def test_sources_that_hold_no_faces(tmp_path, name, make, words):
+    make(tmp_path / name)
+    with pytest.raises(DataError, match=words):
+        pack_faces(tmp_path / name, tmp_path / "pack")
     assert not (tmp_path / "pack").exists()
 
 
@@ -184,13 +190,13 @@ def test_a_truncated_archive(tmp_path, mode):
     Image.fromarray(noise).save(file, "PNG")
     archive = tar_of(tmp_path / "faces.tar", {f"{number}.png": file.getvalue() for number in range(4)}, mode)
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size * 6 // 10])
-    with pytest.raises(DataError, match=r"faces.tar (cannot be read as a tar file|is no folder, no tar)"):
+    with pytest.raises(DataError, match=r"faces.tar (cannot be read as a tar file|is neither a folder nor a tar)"):
         pack_faces(archive, tmp_path / "pack")
     assert not (tmp_path / "pack").exists()
 
 
 def test_a_truncated_parquet(tmp_path):
-    path = parquet_of(tmp_path / "faces.parquet", image=[encoded(RED)] * 4)
+    path = parquet_of(tmp_path / "faces.parquet", image=[encode(RED)] * 4)
     content = bytearray(path.read_bytes())
     content[10:60] = bytes(50)  # the data, not the footer
     path.write_bytes(content)
@@ -218,9 +224,27 @@ def test_a_failed_attempt_leaves_the_old_pack(folder, tmp_path):
     assert len(Pack.open(tmp_path / "pack")) == 4
 
 
-def test_squares_smaller_than_an_input(folder, tmp_path):
+def test_squares_smaller_than_the_input(folder, tmp_path):
     with pytest.raises(OptionError, match="size is 95; it must be at least 96"):
         pack_faces(folder, tmp_path / "pack", size=95)
+
+
+def test_another_input_size_has_its_own_framing(folder, tmp_path):
+    assert [default_size(size) for size in (96, 64, 128)] == [136, 90, 182]
+    pack = pack_faces(folder, tmp_path / "pack", input_size=64)
+    assert (pack.input_size, pack.size, Pack.open(tmp_path / "pack").input_size) == (64, 90, 64)
+    assert pack.central_views(torch.from_numpy(pack.squares[:2])).shape == (2, 3, 64, 64)
+    pack.check_input_size(64)
+    with pytest.raises(DataError, match=r"framed for inputs of 64 px, the model sees 96 px.*--input-size 96"):
+        pack.check_input_size(96)
+
+
+def test_a_pack_without_an_input_size_is_framed_for_96_px(folder, tmp_path):
+    pack_faces(folder, tmp_path / "pack")
+    index = json.loads((tmp_path / "pack" / "pack.json").read_text())
+    assert index.pop("input_size") == 96
+    (tmp_path / "pack" / "pack.json").write_text(json.dumps(index))
+    assert Pack.open(tmp_path / "pack").input_size == 96
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "empty", "no squares", "no json", "other json", "no index"])
@@ -244,14 +268,14 @@ def test_a_damaged_pack(folder, tmp_path, damage):
     else:
         index.unlink()
     assert is_pack(out) == (damage != "no index")
-    with pytest.raises(DataError, match=r"pack is (damaged|no pack).*scemae data pack IMAGES OUT"):
+    with pytest.raises(DataError, match=r"pack is (damaged|not a pack).*scemae data pack IMAGES OUT"):
         Pack.open(out)
 
 
 def test_a_file_is_no_pack(tmp_path):
     (tmp_path / "file").write_text("")
     assert not is_pack(tmp_path / "file")
-    with pytest.raises(DataError, match="is no pack"):
+    with pytest.raises(DataError, match="is not a pack"):
         Pack.open(tmp_path / "file")
 
 
@@ -274,16 +298,16 @@ def test_a_step_is_a_function_of_the_seed_and_its_number():
     for step in (9, 0, 40, 3):  # in any order
         assert np.array_equal(batches.rows(step), other.rows(step))
         assert not np.array_equal(batches.rows(step), reseeded.rows(step))
-        assert batches.numbers(step).random() == other.numbers(step).random()
-        assert batches.numbers(step).random() != reseeded.numbers(step).random()
-    assert batches.numbers(1).random() != batches.numbers(2).random()
+        assert batches.rng(step).random() == other.rng(step).random()
+        assert batches.rng(step).random() != reseeded.rng(step).random()
+    assert batches.rng(1).random() != batches.rng(2).random()
 
 
 # ---- crops
 
 
 def crops_of(count=400, size=136, area=(0.3, 1.0), ratio=(3 / 4, 4 / 3)):
-    return random_crops(np.random.default_rng(0), count, size, area, ratio)
+    return random_crops(np.random.default_rng(0), count, size=size, input_size=INPUT, area=area, ratio=ratio)
 
 
 def test_crops_stay_inside_and_have_the_wanted_area_and_shape():

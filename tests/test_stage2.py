@@ -6,18 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from training_runs import fixed_options, no_fsync, pack_noise, save_random_model  # noqa: F401
 
 import scemae
 from scemae.errors import OptionError, RunError
 from scemae.model.backbone import Backbone
-from scemae.model.config import BACKBONES, BackboneConfig, ModelConfig
+from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.model.projector import Projector
+from scemae.training.discriminant import train_discriminant
 from scemae.training.engine import History, train
 from scemae.training.held_out_matching import PLACES, HeldOutFaces
 from scemae.training.motions import Moves
-from scemae.training.pack import write_pack
-from scemae.training.run_config import STAGE2_PRESETS, RunOptions, Stage2Config
-from scemae.training.stage2 import CorrespondenceEnhancer, Stage2, train_positional
+from scemae.training.run_config import DiscriminantConfig, Stage2Config
+from scemae.training.stage2 import CorrespondenceEnhancer, Stage2
 from scemae.weights.model_folder import save_model
 
 SMALL = BackboneConfig(width=24, heads=3, depth=4, params=0)
@@ -27,32 +28,19 @@ SMALL = BackboneConfig(width=24, heads=3, depth=4, params=0)
 def small(monkeypatch, tmp_path):
     """A model folder of a small random backbone, as `--model` names it."""
     monkeypatch.setitem(BACKBONES, "small", SMALL)
-    torch.manual_seed(0)
-    described = ModelConfig(
-        name="small",
-        architecture="small",
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        images_seen=0,
-        training_data="noise",
-        description="random",
-    )
-    tensors = {f"backbone.{name}": t for name, t in Backbone(SMALL).state_dict().items()}
-    save_model(tmp_path / "source", tensors, described, "# small\n")
-    return f"local-dir:{tmp_path / 'source'}"
+    return save_random_model(tmp_path / "source", "small")
 
 
 @pytest.fixture
 def pack(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (24, 112, 112, 3), dtype=np.uint8)
-    return write_pack(tmp_path / "pack", zip(map(str, range(24)), pixels, strict=True), 24, 112, "noise", 0.0)
+    return pack_noise(tmp_path / "pack", 24)
 
 
-CONFIG = Stage2Config(architecture="deit-tiny", batch_size=8, steps=4, projector_dim=8, held_out=4, seed=3)
-CLOSED_FORM = dataclasses.replace(STAGE2_PRESETS["lda"], projector_dim=6, views=40, held_out=4, batch_size=10)
+CONFIG = Stage2Config(batch_size=8, steps=4, projector_dim=8, held_out=4, seed=3)
+CLOSED_FORM = DiscriminantConfig(projector_dim=6, views=40, held_out=4, batch_size=10)
 
 
-class Counting(Backbone):
+class NumberedTokens(Backbone):
     """Tokens that carry their own number; the CLS token attends to the last ones most."""
 
     def __init__(self):
@@ -76,10 +64,10 @@ class Counting(Backbone):
 
 @pytest.mark.parametrize(("sequence", "last"), [("reduced", 1 + 18), ("full", 145)])
 def test_every_cell_has_the_feature_of_the_token_that_stands_for_it(sequence, last):
-    backbone = Counting()
+    backbone = NumberedTokens()
     config = dataclasses.replace(CONFIG, sequence=sequence)
     enhancer = CorrespondenceEnhancer(backbone, Projector(24, 8), config)
-    selection, features = enhancer.approximated(torch.zeros(2, 3, 96, 96))
+    selection, features = enhancer.approximate(torch.zeros(2, 3, 96, 96))
     assert selection.attentive.tolist() == [list(range(130, 144))] * 2
     assert features.shape == (2, 144, 24)
     assert torch.equal(features[..., 0], selection.kept.gather(1, selection.substitute).float())
@@ -89,13 +77,13 @@ def test_every_cell_has_the_feature_of_the_token_that_stands_for_it(sequence, la
 
 def test_the_loss_of_equal_features_is_that_of_their_places():
     """With one descriptor everywhere p is 1 / T: the loss is the mean over keys of f_loc * lambda, summed."""
-    backbone = Counting()
+    backbone = NumberedTokens()
     projector = Projector(24, 8)
     torch.nn.init.zeros_(projector.weight)
     cells = torch.stack([torch.arange(144) % 12, torch.arange(144) // 12], dim=-1)[None].float()
     enhancer = CorrespondenceEnhancer(backbone, projector, CONFIG)
     loss = enhancer(torch.zeros(1, 3, 96, 96), cells)["loss"].detach()
-    selection, _ = enhancer.approximated(torch.zeros(1, 3, 96, 96))
+    selection, _ = enhancer.approximate(torch.zeros(1, 3, 96, 96))
     places = [(int(i) // 12, int(i) % 12) for i in selection.kept[0]]
     kinds = [True] * 14 + [False] * 4
     wanted = sum(
@@ -110,7 +98,7 @@ def test_places_of_moved_faces_are_those_of_the_unmoved_face(small, pack):
     config = dataclasses.replace(CONFIG, amplitude=1.0, faces_together=4, keys="others")
     recipe = Stage2(config, pack, small)
     views, places = recipe.load(5, slice(4, 8))
-    moves = Moves.draw(recipe.batches.numbers(5), 8, config, 1.0)
+    moves = Moves.draw(recipe.batches.rng(5), 8, config, amplitude=1.0, input_size=96)
     own_place = moves.motions[6, :2] @ np.array([95.5 - 4, 3.5, 1])  # of the last token of the first row
     np.testing.assert_allclose(places[2, 11], (own_place - 3.5) / 8, atol=1e-4)
     assert torch.equal(views, recipe.load(5, slice(0, 8))[0][4:])
@@ -124,7 +112,7 @@ def test_faces_together_are_compared_with_each_other():
     projector = Projector(24, 8)
     torch.nn.init.zeros_(projector.weight)
     config = dataclasses.replace(CONFIG, faces_together=2, keys="others", batch_size=2)
-    enhancer = CorrespondenceEnhancer(Counting(), projector, config)
+    enhancer = CorrespondenceEnhancer(NumberedTokens(), projector, config)
     places = torch.zeros(2, 144, 2)
     places[1, :, 0] = 3.0
     loss = enhancer(torch.zeros(2, 3, 96, 96), places)["loss"].detach()
@@ -137,33 +125,38 @@ def test_the_mean_over_queries_is_the_sum_over_the_tokens_of_a_face(small, pack)
     for reduction in ("sum", "mean_query"):
         config = dataclasses.replace(CONFIG, faces_together=4, reduction=reduction)
         recipe = Stage2(config, pack, small)
-        losses.append(float(recipe.module(*recipe.inputs(recipe.load(0, slice(0, 8))))["loss"].detach()))
+        losses.append(float(recipe.module(*recipe.prepare(recipe.load(0, slice(0, 8))))["loss"].detach()))
     assert losses[1] == pytest.approx(losses[0] / 18, rel=1e-5)
 
 
-def test_what_cannot_be_is_said(small, pack):
-    with pytest.raises(OptionError, match="no multiple of faces_together 3"):
-        dataclasses.replace(CONFIG, faces_together=3)
-    with pytest.raises(OptionError, match="there is no other face"):
-        dataclasses.replace(CONFIG, keys="others")
-    with pytest.raises(OptionError, match="needs an amplitude above 0"):
-        dataclasses.replace(CONFIG, objective="lda")
-    for settings, word in (({"temperature": 0.0}, "temperature"), ({"attentive_ratio": 1.5}, "attentive_ratio")):
-        with pytest.raises(OptionError, match=f"{word} is .* it must be above 0"):
-            dataclasses.replace(CONFIG, **settings)
-    with pytest.raises(OptionError, match="cluster_block is 0; it must be at least 1"):
-        dataclasses.replace(CONFIG, cluster_block=0)
+@pytest.mark.parametrize(
+    ("config", "wrong", "message"),
+    [
+        pytest.param(CONFIG, {"faces_together": 3}, "is not a multiple of faces_together 3", id="faces-together"),
+        pytest.param(CONFIG, {"keys": "others"}, "there is no other face", id="keys"),
+        pytest.param(CLOSED_FORM, {"amplitude": 0.0}, "amplitude is 0.0; it must be above 0", id="amplitude"),
+        pytest.param(CONFIG, {"temperature": 0.0}, "temperature is .* it must be above 0", id="temperature"),
+        pytest.param(CONFIG, {"attentive_ratio": 1.5}, "attentive_ratio is .* it must be above 0", id="ratio"),
+        pytest.param(CONFIG, {"cluster_block": 0}, "cluster_block is 0; it must be at least 1", id="block"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(config, wrong, message):
+    with pytest.raises(OptionError, match=message):
+        dataclasses.replace(config, **wrong)
+
+
+def test_a_configuration_that_does_not_fit_the_model_or_the_batch(small, pack):
     with pytest.raises(OptionError, match="cluster_block is 5; the model has 4 blocks"):
         Stage2(dataclasses.replace(CONFIG, cluster_block=5), pack, small)
     recipe = Stage2(dataclasses.replace(CONFIG, faces_together=8), pack, small)
     with pytest.raises(RunError, match="has 2 faces at a time"):
-        recipe.inputs(recipe.load(0, slice(0, 2)))
+        recipe.prepare(recipe.load(0, slice(0, 2)))
 
 
 def test_only_the_projector_learns_and_a_seeded_step_has_its_loss(small, pack):
     recipe = Stage2(CONFIG, pack, small)
     before = {name: tensor.clone() for name, tensor in recipe.module.backbone.state_dict().items()}
-    loss = recipe.module(*recipe.inputs(recipe.load(0, slice(0, 8))))["loss"]
+    loss = recipe.module(*recipe.prepare(recipe.load(0, slice(0, 8))))["loss"]
     loss.backward()
     assert all(parameter.grad is None for parameter in recipe.module.backbone.parameters())
     assert recipe.module.projector.weight.grad.abs().sum() > 0
@@ -171,11 +164,12 @@ def test_only_the_projector_learns_and_a_seeded_step_has_its_loss(small, pack):
     assert all(torch.equal(before[name], tensor) for name, tensor in recipe.module.backbone.state_dict().items())
 
 
+@pytest.mark.slow
 def test_eight_images_can_be_learned(small, pack):
     config = dataclasses.replace(CONFIG, held_out=16, batch_size=8, temperature=0.05, projector_dim=24)
     recipe = Stage2(config, pack, small)
     optimizer = torch.optim.Adam(recipe.module.projector.parameters(), lr=0.02)
-    inputs = recipe.inputs(recipe.load(0, slice(0, 8)))
+    inputs = recipe.prepare(recipe.load(0, slice(0, 8)))
     losses = []
     for _ in range(150):
         loss = recipe.module(*inputs)["loss"]
@@ -188,7 +182,7 @@ def test_eight_images_can_be_learned(small, pack):
 
 def test_a_run_writes_a_model_with_a_projector(small, pack, tmp_path):
     recipe = Stage2(dataclasses.replace(CONFIG, projector_mode="spatial_softmax"), pack, small)
-    train(recipe, tmp_path / "run", RunOptions(precision="float32", compile=False))
+    train(recipe, tmp_path / "run", fixed_options())
     folder = tmp_path / "run" / "model"
     model = scemae.load_model(f"local-dir:{folder}")
     assert (model.config.projector_dim, model.config.projector_mode) == (8, "spatial_softmax")
@@ -205,8 +199,8 @@ def test_a_run_writes_a_model_with_a_projector(small, pack, tmp_path):
 def test_tokens_are_chosen_after_any_block(small, pack, block):
     """With all tokens kept the sequence is whole, so the features are the encoder's own, wherever they were chosen."""
     recipe = Stage2(dataclasses.replace(CONFIG, cluster_block=block, attentive_ratio=1.0, num_clusters=0), pack, small)
-    images, _ = recipe.inputs(recipe.load(0, slice(0, 2)))
-    _, features = recipe.module.approximated(images)
+    images, _ = recipe.prepare(recipe.load(0, slice(0, 2)))
+    _, features = recipe.module.approximate(images)
     torch.testing.assert_close(features, recipe.module.backbone(images).flatten(2).transpose(1, 2))
 
 
@@ -215,24 +209,25 @@ def test_the_model_is_exported_where_its_backbone_is(small, pack, tmp_path, monk
     recipe = Stage2(CONFIG, pack, small)
     recipe.module.to("meta")
     monkeypatch.setattr(recipe, "measure", dict)
-    written = []
-    monkeypatch.setattr("scemae.training.stage2.write_projected", lambda _folder, model, *_: written.append(model))
-    recipe.export(tmp_path, History([], 0, 0.0, ""))
-    assert {tensor.device.type for tensor in [written[0].mean, *written[0].state_dict().values()]} == {"meta"}
+    exported = []
+    monkeypatch.setattr("scemae.training.stage2.write_projected", lambda _folder, model, *_: exported.append(model))
+    recipe.export(tmp_path, History(lines=[], step=0, hours=0.0, hardware=""))
+    assert {tensor.device.type for tensor in [exported[0].mean, *exported[0].state_dict().values()]} == {"meta"}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_model_only(small, pack, tmp_path):
-    train(Stage2(CONFIG, pack, small), tmp_path / "run", RunOptions(precision="float32", compile=False))
+    train(Stage2(CONFIG, pack, small), tmp_path / "run", fixed_options())
     model = scemae.load_model(small)
     other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     save_model(tmp_path / "other", other, model.config, "# small\n")
     recipe = Stage2(CONFIG, pack, f"local-dir:{tmp_path / 'other'}")
-    with pytest.raises(RunError, match="started from another model; give the same --model"):
-        train(recipe, tmp_path / "run", RunOptions(precision="float32", compile=False, resume=True))
+    with pytest.raises(RunError, match="started from another model; pass the same --model"):
+        train(recipe, tmp_path / "run", fixed_options(resume=True))
 
 
 def test_the_closed_form_writes_a_model_with_a_projector(small, pack, tmp_path):
-    measured = train_positional(small, pack, CLOSED_FORM, tmp_path / "run")
+    measured = train_discriminant(small, pack, CLOSED_FORM, tmp_path / "run")
     assert set(measured) == {"warped_backbone_error", "warped_projected_error"}
     model = scemae.load_model(f"local-dir:{tmp_path / 'run' / 'model'}")
     maps = model.project(model.backbone(torch.randn(20, 3, 96, 96)))
@@ -246,20 +241,20 @@ def test_spatial_softmax_is_a_distribution_over_places():
 
 
 def test_matching_finds_what_can_be_told_apart(small, pack, monkeypatch):
-    """Features that encode the place in the face: the error is that of the cells, and of noise it is a chance's."""
+    """Features that encode the place in the face: the error is that of the cells; of noise it is that of chance."""
     model = scemae.load_model(small)
     faces = HeldOutFaces(model, pack, np.arange(4))
     axis = 8 * torch.arange(12.0) + 3.5
     own = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))  # (2, 12, 12): x, y of each cell
     anchors = torch.tensor(PLACES)
 
-    def encoded(places):  # (2, h, w) -> (25, h, w): one bump for each place
+    def encode(places):  # (2, h, w) -> (25, h, w): one bump for each place
         return (-((places[None] - anchors[:, :, None, None]) ** 2).sum(1) / 200).exp()
 
-    faces.source = encoded(own).expand(4, -1, -1, -1)
+    faces.source = encode(own).expand(4, -1, -1, -1)
     origin = faces.warps.source(2 * own.flatten(1).T.double() / 95 - 1)  # where each cell of a copy comes from
     back = ((origin + 1) * 95 / 2).float().transpose(1, 2).unflatten(2, (12, 12))
-    faces.target = torch.stack([encoded(places) for places in back])
+    faces.target = torch.stack([encode(places) for places in back])
     identity = Projector(25, 25)
     with torch.no_grad():
         identity.weight.copy_(torch.eye(25)[..., None, None])
@@ -271,16 +266,11 @@ def test_matching_finds_what_can_be_told_apart(small, pack, monkeypatch):
     assert faces.measure(identity)["warped_projected_error"] > 20
 
 
-def test_chapters_of_a_card_follow_the_model(small, pack, tmp_path):
-    """Chapters of a model's card follow it from run to run."""
+@pytest.mark.slow
+def test_sections_of_a_card_follow_the_model_from_run_to_run(small, pack, tmp_path):
     first = Stage2(CONFIG, pack, small)
-    train(first, tmp_path / "first", RunOptions(precision="float32", compile=False))
-    train_positional(
-        f"local-dir:{tmp_path / 'first' / 'model'}",
-        pack,
-        CLOSED_FORM,
-        tmp_path / "second",
-    )
+    train(first, tmp_path / "first", fixed_options())
+    train_discriminant(f"local-dir:{tmp_path / 'first' / 'model'}", pack, CLOSED_FORM, tmp_path / "second")
     card = (tmp_path / "second" / "model" / "README.md").read_text()
     assert card.index("made: stage 2\n") < card.index("made: stage 2 by positional discriminant")
     for name in ("1-stage-2-loss-over-steps.png", "2-stage-2-by-positional-discriminant-similarity.png"):

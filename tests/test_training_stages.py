@@ -1,4 +1,4 @@
-"""The commands of stage 2 and of the alignment, one after the other, and stage 2 by several processes."""
+"""The commands of the alignment and of stage 2, one after the other, and stage 2 by several processes."""
 
 import json
 import os
@@ -7,23 +7,27 @@ import sys
 
 import numpy as np
 import pytest
-from training_runs import log_of
+import torch
+from training_runs import drawn_faces, log_of, no_fsync, pack_noise, pack_squares, save_random_model  # noqa: F401
 
 import scemae
 from scemae.cli.main import main
-from scemae.training.pack import Pack, sample_pack, write_pack
-from scemae.training.run_config import STAGE2_PRESETS, AlignConfig, Stage2Config
+from scemae.training.pack import Pack, sample_pack
+from scemae.training.run_config import AlignConfig, DiscriminantConfig
 
 QUICK = ("--held-out", "3", "--batch-size", "4")
-TOGETHER = ("--faces-together", "2")
 
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
     """Twelve made-up faces."""
-    pixels = np.random.default_rng(0).integers(0, 255, (12, 112, 112, 3), dtype=np.uint8)
-    folder = tmp_path_factory.mktemp("packs") / "faces"
-    return write_pack(folder, zip(map(str, range(12)), pixels, strict=True), 12, 112, "noise", 0.0).folder
+    return pack_noise(tmp_path_factory.mktemp("packs") / "faces", 12).folder
+
+
+@pytest.fixture
+def tiny(tiny_backbone, tmp_path):
+    """A random model of two blocks, as `--model` names it."""
+    return save_random_model(tmp_path / "tiny", tiny_backbone)
 
 
 def run(capsys, *words):
@@ -32,20 +36,19 @@ def run(capsys, *words):
     return code, json.loads(out) if code == 0 else json.loads(err)["message"]
 
 
-def test_alignment_then_stage_2_then_what_users_do(capsys, pack, tmp_path, samples):
-    few = ("--projection-views", "8", "--views", "12", "--amplitudes", "1,0.5", "--steps", "0 1 1")
-    code, told = run(
-        capsys, "train", "align", "--model", "scemae-tiny", "--data", pack, "--out", tmp_path / "a", *QUICK, *few
-    )
+def test_alignment_then_stage_2_then_what_users_do(capsys, pack, tiny, tmp_path, samples):
+    few = ("--projection-dim", "4", "--projection-views", "8", "--views", "12")
+    words = ("--model", tiny, "--data", pack, "--out", tmp_path / "a", "--amplitudes", "1,0.5", "--steps", "0 1 1")
+    code, told = run(capsys, "train", "align", *words, *QUICK, *few)
     assert code == 0
     assert [stage["amplitude"] for stage in told["stages"]] == [1, 0.5]
     aligned = f"local-dir:{tmp_path / 'a' / 'model'}"
-    assert scemae.load_model(aligned).config.aligner == AlignConfig(amplitudes=(1, 0.5), steps=(0, 1, 1)).aligner
+    config = AlignConfig(amplitudes=(1, 0.5), steps=(0, 1, 1), projection_dim=4)
+    assert scemae.load_model(aligned).config.aligner == config.aligner
 
+    moved = ("--preset", "moved", "--faces-together", "2", "--cluster-block", "1", "--projector-dim", "8")
     words = ("--data", pack, "--out", tmp_path / "s", *QUICK, "--steps", "2", "--no-compile", "--name", "mine")
-    code, told = run(
-        capsys, "train", "stage2", "--model", aligned, *words, "--projector-dim", "8", "--preset", "moved", *TOGETHER
-    )
+    code, told = run(capsys, "train", "stage2", "--model", aligned, *words, *moved)
     assert code == 0
     assert told["step"] == 2
     trained = f"local-dir:{tmp_path / 's' / 'model'}"
@@ -63,45 +66,79 @@ def test_alignment_then_stage_2_then_what_users_do(capsys, pack, tmp_path, sampl
     assert np.isfinite(found.xy).all()
 
 
-def test_the_objective_chooses_the_preset(capsys, pack, tmp_path):
-    words = ("--model", "scemae-tiny", "--data", pack, *QUICK, "--objective", "lda", "--views", "8")
-    code, told = run(capsys, "train", "stage2", *words, "--out", tmp_path / "run")
+def test_the_discriminant_writes_a_model_once(capsys, pack, tiny, tmp_path):
+    words = ("--model", tiny, "--data", pack, "--held-out", "3", "--projector-dim", "8", "--views", "8")
+    code, told = run(capsys, "train", "discriminant", *words, "--out", tmp_path / "run")
     assert code == 0
     assert told["warped_projected_error"] > 0
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    settings = Stage2Config.from_json(card.split("```json")[-1].split("```")[0])
-    assert settings.amplitude == STAGE2_PRESETS["lda"].amplitude == 1
-    code, said = run(capsys, "train", "stage2", *words, "--out", tmp_path / "run")
+    config = DiscriminantConfig.from_json(card.split("```json")[-1].split("```")[0])
+    assert config == DiscriminantConfig(held_out=3, projector_dim=8, views=8)
+    assert config.amplitude == 1
+    code, said = run(capsys, "train", "discriminant", *words, "--out", tmp_path / "run")
     assert code == 2
     assert "exists already; pass --overwrite" in said
-    assert run(capsys, "train", "stage2", *words, "--out", tmp_path / "run", "--overwrite")[0] == 0
+    assert run(capsys, "train", "discriminant", *words, "--out", tmp_path / "run", "--overwrite")[0] == 0
+
+
+@pytest.mark.slow
+def test_another_input_size_works_from_images_to_a_model(capsys, tiny_backbone, tmp_path):
+    drawn_faces(tmp_path)
+    small = ("--input-size", "64", "--patch-size", "8", "--decoder-width", "16", "--decoder-depth", "1")
+    quick = ("--batch-size", "4", "--steps", "2", "--no-compile")
+    words = ("--data", tmp_path / "drawn", "--out", tmp_path / "1", "--architecture", tiny_backbone)
+    assert run(capsys, "train", "stage1", *words, *small, *quick)[0] == 0
+    faces = Pack.open(tmp_path / "1" / "pack")
+    assert (faces.input_size, faces.size) == (64, 90)
+
+    stages = {
+        "align": ("--projection-views", "8", "--views", "12", "--projection-dim", "4", "--amplitudes", "1"),
+        "discriminant": ("--projector-dim", "8", "--views", "8"),
+        "stage2": ("--projector-dim", "8", "--cluster-block", "1", *quick),
+    }
+    stages["align"] += ("--steps", "0 0")
+    source = tmp_path / "1"
+    for stage, options in stages.items():
+        words = ("--model", f"local-dir:{source}/model", "--data", faces.folder, "--out", tmp_path / stage)
+        code, told = run(capsys, "train", stage, *words, "--held-out", "2", *options)
+        assert code == 0, told
+        source = tmp_path / stage
+    model = scemae.load_model(f"local-dir:{source}/model")
+    assert (model.config.input_size, model.config.patch_size, model.backbone.grid) == (64, 8, 8)
+    assert model.aligner.input_size == 64
+    maps = model.project(model.backbone(torch.randn(2, 3, 64, 64)))
+    assert maps.shape == (2, 8, 8, 8)
+
+    words = ("--model", "scemae-tiny", "--data", faces.folder, "--out", tmp_path / "other")
+    code, said = run(capsys, "train", "stage2", *words)
+    assert code == 2
+    assert "framed for inputs of 64 px, the model sees 96 px" in said
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("train", "stage2", "--keys", "others"), "there is no other face"),
-        (("train", "stage2", "--objective", "lda", "--amplitude", "0"), "needs an amplitude above 0"),
-        (("train", "stage2", "--objective", "lda", "--steps", "9", "--resume"), "resume, steps: objective"),
-        (("train", "stage2", "--views", "9"), 'views: objective "lcr" makes no use of it'),
-        (("train", "align", "--steps", "0,2"), "must use each of the 3 stages"),
-        (("train", "align", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
+        (("stage2", "--keys", "others"), "there is no other face"),
+        (("discriminant", "--amplitude", "0"), "amplitude is 0.0; it must be above 0"),
+        (("align", "--steps", "0,2"), "must use each of the 3 stages"),
+        (("align", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
     ],
 )
-def test_settings_that_cannot_be(capsys, pack, tmp_path, words, said):
-    code, message = run(capsys, *words, "--model", "scemae-tiny", "--data", pack, "--out", tmp_path / "run")
+def test_bad_input_is_refused(capsys, pack, tiny, tmp_path, words, said):
+    code, message = run(capsys, "train", *words, "--model", tiny, "--data", pack, "--out", tmp_path / "run")
     assert code == 2
     assert said in message
 
 
 def test_faces_are_aligned(capsys, tmp_path):
-    faces = write_pack(tmp_path / "faces", zip("ab", sample_pack().squares, strict=True), 2, 136, "samples", 0.0)
+    faces = pack_squares(tmp_path / "faces", sample_pack().squares)
     code, told = run(capsys, "data", "align", faces.folder, tmp_path / "upright")
     assert code == 0
     assert told == {"out": str(tmp_path / "upright"), "faces": 2, "size": 136, "skipped": {}}
-    assert Pack.open(tmp_path / "upright").names == ("a", "b")
+    assert Pack.open(tmp_path / "upright").names == ("0", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 def test_stage_2_by_launchers(pack, tmp_path, launcher):
     starts = {

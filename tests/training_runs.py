@@ -9,17 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from scemae.errors import ScemaeError
+from scemae.model.backbone import Backbone
+from scemae.model.config import ModelConfig
 from scemae.training.engine import train
+from scemae.training.pack import pack_faces, write_pack
 from scemae.training.run_config import RunConfig, RunOptions
 from scemae.training.run_folder import CHECKPOINT, LOG
+from scemae.weights.model_folder import save_model
 
-os.fsync = lambda _file: None  # it takes most of the time of a toy's run, and no test loses power
-TOY = RunConfig(batch_size=8, steps=30, learning_rate=0.01, patch_size=32)
+TOY = RunConfig(batch_size=8, steps=30, learning_rate=0.01)
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch):
+    """Import it where toys are trained: fsync takes most of the time of their runs, and no test loses power."""
+    monkeypatch.setattr(os, "fsync", lambda _file: None)
 
 
 class ToyModule(nn.Module):
@@ -47,12 +57,12 @@ class Toy:
         rows = np.random.default_rng([self.data_seed, step]).normal(size=(self.config.batch_size, 6))
         return torch.from_numpy(rows.astype(np.float32)[part]), torch.full((len(rows[part]),), step)
 
-    def inputs(self, loaded):
+    def prepare(self, loaded):
         numbers, steps = loaded
         action = self.at.pop(int(steps[0]), None)
         return (numbers if action is None else action(numbers),)
 
-    def picture(self):
+    def draw_report(self):
         return Image.new("RGB", (4, 4))
 
     def measure(self):
@@ -63,13 +73,13 @@ class Toy:
 
 
 def signal_self(number, numbers):
-    """An action of a toy, with `partial`: this process gets a signal, before it does anything else."""
+    """An action of a toy, with `partial`: this process gets a signal."""
     signal.raise_signal(number)
     return numbers
 
 
-def plain(**settings):
-    """RunOptions that leave nothing to the machine."""
+def fixed_options(**settings):
+    """RunOptions that do not depend on the machine."""
     return RunOptions(**{"precision": "float32", "compile": False} | settings)
 
 
@@ -83,14 +93,14 @@ def log_of(run):
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
-def same_tensors(first, second):
+def equal_states(first, second):
     """Whether two nested states hold the same bits."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same_tensors(first[name], second[name]) for name in first)
+        return first.keys() == second.keys() and all(equal_states(first[name], second[name]) for name in first)
     if isinstance(first, list):
-        return len(first) == len(second) and all(map(same_tensors, first, second))
+        return len(first) == len(second) and all(map(equal_states, first, second))
     return first == second
 
 
@@ -99,7 +109,7 @@ def assert_same_run(first, second):
     one, other = state_of(first), state_of(second)
     assert one["step"] == other["step"]
     for part in ("module", "optimizer", "losses", "images"):
-        assert same_tensors(one[part], other[part]), part
+        assert equal_states(one[part], other[part]), part
     assert log_of(first) == log_of(second)
 
 
@@ -109,15 +119,15 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["scemae.training.stage1", "scemae.cli.main", "training_runs"])
 
 
-class Other:
-    """A process that calls a function; `end` waits for its exit code, `error` is what it raised of scemae's errors."""
+class TrainingProcess:
+    """A process that calls a function; `wait` for its exit code; `error` is what it raised of scemae's errors."""
 
     def __init__(self, note, function, *arguments, **environment):
         self.note = Path(note)
-        self.process = _forks.Process(target=_called, args=(self.note, function, arguments, environment))
+        self.process = _forks.Process(target=_call, args=(self.note, function, arguments, environment))
         self.process.start()
 
-    def end(self, seconds=60):
+    def wait(self, seconds=60):
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
@@ -129,13 +139,13 @@ class Other:
         return self.note.read_text() if self.note.exists() else ""
 
 
-def several(folder, count, function, *arguments):
-    """`count` processes that train together."""
+def spawn_ranks(folder, count, function, *arguments):
+    """Start `count` processes that train together."""
     port = str(_free_port())
     environment = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port} for rank in range(count)]
     return [
-        Other(folder / f"note-{port}-{number}", function, *arguments, **environment, **rank)
+        TrainingProcess(folder / f"note-{port}-{number}", function, *arguments, **environment, **rank)
         for number, rank in enumerate(ranks)
     ]
 
@@ -145,9 +155,10 @@ def train_toy(run, options, changes=None, **settings):
     return train(Toy(replace(TOY, **(changes or {})), **settings), run, options)
 
 
-def _called(note, function, arguments, environment):
+def _call(note, function, arguments, environment):
     os.environ |= {"OMP_NUM_THREADS": "1"} | environment
     torch.set_num_threads(1)
+    os.fsync = lambda _file: None
     try:
         function(*arguments)
     except ScemaeError as error:
@@ -165,13 +176,34 @@ def _free_port():
         return listener.getsockname()[1]
 
 
-# ---- stage 1 in no time
+# ---- packs and models
+
+
+def pack_squares(folder, squares, **settings):
+    """A pack of squares (N, size, size, 3), named by their numbers."""
+    named = zip(map(str, range(len(squares))), squares, strict=True)
+    return write_pack(folder, named, count=len(squares), size=squares[0].shape[0], source=folder.name, **settings)
+
+
+def pack_noise(folder, count, size=112, **settings):
+    """A pack of noise, the same in every call."""
+    squares = np.random.default_rng(0).integers(0, 255, (count, size, size, 3), dtype=np.uint8)
+    return pack_squares(folder, squares, **settings)
+
+
+def save_random_model(folder, architecture, **fields):
+    """A model of a random backbone, as `--model` names it."""
+    torch.manual_seed(0)
+    described = {"name": architecture, "architecture": architecture, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    config = ModelConfig(**described, images_seen=0, training_data="noise", description="random", **fields)
+    backbone = Backbone(config.backbone, config.input_size, config.patch_size)
+    tensors = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    save_model(folder, tensors, config, f"# {architecture}\n")
+    return f"local-dir:{folder}"
 
 
 def drawn_faces(folder, count=8, size=112):
-    """A pack of smooth pictures, each another, the same each time."""
-    from scemae.training.pack import pack_faces
-
+    """A pack of smooth pictures, all different, the same in every call."""
     images = folder / "drawn"
     images.mkdir(parents=True)
     rows, columns = np.mgrid[:size, :size] / size

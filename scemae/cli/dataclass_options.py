@@ -1,72 +1,67 @@
-"""Command-line options made from the fields of a dataclass: names and types from there, help from their comments."""
+"""Command-line options made from the fields of a dataclass: names, types and help texts come from there."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
-import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from scemae.training.run_config import field_help
 
-def add_fields(parser: argparse.ArgumentParser, kind: type, presets: Mapping[str, Any]) -> None:
-    """An option `--field-name` for each field of a dataclass; its help names the value in each preset.
 
-    Without presets the values are those of a model.
+def add_fields(parser: argparse.ArgumentParser, kind: type, title: str, defaults: Mapping[str, Any]) -> None:
+    """Add an option `--field-name` for each field of a dataclass, in a group of that title.
+
+    `defaults`: instances of it by the name of their preset, shown in the help; none: the model's values are kept.
     """
-    group = parser.add_argument_group((inspect.getdoc(kind) or "").rstrip("."))
-    wanted, comments = get_type_hints(kind), field_comments(kind)
+    group = parser.add_argument_group(title)
+    types_, helps = get_type_hints(kind), field_help(kind)
     for field in dataclasses.fields(kind):
-        values = {name: _shown(getattr(preset, field.name)) for name, preset in presets.items()}
-        different = ", ".join(f"{name}: {value}" for name, value in values.items())
-        default = different if len(set(values.values())) > 1 else next(iter(values.values()), "that of the model")
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             default=argparse.SUPPRESS,
-            help=f"{comments.get(field.name, '')} [{default}]".strip().replace("%", "%%"),
-            **_reading(wanted[field.name]),
+            help=f"{helps[field.name]} [{_format_default(field.name, defaults)}]".replace("%", "%%"),
+            **_argument_settings(types_[field.name]),
         )
 
 
-def given_fields(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+def given_fields(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     """The fields of a dataclass that the command line gives."""
     names = {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in vars(options).items() if name in names}
+    return {name: value for name, value in vars(args).items() if name in names}
 
 
-def field_comments(kind: type) -> dict[str, str]:
-    """The comment behind each field, in the source of the class and of those it inherits from."""
-    found: dict[str, str] = {}
-    for parent in reversed(kind.__mro__[:-1]):
-        try:
-            source = inspect.getsource(parent)
-        except OSError:  # an installation without sources
-            continue
-        found |= dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", source, re.MULTILINE))
-    return found
+def _format_default(name: str, defaults: Mapping[str, Any]) -> str:
+    """The value that a field has in each preset, or the one it has in all."""
+    values = {preset: _format_value(getattr(config, name)) for preset, config in defaults.items()}
+    if len(set(values.values())) > 1:
+        return ", ".join(f"{preset}: {value}" for preset, value in values.items())
+    return next(iter(values.values()), "that of the model")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(f"{number:.4g}" for number in value)
-    return "none" if value is None else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None or value == "" else str(value)
 
 
-def _reading(wanted: Any) -> dict[str, Any]:
-    """What `add_argument` has to know to read a value of a type."""
-    choices = get_args(wanted)
-    if wanted in (bool, bool | None):
+def _argument_settings(type_: Any) -> dict[str, Any]:
+    """What `add_argument` needs to read a value of a type."""
+    choices = get_args(type_)
+    if type_ in (bool, bool | None):
         return {"action": argparse.BooleanOptionalAction}
-    if get_origin(wanted) is Literal:
+    if get_origin(type_) is Literal:
         return {"choices": choices}
-    if get_origin(wanted) is tuple:
+    if get_origin(type_) is tuple:
         count = None if choices[-1] is Ellipsis else len(choices)
         return {"action": _Numbers, "nargs": "+", "metavar": "NUMBER", "count": count, "read": choices[0]}
-    if isinstance(wanted, types.UnionType):
+    if isinstance(type_, types.UnionType):
         return {"type": _or_none(choices[0]), "metavar": f"{choices[0].__name__.upper()}|none"}
-    return {"type": wanted, "metavar": wanted.__name__.upper()}
+    return {"type": type_, "metavar": type_.__name__.upper()}
 
 
 def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -77,7 +72,7 @@ def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 class _Numbers(argparse.Action):
-    """Several numbers, as one text with commas or as several; so many, or with None any number of them."""
+    """Numbers, as one text with commas or as several words; `count` of them, or with None any number."""
 
     def __init__(self, *, count: int | None, read: Callable[[str], Any], **settings: Any) -> None:
         super().__init__(**settings)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # Commands with commands of their own, in scemae.cli.train_commands, which is loaded only for them.
 TRAINING = {  # command -> module, function there, what it is
-    "train": ("scemae.cli.train_commands", "train", "Train a model on your own faces."),
-    "data": ("scemae.cli.train_commands", "data", "Prepare faces for training."),
+    "train": ("scemae.cli.train_commands", "add_train_commands", "Train a model on your own faces."),
+    "data": ("scemae.cli.train_commands", "add_data_commands", "Prepare faces for training."),
     "eval": ("scemae.cli.evaluate_commands", "evaluate", "Measure a model, or anybody's features."),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,246 +21,257 @@ from scemae.training.run_config import (
     STAGE2_PRESETS,
     AlignConfig,
     CardFields,
+    DiscriminantConfig,
     PublishConfig,
     RunConfig,
     RunOptions,
     Stage1Config,
     Stage2Config,
-    unused_settings,
 )
 
 if TYPE_CHECKING:
-    from scemae.training.engine import History
+    from scemae.training.engine import History, Recipe
     from scemae.training.pack import Pack
 
-Command = Callable[[argparse.Namespace], tuple[Any, str]]
+Outcome = tuple[Any, str]  # the result of a command for --json, and as text
+CONFIG_TITLE = "Configuration of {}; it defines the result [default in brackets]"
+CARD_TITLE = "Model-card metadata"
 
 
-def train(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
-    """The stages of training."""
+def add_train_commands(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """Add the commands of `scemae train`."""
     stages = parser.add_subparsers(required=True, metavar="STAGE")
-    first = _add(stages, stage1, common)
-    add_training(first, Stage1Config, STAGE1_PRESETS)
-    add_fields(first, CardFields, {"": CardFields(name="name of RUN", training_data="number and name of --data")})
-    second = _add(stages, stage2, common)
-    add_training(second, Stage2Config, STAGE2_PRESETS)
-    alignment = _add(stages, align, common)
-    add_faces(alignment)
-    alignment.add_argument("--overwrite", action="store_true", help="replace RUN/model if it is there")
-    add_fields(alignment, AlignConfig, {"": AlignConfig()})
-    for parser in (second, alignment):
-        parser.add_argument("--model", required=True, help="whose backbone: name of a model, or local-dir:PATH")
-        add_fields(parser, CardFields, {})
-    last = _add(stages, publish, common)
-    last.add_argument("--model", required=True, help="name of a model, or local-dir:PATH")
-    last.add_argument("--out", required=True, metavar="FOLDER", help="folder of the model to publish")
-    last.add_argument("--measured", action="append", default=[], metavar="OUT", help="a scemae eval; may be repeated")
-    last.add_argument("--notes", metavar="FILE", help="Markdown for the card")
-    last.add_argument("--overwrite", action="store_true", help="replace FOLDER if it is a model")
-    add_fields(last, PublishConfig, {})
+    stage1 = _add_command(stages, "stage1", run_stage1, common)
+    _add_run_arguments(stage1)
+    card = CardFields(name="name of RUN", training_data="number and name of --data")
+    _add_gradient_options(stage1, Stage1Config, "stage 1, the masked autoencoder (MAE, Sec. 3.1)", STAGE1_PRESETS)
+    add_fields(stage1, CardFields, CARD_TITLE, {"": card})
 
+    stage2 = _add_command(stages, "stage2", run_stage2, common)
+    _add_run_arguments(stage2)
+    _add_model_argument(stage2)
+    _add_gradient_options(stage2, Stage2Config, "stage 2, CARB and LCR (Sec. 3.2, Sec. 3.3)", STAGE2_PRESETS)
+    add_fields(stage2, CardFields, CARD_TITLE, {})
 
-def data(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
-    """What is done with faces before training."""
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    packing = _add(verbs, pack, common)
-    packing.add_argument("images", help="a folder, a .tar, or a .parquet with a column `image`")
-    packing.add_argument("out", help="folder to write")
-    packing.add_argument(
-        "--boxes", metavar="CSV", help="face boxes: path,x0,y0,x1,y1; path as in the tar, if it is one"
+    discriminant = _add_command(stages, "discriminant", run_discriminant, common)
+    align = _add_command(stages, "align", run_align, common)
+    for closed_form, config, title in (
+        (discriminant, DiscriminantConfig(), "the positional discriminant"),
+        (align, AlignConfig(), "the aligner"),
+    ):
+        _add_run_arguments(closed_form)
+        _add_model_argument(closed_form)
+        closed_form.add_argument("--overwrite", action="store_true", help="Replace RUN/model if it exists.")
+        add_fields(closed_form, type(config), CONFIG_TITLE.format(title), {"": config})
+        add_fields(closed_form, CardFields, CARD_TITLE, {})
+
+    publish = _add_command(stages, "publish", run_publish, common)
+    _add_model_argument(publish, "Model to publish")
+    publish.add_argument("--out", required=True, metavar="FOLDER", help="Folder to write the published model to.")
+    publish.add_argument(
+        "--measured",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="Folder of a `scemae eval` of this model, whose tables go on the card; may be repeated.",
     )
-    packing.add_argument(
+    publish.add_argument("--notes", metavar="FILE", help="Markdown file to add to the card.")
+    publish.add_argument("--overwrite", action="store_true", help="Replace FOLDER if it is a model.")
+    add_fields(publish, PublishConfig, "Model-card metadata and defaults of the model", {})
+
+
+def add_data_commands(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """Add the commands of `scemae data`."""
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    pack = _add_command(verbs, "pack", run_pack, common)
+    pack.add_argument("images", help="Folder, .tar, or .parquet with a column `image`.")
+    pack.add_argument("out", help="Folder to write.")
+    pack.add_argument(
+        "--boxes", metavar="CSV", help="Face boxes, path,x0,y0,x1,y1; of a tar, path is the name in the archive."
+    )
+    pack.add_argument(
         "--split",
         metavar="DATASET/SPLIT",
-        help="these faces in their frame: celeba/train, IMAGES its folder",
+        help="Only the faces of this split of a data set, framed as its benchmark frames them, such as celeba/train; "
+        "IMAGES is its folder.",
     )
-    packing.add_argument(
-        "--exclude", choices=("mafl", "none"), default="mafl", help="what is left out of CelebA [MAFL's images]"
+    pack.add_argument(
+        "--exclude", choices=("mafl", "none"), default="mafl", help="Images of CelebA to leave out: MAFL's [mafl]."
     )
-    packing.add_argument(
-        "--size", type=int, default=136, help="px of the stored squares, whose central 96 are the input"
+    pack.add_argument("--input-size", type=int, default=96, help="Side of the images that the model sees, px [96].")
+    pack.add_argument(
+        "--size",
+        type=int,
+        help="Side of the stored squares, px; the input is their centre, the rest margin [136 for an input of 96].",
     )
-    packing.add_argument("--skip-at-most", type=float, default=0.01, help="part of the images that may be unusable")
-    aligning = _add(verbs, upright, common, name="align")
-    aligning.add_argument("pack", metavar="PACK", help="faces, as scemae data pack writes them")
-    aligning.add_argument("out", help="folder to write")
-    aligning.add_argument("--model", default="scemae-tiny", help="whose aligner: name of a model, or local-dir:PATH")
-    aligning.add_argument("--steps", type=int, default=4, help="so many of the last steps of the model's alignment")
+    pack.add_argument(
+        "--skip-at-most", type=float, default=0.01, help="Fraction of the images that may be unusable [0.01]."
+    )
+    align = _add_command(verbs, "align", run_data_align, common)
+    align.add_argument("pack", metavar="PACK", help="Faces, as written by `scemae data pack`.")
+    align.add_argument("out", help="Folder to write.")
+    align.add_argument(
+        "--model", default="scemae-tiny", help="Whose aligner: name of a model, or local-dir:PATH [scemae-tiny]."
+    )
+    align.add_argument(
+        "--steps", type=int, default=4, help="Number of steps of the model's alignment, the last ones [4]."
+    )
     add_data_check(verbs, common)
-    for writing in (packing, aligning):
-        writing.add_argument("--overwrite", action="store_true", help="replace the pack if there is one")
+    for writing in (pack, align):
+        writing.add_argument("--overwrite", action="store_true", help="Replace the pack if it exists.")
 
 
-def add_faces(parser: argparse.ArgumentParser) -> None:
-    """What every training command takes: faces and a run's folder."""
-    parser.add_argument("--data", required=True, help="a pack, or images, which are packed first, to OUT/pack")
-    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run; the model goes to RUN/model")
-
-
-def add_training(parser: argparse.ArgumentParser, config: type[RunConfig], presets: dict[str, Any]) -> None:
-    """What training commands with steps take: a preset, the fields of its configuration, how the run goes."""
-    add_faces(parser)
-    parser.add_argument("--preset", choices=tuple(presets))
-    add_fields(parser, RunOptions, {"": RunOptions()})
-    add_fields(parser, config, presets)
-
-
-def stage1(options: argparse.Namespace) -> tuple[Any, str]:
-    """Stage 1: a masked autoencoder on unlabelled faces (paper Sec. 3.1)."""
+def run_stage1(args: argparse.Namespace) -> Outcome:
+    """Stage 1: train a masked autoencoder (MAE) on unlabelled faces (paper Sec. 3.1)."""
     from scemae.training.stage1 import Stage1
 
-    config = replace(STAGE1_PRESETS[options.preset or "cpu"], **given_fields(options, Stage1Config))
-    faces = training_faces(options)
-    return trained(Stage1(config, faces, label(options, faces)), options)
+    config = replace(STAGE1_PRESETS[args.preset or "cpu"], **given_fields(args, Stage1Config))
+    faces = open_faces(args, config.input_size)
+    default_card = {
+        "name": Path(args.out).resolve().name,
+        "training_data": f"{len(faces):,} faces of {Path(faces.source).name}",
+    }
+    card_fields = CardFields(**default_card | given_fields(args, CardFields))
+    return run_training(Stage1(config, faces, card_fields), args, start=config.continue_from)
 
 
-def stage2(options: argparse.Namespace) -> tuple[Any, str]:
-    """Stage 2: the projector (paper Sec. 3.2-3.3). Preset: paper, or lda with that objective."""
-    from scemae.training.stage2 import Stage2, train_positional
+def run_stage2(args: argparse.Namespace) -> Outcome:
+    """Stage 2: train the projector by CARB and LCR (paper Sec. 3.2, Sec. 3.3)."""
+    from scemae.training.stage2 import Stage2
 
-    given = given_fields(options, Stage2Config)
-    preset = options.preset or ("lda" if given.get("objective") == "lda" else "paper")
-    config = replace(STAGE2_PRESETS[preset], **given)
-    idle = sorted((given | given_fields(options, RunOptions)).keys() & unused_settings(config.objective))
-    if idle:
-        raise OptionError(
-            f'{", ".join(idle)}: objective "{config.objective}" makes no use of it, or has it from the model.'
-        )
-    faces, named = training_faces(options), given_fields(options, CardFields)
-    if config.objective == "lcr":
-        return trained(Stage2(config, faces, options.model, named), options)
-    overwrite = bool(given_fields(options, RunOptions).get("overwrite"))
-    measured = train_positional(options.model, faces, config, Path(options.out), named, overwrite)
-    return written(Path(options.out), measured, [f"{name}: {value:.3f} input px" for name, value in measured.items()])
+    config = replace(STAGE2_PRESETS[args.preset or "paper"], **given_fields(args, Stage2Config))
+    faces = open_faces(args, _input_size(args.model))
+    recipe = Stage2(config, faces, args.model, given_fields(args, CardFields))
+    return run_training(recipe, args, start=args.model)
 
 
-def align(options: argparse.Namespace) -> tuple[Any, str]:
-    """The aligner, learned without labels from known motions of the faces (docs/alignment.md)."""
+def run_discriminant(args: argparse.Namespace) -> Outcome:
+    """Another stage 2: the projector in closed form, a positional discriminant of moved faces (not in the paper)."""
+    from scemae.training.discriminant import train_discriminant
+
+    config = DiscriminantConfig(**given_fields(args, DiscriminantConfig))
+    faces, card_fields = open_faces(args, _input_size(args.model)), given_fields(args, CardFields)
+    measured = train_discriminant(args.model, faces, config, Path(args.out), card_fields, args.overwrite)
+    return format_report(args.out, measured, [f"{name}: {value:.3f} input px" for name, value in measured.items()])
+
+
+def run_align(args: argparse.Namespace) -> Outcome:
+    """Fit the aligner, without labels, to known motions of the faces (docs/alignment.md; not in the paper)."""
     from scemae.training.fit_aligner import train_align
 
-    config = AlignConfig(**given_fields(options, AlignConfig))
-    faces, named = training_faces(options), given_fields(options, CardFields)
-    errors = train_align(options.model, faces, config, Path(options.out), named, options.overwrite)
+    config = AlignConfig(**given_fields(args, AlignConfig))
+    faces, card_fields = open_faces(args, _input_size(args.model)), given_fields(args, CardFields)
+    errors = train_align(args.model, faces, config, Path(args.out), card_fields, args.overwrite)
     lines = [
-        f"amplitude {error.amplitude:g}: points {error.unmoved:.2f} px away, predicted to {error.predicted:.2f} px"
+        f"amplitude {error.amplitude:g}: points moved by {error.unmoved:.2f} px, predicted to {error.predicted:.2f} px"
         for error in errors
     ]
-    return written(Path(options.out), {"stages": [asdict(error) for error in errors]}, lines)
+    return format_report(args.out, {"stages": [asdict(error) for error in errors]}, lines)
 
 
-def publish(options: argparse.Namespace) -> tuple[Any, str]:
-    """The model of a run with the choices of who publishes it, and a card with what scemae eval measured."""
+def run_publish(args: argparse.Namespace) -> Outcome:
+    """Make a model ready to publish: metadata, defaults for users, and a card with what `scemae eval` measured."""
     from scemae.evaluation.publish import publish_model
 
-    out, measured = Path(options.out), [Path(folder) for folder in options.measured]
+    out, measured = Path(args.out), [Path(folder) for folder in args.measured]
     try:
-        notes = "" if options.notes is None else Path(options.notes).read_text(encoding="utf-8")
+        notes = "" if args.notes is None else Path(args.notes).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--notes {options.notes} cannot be read: {error}; wanted Markdown in UTF-8.") from error
-    files = publish_model(options.model, out, given_fields(options, PublishConfig), measured, notes, options.overwrite)
+        raise OptionError(f"--notes {args.notes} cannot be read: {error}; wanted Markdown in UTF-8.") from error
+    files = publish_model(args.model, out, given_fields(args, PublishConfig), measured, notes, args.overwrite)
     lines = [f"{name}: {size:,} bytes, SHA-256 {sha256}" for name, (sha256, size) in files.items()]
     return {"out": str(out), "files": files}, "\n".join([*lines, f"model: local-dir:{out}"])
 
 
-def written(run: Path, result: dict[str, Any], lines: list[str]) -> tuple[Any, str]:
-    """The report of a command that wrote a model in one go."""
-    from scemae.training.run_folder import MODEL
-
-    return {"model": str(run / MODEL), **result}, "\n".join([*lines, f"model: local-dir:{run / MODEL}"])
-
-
-def upright(options: argparse.Namespace) -> tuple[Any, str]:
-    """A pack of the same faces upright and centred, by the model's aligner."""
+def run_data_align(args: argparse.Namespace) -> Outcome:
+    """Write a pack of the same faces, upright and centred by the model's aligner."""
     from scemae.training.fit_aligner import align_pack
     from scemae.training.pack import Pack
     from scemae.weights.zoo import load_model
 
-    packed = Pack.open(Path(options.pack))
-    aligned = align_pack(
-        load_model(options.model), packed, Path(options.out), steps=options.steps, overwrite=options.overwrite
-    )
-    return _packed(aligned)
+    faces = Pack.open(Path(args.pack))
+    aligned = align_pack(load_model(args.model), faces, Path(args.out), steps=args.steps, overwrite=args.overwrite)
+    return format_pack_report(aligned)
 
 
-def pack(options: argparse.Namespace) -> tuple[Any, str]:
-    """Decode every image once, so that training does not wait for it."""
+def run_pack(args: argparse.Namespace) -> Outcome:
+    """Decode every image once into a pack, so that the data loader of the training need not."""
     from scemae.training.pack import pack_faces
 
-    source, boxes = Path(options.images), None
-    if options.split is not None:
-        boxes = _split_boxes(options.split, source, options.exclude)
-    elif options.boxes is not None:
-        boxes = _boxes(Path(options.boxes), source)
+    source, boxes = Path(args.images), None
+    if args.split is not None:
+        boxes = _split_boxes(args.split, source, args.exclude)
+    elif args.boxes is not None:
+        boxes = _table_boxes(Path(args.boxes), source)
     packed = pack_faces(
         source,
-        Path(options.out),
-        size=options.size,
+        Path(args.out),
+        input_size=args.input_size,
+        size=args.size,
         boxes=boxes,
-        only_boxed=options.split is not None,
-        skip_at_most=options.skip_at_most,
-        overwrite=options.overwrite,
+        only_boxed=args.split is not None,
+        skip_at_most=args.skip_at_most,
+        overwrite=args.overwrite,
     )
-    return _packed(packed)
+    return format_pack_report(packed)
 
 
-def _packed(pack: Pack) -> tuple[Any, str]:
-    """What a command that wrote a pack says of it."""
-    result = {"out": str(pack.folder), "faces": len(pack), "size": pack.size, "skipped": dict(pack.skipped)}
-    lines = [f"{pack.folder}: {len(pack)} faces of {pack.size} x {pack.size} px"]
-    return result, "\n".join(lines + [f"left out: {name}: {why}" for name, why in pack.skipped.items()])
-
-
-def training_faces(options: argparse.Namespace) -> Pack:
-    """The pack that --data is, or that it is made into beside the run, once."""
+def open_faces(args: argparse.Namespace, input_size: int) -> Pack:
+    """The pack in --data; if --data is images, a pack of them beside the run, made once."""
     from scemae.training.pack import Pack, is_pack, pack_faces
 
-    source, packed = Path(options.data), Path(options.out) / "pack"
+    source, packed = Path(args.data), Path(args.out) / "pack"
     if is_pack(source):
         return Pack.open(source)
-    if is_pack(packed) and not given_fields(options, RunOptions).get("overwrite"):
-        found = Pack.open(packed)
-        if found.source != str(source.resolve()):
-            raise DataError(f"{packed} was made of {found.source}, not of {source}; give that, or --overwrite.")
-        return found
+    if is_pack(packed) and not vars(args).get("overwrite"):
+        faces = Pack.open(packed)
+        if faces.source != str(source.resolve()):
+            raise DataError(f"{packed} was made of {faces.source}, not of {source}; pass that, or --overwrite.")
+        return faces
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError(
-            f"{source} is no pack, and several processes make none: scemae data pack {source} PACK first."
+            f"{source} is not a pack, and several processes do not make one: scemae data pack {source} PACK first."
         )
-    return pack_faces(source, packed, overwrite=True)
+    return pack_faces(source, packed, input_size=input_size, overwrite=True)
 
 
-def label(options: argparse.Namespace, faces: Pack) -> CardFields:
-    """What the command line says of the model, or else what its folders are called."""
-    seen = f"{len(faces):,} faces of {Path(faces.source).name}"
-    return CardFields(
-        **{"name": Path(options.out).resolve().name, "training_data": seen} | given_fields(options, CardFields)
-    )
-
-
-def trained(recipe: Any, options: argparse.Namespace) -> tuple[Any, str]:
-    """Train; the result is told by the first process only."""
+def run_training(recipe: Recipe, args: argparse.Namespace, start: str | None) -> Outcome:
+    """Train; only the first process reports. `start`: the model that the run starts from."""
     from accelerate import PartialState
 
     from scemae.training.engine import train
     from scemae.training.run_folder import MODEL
     from scemae.weights.zoo import locate_model
 
-    model = Path(options.out) / MODEL
-    start = getattr(options, "model", None) or getattr(options, "continue_from", None)
+    model = Path(args.out) / MODEL
     if start and locate_model(start).folder.resolve() == model.resolve():
-        raise RunError(f"{model} is where this run would start and what it would replace; choose another --out.")
-    history = train(recipe, Path(options.out), RunOptions(**given_fields(options, RunOptions)))
+        raise RunError(f"{model} is the model that this run starts from and would replace; choose another --out.")
+    history = train(recipe, Path(args.out), RunOptions(**given_fields(args, RunOptions)))
     state = PartialState()
     state.destroy_process_group()
     if not state.is_main_process:
         raise SystemExit(0)
-    return _report(history, recipe.config, model)
+    return _format_history(history, recipe.config, args.out)
 
 
-def _report(history: History, config: RunConfig, model: Path) -> tuple[Any, str]:
+def format_report(run: str, result: dict[str, Any], lines: list[str]) -> Outcome:
+    """The report of a command that wrote the model of a run."""
+    from scemae.training.run_folder import MODEL
+
+    model = Path(run) / MODEL
+    return {"model": str(model), **result}, "\n".join([*lines, f"model: local-dir:{model}"])
+
+
+def format_pack_report(pack: Pack) -> Outcome:
+    """The report of a command that wrote a pack."""
+    result = {"out": str(pack.folder), "faces": len(pack), "size": pack.size, "skipped": dict(pack.skipped)}
+    lines = [f"{pack.folder}: {len(pack)} faces of {pack.size} x {pack.size} px"]
+    return result, "\n".join(lines + [f"left out: {name}: {why}" for name, why in pack.skipped.items()])
+
+
+def _format_history(history: History, config: RunConfig, run: str) -> Outcome:
     loss = history.lines[-1]["loss"] if history.lines else math.nan
     result = {
-        "model": str(model),
         "step": history.step,
         "steps": config.steps,
         "loss": None if math.isnan(loss) else loss,
@@ -268,11 +279,17 @@ def _report(history: History, config: RunConfig, model: Path) -> tuple[Any, str]
         "hardware": history.hardware,
     }
     text = f"step {history.step} of {config.steps}, loss {loss:.4f}, {history.hours:.2f} hours on {history.hardware}"
-    return result, f"{text}\nmodel: local-dir:{model}"
+    return format_report(run, result, [text])
 
 
-def _boxes(table: Path, source: Path) -> dict[Path, Any]:
-    """Boxes as `pack_faces` wants them: an archive's images are named by what stands in the table itself."""
+def _input_size(model: str) -> int:
+    from scemae.weights.model_folder import read_config
+
+    return read_config(locate_model(model).folder).input_size
+
+
+def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
+    """Boxes as `pack_faces` wants them; those of an archive are by the path as it is written in the table."""
     boxes = read_boxes(table)
     if source.is_dir():
         return {path.resolve(): box for path, box in boxes.items()}
@@ -284,19 +301,42 @@ def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:
     name, _, part = split.partition("/")
     dataset = read_dataset(name, folder, part, exclude=exclude)
     if any(sample.resized for sample in dataset.samples):
-        raise OptionError(f"--split {split}: the protocol stretches these pictures first, which no pack does.")
+        raise OptionError(f"--split {split}: the protocol stretches these images first, which packs do not.")
     return {sample.path.resolve(): sample.box for sample in dataset.samples}
 
 
-def _add(
-    commands: Any, run: Command, common: argparse.ArgumentParser, name: str | None = None
-) -> argparse.ArgumentParser:
-    def checked(options: argparse.Namespace) -> tuple[Any, str]:
-        for package in ("accelerate", "filelock", "pyarrow"):
-            if find_spec(package) is None:
-                raise MissingExtraError(f'This command needs {package}; say: pip install "scemae[train]"')
-        return run(options)
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", required=True, help="Faces: a pack, or images, of which a pack is made first, in RUN/pack."
+    )
+    parser.add_argument("--out", required=True, metavar="RUN", help="Folder of the run; the model goes to RUN/model.")
 
-    parser = commands.add_parser(name or run.__name__, help=run.__doc__, description=run.__doc__, parents=[common])
-    parser.set_defaults(run=checked)
-    return parser  # type: ignore[no-any-return]
+
+def _add_model_argument(parser: argparse.ArgumentParser, what: str = "Model to start from") -> None:
+    parser.add_argument("--model", required=True, help=f"{what}: its name, or local-dir:PATH.")
+
+
+def _add_gradient_options(
+    parser: argparse.ArgumentParser, config: type[RunConfig], title: str, presets: Mapping[str, RunConfig]
+) -> None:
+    """Add what trainings with gradient steps have: presets, how the run goes, the fields of the configuration."""
+    default = next(iter(presets))
+    parser.add_argument(
+        "--preset", choices=tuple(presets), help=f"Values of the configuration that are not given [{default}]."
+    )
+    add_fields(parser, RunOptions, "Runtime options (do not affect the result)", {"": RunOptions()})
+    add_fields(parser, config, CONFIG_TITLE.format(title), presets)
+
+
+def _add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], Outcome], common: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    def check_extra_and_run(args: argparse.Namespace) -> Outcome:
+        for package in ("accelerate", "filelock", "matplotlib", "pyarrow"):
+            if find_spec(package) is None:
+                raise MissingExtraError(f'This command needs {package}: pip install "scemae[train]"')
+        return run(args)
+
+    parser = commands.add_parser(name, help=run.__doc__, description=run.__doc__, parents=[common])
+    parser.set_defaults(run=check_extra_and_run)
+    return parser

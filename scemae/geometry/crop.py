@@ -15,9 +15,9 @@ Box = tuple[float, float, float, float]
 FRAME, CENTRAL = 136, 96  # "resize to 136, crop the central 96": the protocol's framing (paper Sec. 4.1, after DVE)
 
 
-def central_box(width: int, height: int, frame: int = FRAME) -> Box:
-    """The central 96/136 of the largest centred square of an image; 96/`frame` where it is stored in `frame` px."""
-    half = min(width, height) * CENTRAL / frame / 2
+def central_box(width: int, height: int, *, central: int = CENTRAL, frame: int = FRAME) -> Box:
+    """The central 96/136 of the largest centred square of an image, or `central` / `frame` of it."""
+    half = min(width, height) * central / frame / 2
     return (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
 
 

@@ -1,4 +1,4 @@
-"""What is fast on this machine."""
+"""What makes training fast on this machine: precision, compilation, attention."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch import Tensor, nn
 
 
 def fastest_precision(device: torch.device) -> Literal["float32", "bf16"]:
-    """bf16 on a GPU that has it, and on a CPU whose products are faster in it (measured, some 20 ms)."""
+    """bf16 on a GPU that has it, and on a CPU whose matrix products are faster in it (measured, in some 20 ms)."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bf16" if _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "float32"
+    return "bf16" if _time_product(torch.bfloat16) < 0.8 * _time_product(torch.float32) else "float32"
 
 
-def compiles() -> bool:
-    """Whether torch.compile finds the C++ compiler that it needs on a CPU."""
+def can_compile() -> bool:
+    """Whether there is the C++ compiler that torch.compile needs on a CPU."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def fuse_attention(module: nn.Module, fused: bool) -> None:
-    """PyTorch's fused attention or the plain one: on a CPU the backward of the fused one is half of a step."""
+    """Choose PyTorch's fused attention or the plain one: on a CPU the backward of the fused one is half of a step."""
     for layer in module.modules():
-        if hasattr(layer, "fused_attn"):  # timm's attention, whatever room its version keeps it in
+        if hasattr(layer, "fused_attn"):  # timm's attention, in whichever module its version has it
             layer.fused_attn = fused  # type: ignore[assignment]
 
 
 def add_bias_after(module: nn.Module) -> None:
-    """Each linear layer's bias added to the product, not the product to copies of the bias.
+    """Make each linear layer add its bias to the product, instead of the product to copies of the bias.
 
-    On a CPU torch.compile leaves the latter to PyTorch, but fuses the former with what follows: some 3 % of a step.
+    On a CPU torch.compile can fuse only the former with what follows, which saves some 3 % of a step.
     """
 
     def forward(layer: nn.Linear, tokens: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def add_bias_after(module: nn.Module) -> None:
             layer.forward = partial(forward, layer)  # type: ignore[method-assign]
 
 
-def _seconds(dtype: torch.dtype) -> float:
+def _time_product(dtype: torch.dtype) -> float:
     matrix = torch.ones(768, 768, dtype=dtype)
     times = []
     for _ in range(4):

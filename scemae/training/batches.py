@@ -1,4 +1,4 @@
-"""Which faces a step looks at, how they are cropped, and how views are normalised."""
+"""The data loader's decisions: which faces a step sees, their random crops (augmentation), how views are normalised."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scemae.training.pack import INPUT
-from scemae.training.run_config import RunConfig
+from scemae.model.config import ModelConfig
+from scemae.training.run_config import Stage1Config
 
 
 class Batches:
-    """Which faces are looked at in which step: every face once per epoch, in a new order each time.
+    """Which faces are in the batch of which step: every face once per epoch, in a new order each time.
 
     `rows(step)` is a function of the seed and the step alone; so are the random numbers of `rng(step)`.
     """
@@ -32,7 +32,7 @@ class Batches:
         return np.array([self._order(place // self.count)[place % self.count] for place in places.tolist()])
 
     def rng(self, step: int) -> np.random.Generator:
-        """A generator for all that is random in a step."""
+        """The generator of everything random in a step."""
         return np.random.default_rng([*self.seed, 1, step])
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
@@ -40,19 +40,25 @@ class Batches:
 
 
 def random_crops(
-    rng: np.random.Generator, count: int, size: int, area: tuple[float, float], ratio: tuple[float, float]
+    rng: np.random.Generator,
+    count: int,
+    *,
+    size: int,
+    input_size: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> NDArray[np.float32]:
     """Affines (count, 2, 3) from pixels of an input to pixels of its square: random crops, half of them mirrored.
 
-    Each covers a part of the square between the two areas, and is as wide over high as between the two ratios; a side
-    that would be longer than the square's is cut off (He et al. draw again).
+    Each covers a fraction of the square, of `size` px, between the two areas, and has a width over height between the
+    two ratios; a side that would be longer than the square's is cut off (He et al. draw again).
     """
     areas = rng.uniform(*area, count) * size**2
     shapes = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), count))
     sides = np.minimum(np.sqrt([areas * shapes, areas / shapes]), size)
     starts = rng.uniform(0, 1, (2, count)) * (size - sides)
     mirrored = rng.random(count) < 0.5
-    scales = sides / INPUT
+    scales = sides / input_size
     across = np.where(mirrored, -scales[0], scales[0])
     left = np.where(mirrored, starts[0] + sides[0], starts[0])
     zero = np.zeros(count)
@@ -60,13 +66,12 @@ def random_crops(
     return np.moveaxis(np.array(rows), -1, 0).astype(np.float32)
 
 
-def statistics(config: RunConfig) -> Tensor:
+def mean_and_std(config: Stage1Config | ModelConfig) -> Tensor:
     """Mean and standard deviation of the normalisation, (2, 3, 1, 1)."""
     return torch.tensor([config.mean, config.std]).view(2, 3, 1, 1)
 
 
-def normalise(views: Tensor, config: RunConfig) -> Tensor:
-    """Views 0..1 (b, 3, H, W) to what the run's model sees, on their device."""
-    mean, std = statistics(config).to(views.device)
-    normalised: Tensor = (views - mean) / std
-    return normalised
+def normalise(views: Tensor, config: Stage1Config | ModelConfig) -> Tensor:
+    """Views (b, 3, H, W) of 0..1 as the model sees them, on their device."""
+    mean, std = mean_and_std(config).to(views.device)
+    return (views - mean) / std

@@ -1,6 +1,7 @@
-"""CARB: a face's tokens in two kinds, the attentive ones kept, the others stood for by a few of them.
+"""CARB: keep the attentive tokens; approximate the rest by a few cluster centres.
 
-Clustering and Approximation of the Representations of the Background (paper Sec. 3.2, Eq. 1-3).
+Clustering and Approximation of the Representations of the Background (paper Sec. 3.2): the attentive tokens by Eq. 1
+(`Backbone.cls_similarity`), density peaks among the others by Eq. 2 and Eq. 3.
 """
 
 from __future__ import annotations
@@ -20,18 +21,15 @@ NEIGHBOURS = 5  # of the density "knn"
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which of N tokens stand for all: `attentive` (B, A) and `centers` (B, K), indices in rising order.
+    """Which of N tokens stand for all."""
 
-    `substitute` (B, N): for each token the place, in attentive then centers, of the one that stands for it.
-    """
-
-    attentive: Tensor
-    centers: Tensor
-    substitute: Tensor
+    attentive: Tensor  # (B, A), indices in rising order
+    centers: Tensor  # (B, K), indices in rising order, of some of the inattentive tokens
+    substitute: Tensor  # (B, N), for each token the place in `kept` of the one that stands for it
 
     @property
     def kept(self) -> Tensor:
-        """Indices (B, A + K) of the tokens that are kept: attentive, then centers."""
+        """Indices (B, A + K) of the kept tokens: the attentive ones, then the centers."""
         return torch.cat([self.attentive, self.centers], dim=1)
 
 
@@ -78,9 +76,9 @@ def pairwise_distances(tokens: Tensor) -> Tensor:
 def log_density(distances: Tensor, density: Density, width: int) -> Tensor:
     """Logarithm of the density rho (B, M), Eq. 2, from distances (B, M, M) between tokens of `width` numbers.
 
-    Eq. 2 as printed, exp(+ sum of squared distances), is largest for the loneliest token and no number in floating
-    point. "knn" is what the text describes: exp(- mean squared distance to the 5 nearest / width); "mean" takes all
-    tokens instead of 5; "paper_literal" is the printed one.
+    Eq. 2 as printed, exp(+ sum of squared distances), is largest for the loneliest token and overflows. "knn" is what
+    the text describes: exp(- mean squared distance to the 5 nearest / width); "mean" takes all tokens instead of 5;
+    "paper_literal" is the printed one.
     """
     squared = distances**2
     if density == "paper_literal":
@@ -95,7 +93,7 @@ def log_density(distances: Tensor, density: Density, width: int) -> Tensor:
 
 
 def cluster_centers(distances: Tensor, num_clusters: int, density: Density, width: int) -> Tensor:
-    """Density peaks: indices (B, K), rising, of the tokens of the highest rho * delta (Eq. 2-3).
+    """Density peaks: indices (B, K), rising, of the tokens with the highest rho * delta (rho: Eq. 2, delta: Eq. 3).
 
     delta is the distance to the nearest token of higher density, for the densest that to the farthest token. Of
     equally dense tokens the first counts as denser, so that nothing is random. All in logarithms: exp(log rho)

@@ -1,9 +1,8 @@
-"""One training loop for both stages, on `accelerate`: any number of processes, resumable at every step.
+"""One trainer for both stages, on `accelerate`: any number of processes, resumable at every step.
 
-What happens at a step is a function of (config, step) alone: the recipe draws the images, crops and masks of the whole
-batch from the seed and the step's number, and each process takes its part. So nothing but the step, the weights, the
-optimizer's state and the losses that are not logged yet has to be kept, and two processes see just what one with the
-same batch sees.
+A step is a function of (config, step) alone: the recipe draws the images, crops and masks of the whole batch from the
+seed and the step's number, and each process takes its part. So a checkpoint is the step, the weights, the optimizer's
+state and the losses not yet logged, and two processes see exactly what one process with the same batch sees.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from tqdm.auto import tqdm
 
 from scemae.errors import RunError
 from scemae.output import atomic_folder
-from scemae.training.acceleration import add_bias_after, compiles, fastest_precision, fuse_attention
-from scemae.training.processes import accelerator, by_main, check_same, interruptible
+from scemae.training.acceleration import add_bias_after, can_compile, fastest_precision, fuse_attention
+from scemae.training.processes import catch_signals, check_same, make_accelerator, run_on_main
 from scemae.training.run_config import Precision, RunConfig, RunOptions
 from scemae.training.run_folder import MODEL, RunFolder
 
@@ -38,92 +37,101 @@ from scemae.training.run_folder import MODEL, RunFolder
 class Recipe(Protocol):
     """What the engine trains."""
 
-    config: RunConfig
-    module: nn.Module
-    origin: str  # SHA-256 of the model that the run needs beside its checkpoint; "": none
+    origin: str  # SHA-256 of the model that the run needs besides its checkpoint; "": none
+
+    @property
+    def config(self) -> RunConfig:
+        """Batches, schedule, optimizer, seed."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What learns: called with what `prepare` returns, it returns a dictionary with the "loss"."""
 
     @property
     def report_every(self) -> int:
-        """Steps between two reports, each a picture and what `measure` finds."""
+        """Steps between two reports: a picture, and what `measure` returns."""
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
-        """Part of the batch of a step, on the CPU, from nothing but the step; called ahead, in another thread."""
+        """Part of the batch of a step, on the CPU, a function of the step alone; called ahead, in another thread."""
 
-    def inputs(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What the module is called with, from what `load` gave, by now on the module's device."""
+    def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The arguments of the module, from what `load` returned, now on the module's device."""
 
-    def picture(self) -> Image.Image:
-        """What a person should see of the present weights; asked for on the first process only, like `measure`."""
+    def draw_report(self) -> Image.Image:
+        """A picture of what the present weights do; called on the first process only, like `measure`."""
 
     def measure(self) -> dict[str, float]:
-        """What the log should say of the present weights beside the loss."""
+        """What is logged of the present weights besides the loss."""
 
     def export(self, folder: Path, history: History) -> None:
-        """Write the model folder; it is empty."""
+        """Fill an empty folder with the model."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class History:
-    """What a run was: the lines of its log, hours of work, where it ran."""
+    """What a run was."""
 
-    lines: list[dict[str, float]]
-    step: int
-    hours: float
+    lines: list[dict[str, float]]  # of its log
+    step: int  # updates of the weights
+    hours: float  # of work, over all resumes
     hardware: str
 
 
 def train(recipe: Recipe, out: Path, options: RunOptions) -> History:
     """Train to the end of the schedule, `max_hours` or Ctrl-C, then export `out`/model.
 
-    Ctrl-C and SIGTERM end in KeyboardInterrupt when everything is written; `max_hours` counts from this call, and at
-    least one step is made. Raises RunError where another process writes to `out`, where what lies there cannot be gone
-    on with, and where the loss or the gradient is no number any more; OutputError where something cannot be written.
-    The last good checkpoint is kept whatever happens.
+    Ctrl-C and SIGTERM end in KeyboardInterrupt once everything is written; `max_hours` counts from this call, and at
+    least one step is made. Raises RunError where another process writes to `out`, where the run there cannot be
+    continued, and where the loss or the gradient is not finite; OutputError where something cannot be written. The last
+    good checkpoint is kept in any case.
     """
-    here = accelerator()
+    accelerator = make_accelerator()
     folder = RunFolder(out)
     try:
-        by_main(folder.lock)
-        by_main(partial(folder.begin, options.resume, options.overwrite))
-        with interruptible() as signals:
-            return _Run(recipe, folder, options, here, signals).go()
+        run_on_main(folder.lock)
+        run_on_main(partial(folder.begin, options.resume, options.overwrite))
+        with catch_signals() as signals:
+            return _Run(recipe, folder, options, accelerator, signals).train()
     finally:
         folder.release()
 
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, options: RunOptions, here: Accelerator, signals: list[int]
+        self, recipe: Recipe, folder: RunFolder, options: RunOptions, accelerator: Accelerator, signals: list[int]
     ) -> None:
-        self.recipe, self.folder, self.options, self.here, self.signals = recipe, folder, options, here, signals
+        self.recipe, self.folder, self.options, self.signals = recipe, folder, options, signals
+        self.accelerator, self.device, self.processes = accelerator, accelerator.device, accelerator.num_processes
         self.config = recipe.config
-        self.share, rest = divmod(self.config.batch_size, here.num_processes * self.config.accumulate)
+        self.pass_size, rest = divmod(self.config.batch_size, self.processes * self.config.accumulate)
         if rest:
             raise RunError(
-                f"batch_size {self.config.batch_size} cannot be shared among {here.num_processes} processes and "
+                f"batch_size {self.config.batch_size} cannot be shared among {self.processes} processes and "
                 f"{self.config.accumulate} passes each."
             )
-        on_gpu = here.device.type != "cpu"
+        on_gpu = self.device.type != "cpu"
         fuse_attention(recipe.module, on_gpu)
-        self.optimizer = _optimizer(recipe.module, self.config)
+        self.optimizer = _make_optimizer(recipe.module, self.config)
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
         saved = folder.read_checkpoint()
         if saved is not None:
             self._restore(saved)
-        self.precision: Precision = by_main(partial(_precision, options, saved, here.device))
-        check_same((self.step, self._next_image()), f"The processes do not all see the same {folder.path} and images.")
-        self.parallel, self.prepared = here.prepare(recipe.module, self.optimizer)
-        compiled = (not on_gpu and compiles()) if options.compile is None else options.compile
+        self.precision: Precision = run_on_main(partial(_choose_precision, options, saved, self.device))
+        check_same(
+            (self.step, self._hash_next_image()), f"The processes do not all see the same {folder.path} and images."
+        )
+        self.parallel, self.prepared = accelerator.prepare(recipe.module, self.optimizer)
+        compiled = (not on_gpu and can_compile()) if options.compile is None else options.compile
         if compiled and not on_gpu:
             add_bias_after(recipe.module)
-        self.trained = torch.compile(self.parallel) if compiled else self.parallel
+        self.module = torch.compile(self.parallel) if compiled else self.parallel
         self.stop = self.interrupted = self.due = False
 
-    def go(self) -> History:
-        by_main(partial(self.folder.cut_log, self.step))
+    def train(self) -> History:
+        run_on_main(partial(self.folder.cut_log, self.step))
         self.started = self.checkpointed = self.logged = time.monotonic()
         self.logged_step = self.step
-        silent = None if self.here.is_main_process else True  # None: unless on a terminal
+        silent = None if self.accelerator.is_main_process else True  # None: unless on a terminal
         with (
             tqdm(total=self.config.steps, initial=self.step, unit="step", disable=silent) as bar,
             ThreadPoolExecutor(1) as ahead,
@@ -134,11 +142,11 @@ class _Run:
                 self._advance(passes)
                 bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
                 bar.update()
-                self._keep()
-        history = by_main(self._finish)
+                self._log_and_save()
+        history = run_on_main(self._finish)
         if self.interrupted:
             raise KeyboardInterrupt(
-                f"Stopped at step {self.step}; {self.folder.path} holds all of it. Go on with --resume."
+                f"Stopped at step {self.step}; {self.folder.path} holds everything. Continue with --resume."
             )
         return history
 
@@ -148,26 +156,26 @@ class _Run:
 
     def _load(self, step: int) -> list[tuple[Tensor, ...]]:
         """This process's part of a step, one entry for each pass."""
-        first = self.here.process_index * self.config.accumulate
-        starts = [(first + number) * self.share for number in range(self.config.accumulate)]
-        return [self.recipe.load(step, slice(start, start + self.share)) for start in starts]
+        first = self.accelerator.process_index * self.config.accumulate
+        starts = [(first + number) * self.pass_size for number in range(self.config.accumulate)]
+        return [self.recipe.load(step, slice(start, start + self.pass_size)) for start in starts]
 
     def _advance(self, passes: list[tuple[Tensor, ...]]) -> None:
-        """One update of the weights; also learn the loss of all processes, and what any of them wishes."""
+        """Update the weights once; also collect the loss, and whether to stop or save, from all processes."""
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(_seed(self.config.seed, self.step, self.here.process_index))  # of dropout
+        torch.manual_seed(_step_seed(self.config.seed, self.step, self.accelerator.process_index))  # of dropout
         own_loss = self._backward(passes)
-        longest = self.config.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parallel.parameters(), longest))
+        max_norm = self.config.clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.parallel.parameters(), max_norm))
         now = time.monotonic()
         late = now - self.started > 3600 * self.options.max_hours
         due = now - self.checkpointed > 60 * self.options.checkpoint_minutes
-        own = (own_loss / self.here.num_processes, float(late), float(due), float(len(self.signals)))
-        loss, late_ones, due_ones, signals = self._sums(own)
+        own = (own_loss / self.processes, float(late), float(due), float(len(self.signals)))
+        loss, late_ones, due_ones, signals = self._sum_over_processes(own)
         if not math.isfinite(loss + norm):
-            self._refuse(passes, loss, norm)
+            self._raise_not_finite(passes, loss, norm)
         self.prepared.step()
         self.prepared.zero_grad()
         self.step += 1
@@ -176,41 +184,40 @@ class _Run:
         self.stop = self.interrupted or late_ones > 0
 
     def _backward(self, passes: list[tuple[Tensor, ...]]) -> float:
-        """Gradients of the mean loss; returns it, of this process."""
-        total = torch.zeros((), device=self.here.device)
+        """Compute the gradients of the mean loss of this process's passes; returns that loss."""
+        total = torch.zeros((), device=self.device)
         for number, loaded in enumerate(passes):
-            inputs = self.recipe.inputs(tuple(part.to(self.here.device, non_blocking=True) for part in loaded))
+            inputs = self.recipe.prepare(tuple(part.to(self.device, non_blocking=True) for part in loaded))
             last = number == len(passes) - 1
-            with nullcontext() if last else self.here.no_sync(self.parallel):
-                with torch.autocast(self.here.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    loss = self.trained(*inputs)["loss"] / len(passes)
+            with nullcontext() if last else self.accelerator.no_sync(self.parallel):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    loss = self.module(*inputs)["loss"] / len(passes)
                 loss.backward()
             total += loss.detach()
         return float(total)
 
-    def _sums(self, own: Sequence[float]) -> list[float]:
-        """Over all processes."""
-        if self.here.num_processes == 1:
+    def _sum_over_processes(self, own: Sequence[float]) -> list[float]:
+        if self.processes == 1:
             return list(own)
-        sums = self.here.reduce(torch.tensor(own, dtype=torch.float64, device=self.here.device), "sum")
+        sums = self.accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=self.device), "sum")
         return [float(value) for value in sums]
 
-    def _refuse(self, passes: list[tuple[Tensor, ...]], loss: float, norm: float) -> NoReturn:
-        where = self.folder.write_bad_batch(self.here.process_index, passes)
+    def _raise_not_finite(self, passes: list[tuple[Tensor, ...]], loss: float, norm: float) -> NoReturn:
+        where = self.folder.write_bad_batch(self.accelerator.process_index, passes)
         raise RunError(
-            f"At step {self.step} the loss is {loss} and the length of its gradient {norm}. The batch is in {where}, "
-            "the checkpoint of an earlier step is kept; --resume comes to the same end, unless the machine was at "
-            "fault. Start anew with a lower --learning-rate, a --clip-norm, or --precision float32."
+            f"At step {self.step} the loss is {loss} and the norm of its gradient {norm}. The batch is in {where}; "
+            "the checkpoint of an earlier step is kept, but --resume ends here again unless the machine was at fault. "
+            "Start again with a lower --learning-rate, a --clip-norm, or --precision float32."
         )
 
-    def _keep(self) -> None:
-        """Log, report and save where it is time for that."""
+    def _log_and_save(self) -> None:
+        """Log, report and save when it is time to."""
         report = self.step % self.recipe.report_every == 0 or self.step == self.config.steps
         if report or self.step % self.log_every == 0:
-            by_main(partial(self._log, report))
+            run_on_main(partial(self._log, report))
             self.losses, self.logged, self.logged_step = [], time.monotonic(), self.step
         if self.due:
-            by_main(self._save)
+            run_on_main(self._save)
             self.checkpointed = time.monotonic()
 
     def _log(self, report: bool) -> None:
@@ -222,22 +229,26 @@ class _Run:
             "images_per_second": steps_per_second * self.config.batch_size,
         }
         if report:
-            self.folder.write_picture(self.step, self.recipe.picture())
+            self.folder.write_picture(self.step, self.recipe.draw_report())
             line |= self.recipe.measure()
         self.folder.log(line)
 
     def _finish(self) -> History:
         self._save()
-        if self.step < self.config.steps:  # at the end there is one already
-            self.folder.write_picture(self.step, self.recipe.picture())
-        where = hardware(self.here.device, self.here.num_processes, self.precision)
-        history = History(self.folder.lines(), self.step, self._worked() / 3600, where)
+        if self.step < self.config.steps:  # the last step has been reported already
+            self.folder.write_picture(self.step, self.recipe.draw_report())
+        history = History(
+            lines=self.folder.read_log(),
+            step=self.step,
+            hours=self._seconds_of_work() / 3600,
+            hardware=describe_hardware(self.device, self.processes, self.precision),
+        )
         with atomic_folder(self.folder.path / MODEL) as model:
             self.recipe.export(model, history)
         return history
 
-    def _worked(self) -> float:
-        """Seconds, those before a resume too."""
+    def _seconds_of_work(self) -> float:
+        """Including those before a resume."""
         return self.seconds + time.monotonic() - self.started
 
     def _save(self) -> None:
@@ -246,9 +257,9 @@ class _Run:
                 "config": self.config.to_json(),
                 "precision": self.precision,
                 "step": self.step,
-                "seconds": self._worked(),
+                "seconds": self._seconds_of_work(),
                 "losses": self.losses,
-                "images": self._next_image(),
+                "images": self._hash_next_image(),
                 "origin": self.recipe.origin,
                 "module": self.recipe.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -263,17 +274,19 @@ class _Run:
         if changed := before.difference(self.config):
             raise RunError(f"{self.folder.path} was started with another configuration: {'; '.join(changed)}.")
         self.step, self.seconds, self.losses = saved["step"], saved["seconds"], saved["losses"]
-        if self._next_image() != saved["images"]:
-            raise RunError(f"The images are not those that {self.folder.path} was started with; give the same --data.")
+        if self._hash_next_image() != saved["images"]:
+            raise RunError(
+                f"The images differ from those that {self.folder.path} was started with; pass the same --data."
+            )
         if saved["origin"] != self.recipe.origin:
             raise RunError(
-                f"{self.folder.path} was started from another model; give the same --model or --continue-from."
+                f"{self.folder.path} was started from another model; pass the same --model or --continue-from."
             )
         self.recipe.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
 
-    def _next_image(self) -> str:
-        """A fingerprint of what comes next: the same (config, step) on other images has another."""
+    def _hash_next_image(self) -> str:
+        """SHA-256 of the next step's first image: other --data at the same (config, step) have another."""
         digest = hashlib.sha256()
         for part in self.recipe.load(self.step, slice(0, 1)):
             digest.update(part.numpy().tobytes())
@@ -281,34 +294,34 @@ class _Run:
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """Of step number `step`, from 0: linear from 0 over the warm-up, then half a cosine to 0."""
+    """The learning rate of step number `step`, from 0: linear over the warm-up, then half a cosine to 0."""
     warmup = config.warmup * config.steps
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (config.steps - warmup)))
 
 
-def _optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def _make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if sum(side > 1 for side in parameter.shape) > 1]
-    others = [parameter for parameter in trained if sum(side > 1 for side in parameter.shape) <= 1]
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in learned if sum(side > 1 for side in parameter.shape) > 1]
+    others = [parameter for parameter in learned if sum(side > 1 for side in parameter.shape) <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def _precision(options: RunOptions, saved: dict[str, Any] | None, device: torch.device) -> Precision:
-    """What was asked for, or what the run began with, or what is fastest here."""
+def _choose_precision(options: RunOptions, saved: dict[str, Any] | None, device: torch.device) -> Precision:
+    """The one in the options, or that of the run so far, or the fastest here."""
     if options.precision != "auto":
         return options.precision
     return saved["precision"] if saved else fastest_precision(device)
 
 
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0])
 
 
-def hardware(device: torch.device, processes: int, precision: str) -> str:
-    """What a card says of where a run took place."""
+def describe_hardware(device: torch.device, processes: int, precision: str) -> str:
+    """What a card says of the hardware of a run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     return f"{processes} x {name}, {precision}"

@@ -1,4 +1,4 @@
-"""LCR: the locality-constrained repellence loss (paper Sec. 3.3, Eq. 4-7)."""
+"""LCR: the locality-constrained repellence loss (paper Sec. 3.3: Eq. 4, Eq. 5, Eq. 6, Eq. 7)."""
 
 from __future__ import annotations
 
@@ -60,5 +60,5 @@ def lcr_loss(
     if reduction not in ("sum", "mean_query"):
         raise OptionError(f"reduction is {reduction!r}; it must be 'sum' or 'mean_query'.")
     terms = locality(positions, form) * weights * log_correspondence(descriptors, temperature, keys).exp()
-    loss: Tensor = terms.sum((1, 2)).mean()
+    loss = terms.sum((1, 2)).mean()
     return loss if reduction == "sum" else loss / descriptors.shape[1]

@@ -1,4 +1,4 @@
-"""Stage 1: a masked autoencoder around a backbone (paper Sec. 3.1; He et al., "Masked Autoencoders", 2022)."""
+"""The masked autoencoder (MAE) of stage 1 around a backbone (paper Sec. 3.1; He et al., 2022)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from scemae.training.run_config import Stage1Config
 def to_patches(images: Tensor, patch_size: int) -> Tensor:
     """Images (B, 3, H, W) to patches (B, N, 3 * patch_size**2), row by row; in a patch channel, row, column."""
     tiles = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # B, 3, rows, p, columns, p
-    patches: Tensor = tiles.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-    return patches
+    return tiles.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def to_images(patches: Tensor, patch_size: int) -> Tensor:
     """The images (B, 3, H, W), square, that `to_patches` was given."""
     side = round(patches.shape[1] ** 0.5)
     tiles = patches.unflatten(2, (3, patch_size, patch_size)).unflatten(1, (side, side))
-    images: Tensor = tiles.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-    return images
+    return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 _norm: Any = partial(nn.LayerNorm, eps=1e-6)
@@ -74,7 +72,7 @@ class MaskedAutoencoder(nn.Module):
             [self.visible, self.decoded], dim=1
         )
         if self.normalise_pixels:
-            mean, deviation = _statistics(wanted)
+            mean, deviation = _mean_and_deviation(wanted)
             wanted = (wanted - mean) / deviation
         found = self.decode(self.encode(visible, order), order)
         return {"loss": F.mse_loss(found.float(), wanted.float())}
@@ -94,8 +92,7 @@ class MaskedAutoencoder(nn.Module):
         positions = gather_tokens(positions.expand(len(order), -1, -1), order)
         tokens = tokens + torch.cat([cls_position.expand(len(order), -1, -1), positions], dim=1)
         tokens = self.decoder["blocks"](tokens)
-        pixels: Tensor = self.decoder["head"](self.decoder["norm"](tokens[:, 1 + self.visible :]))
-        return pixels
+        return self.decoder["head"](self.decoder["norm"](tokens[:, 1 + self.visible :]))
 
     def reconstruct(self, images: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """Images with the hidden patches left out (0), and with them reconstructed; both (B, 3, H, W), normalised.
@@ -106,12 +103,12 @@ class MaskedAutoencoder(nn.Module):
         hidden = order[:, self.visible :, None].expand(-1, -1, patches.shape[-1])
         found = self.decode(self.encode(gather_tokens(patches, order[:, : self.visible]), order), order).float()
         if self.normalise_pixels:
-            mean, deviation = _statistics(patches.gather(1, hidden))
+            mean, deviation = _mean_and_deviation(patches.gather(1, hidden))
             found = found * deviation + mean
         masked, filled = patches.scatter(1, hidden, 0.0), patches.scatter(1, hidden, found)
         return to_images(masked, self.patch_size), to_images(filled, self.patch_size)
 
 
-def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_deviation(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each patch (B, M, P), (B, M, 1) both; the latter never 0."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()

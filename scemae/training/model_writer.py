@@ -1,6 +1,6 @@
-"""A run's result: a model folder whose card says how it was made, and the log and curve of its loss.
+"""A run's result: a model folder whose card says how it was made, with the log and the curve of its loss.
 
-A card is published with the model; so its pictures show the sample faces, never those of the training data.
+A card is published with the model, so its pictures show the sample faces, never those of the training data.
 """
 
 from __future__ import annotations
@@ -10,52 +10,49 @@ import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from scemae import draw
 from scemae.model.config import ModelConfig
+from scemae.plots import line_plot
 from scemae.training.engine import History
-from scemae.training.run_config import RunConfig
-from scemae.training.settings import Settings
+from scemae.training.run_config import RunConfig, TrainingConfig
 from scemae.weights.card import RUN_HEADING, copy_earlier_sections, model_card
 from scemae.weights.model_folder import CARD, WEIGHTS, file_sha256, save_model
 
-CURVE_SIZE = (720, 320)
-LOGGED = 200  # lines of the log that a model folder keeps
+MAX_LOG_LINES = 200  # that a model folder keeps
 
 
 @dataclass(frozen=True, eq=False)
 class CardSection:
-    """What a card says of one run: its title, a table, every setting, pictures by caption, and its log."""
+    """What a card says of one run."""
 
     title: str
-    rows: Mapping[str, str]
-    settings: Settings
-    pictures: Mapping[str, Image.Image]
-    log: Sequence[Mapping[str, float]] = ()
+    rows: Mapping[str, str]  # of its table
+    config: TrainingConfig
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)  # by caption
+    log: Sequence[Mapping[str, float]] = ()  # the lines of the run's log
 
     @classmethod
     def of_training(
         cls, title: str, config: RunConfig, history: History, pictures: Mapping[str, Image.Image]
     ) -> CardSection:
-        """That of a run of the engine, the curve of its loss among the pictures."""
+        """The section of a run of the engine, with the curve of its loss among the pictures."""
         rows = {
             "steps": f"{history.step:,} of {config.steps:,}, batches of {config.batch_size}",
             "last loss": f"{history.lines[-1]['loss']:.4f}" if history.lines else "none logged",
-            **circumstances(history.hours, history.hardware),
+            **describe_run(history.hours, history.hardware),
         }
-        return cls(title, rows, config, {"loss over steps": loss_curve(history.lines), **pictures}, history.lines)
+        return cls(title, rows, config, {"loss over steps": plot_loss(history.lines), **pictures}, history.lines)
 
 
-def circumstances(hours: float, hardware: str) -> dict[str, str]:
-    """Rows on how long a run took, where, and with which software."""
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("scemae", "torch", "timm", "accelerate"))
+def describe_run(hours: float, hardware: str) -> dict[str, str]:
+    """Rows of a card on how long a run took, where, and with which software."""
+    versions = ", ".join(f"{name} {_package_version(name)}" for name in ("scemae", "torch", "timm", "accelerate"))
     return {
         "hours": f"{hours:.2f}",
         "hardware": hardware,
@@ -65,35 +62,35 @@ def circumstances(hours: float, hardware: str) -> dict[str, str]:
 
 
 def write_model(
-    folder: Path, model: ModelConfig, tensors: Mapping[str, Tensor], chapter: CardSection, source: Path | None = None
+    folder: Path, model: ModelConfig, tensors: Mapping[str, Tensor], section: CardSection, source: Path | None = None
 ) -> None:
     """Fill an empty folder with a model; tensors as float16.
 
-    `source`: the model folder that the run started from; the chapters of its card, and the files that they link to,
+    `source`: the model folder that the run started from; the sections of its card, with the files that they link to,
     come first.
     """
     save_model(folder, {name: tensor.half() for name, tensor in tensors.items()}, model, card="")
     weights = folder / WEIGHTS
     card = model_card(model, file_sha256(weights), weights.stat().st_size)
     card += "" if source is None else copy_earlier_sections(source, folder)
-    prefix = f"{card.count(RUN_HEADING) + 1}-{chapter.title.replace(' ', '-')}"
-    card += f"\n{RUN_HEADING}{chapter.title}\n\n| | |\n|---|---|\n"
-    card += "".join(f"| {name} | {value} |\n" for name, value in chapter.rows.items())
-    for caption, picture in chapter.pictures.items():
+    prefix = f"{card.count(RUN_HEADING) + 1}-{section.title.replace(' ', '-')}"
+    card += f"\n{RUN_HEADING}{section.title}\n\n| | |\n|---|---|\n"
+    card += "".join(f"| {name} | {value} |\n" for name, value in section.rows.items())
+    for caption, picture in section.pictures.items():
         name = f"{prefix}-{caption.replace(' ', '-')}.png"
         picture.save(folder / name)
         card += f"\n![{caption}]({name})\n"
-    if chapter.log:
+    if section.log:
         name = f"{prefix}-log.jsonl"
-        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in _thinned(chapter.log)), encoding="utf-8")
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in thin_log(section.log)), encoding="utf-8")
         card += f"\n[log]({name})\n"
-    card += f"\n```json\n{chapter.settings.to_json()}\n```\n"
+    card += f"\n```json\n{section.config.to_json()}\n```\n"
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _thinned(lines: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
-    """At most LOGGED of them, evenly spaced, the last among them."""
-    return lines[::-1][:: max(1, math.ceil(len(lines) / LOGGED))][::-1]
+def thin_log(lines: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+    """At most MAX_LOG_LINES of the lines, evenly spaced, with the last one."""
+    return lines[::-1][:: max(1, math.ceil(len(lines) / MAX_LOG_LINES))][::-1]
 
 
 def git_commit() -> str:
@@ -107,39 +104,21 @@ def git_commit() -> str:
         return "none (an installed package)"
 
 
-def _version(name: str) -> str:
+def _package_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:  # a checkout that nobody installed
         return "(not installed)"
 
 
-def loss_curve(lines: list[dict[str, float]]) -> Image.Image:
-    """The loss (logarithmic) over the steps (linear), the ends of both axes written at them."""
-    width, height = CURVE_SIZE
-    left, top, right, bottom = 70, 20, width - 20, height - 36
-    picture = Image.new("RGB", CURVE_SIZE, draw.BACKGROUND)
-    pen = ImageDraw.Draw(picture)
-    pen.line((left, top, left, bottom, right, bottom), fill=draw.INK)
-    points = np.array([(line["step"], line["loss"]) for line in lines if line["loss"] > 0], dtype=np.float64)
-    if not len(points):
-        return picture
-    steps, losses = points.T
-    low, high = losses.min(), losses.max()
-    across = left + (right - left) * steps / steps.max()
-    down = top + (bottom - top) * np.log(high / losses) / max(np.log(high / low), 1e-9)
-    pen.line(list(zip(across.tolist(), down.tolist(), strict=True)), fill=draw.palette(1)[0], width=2)
-    for text, place, anchor in (
-        (f"{high:.3g}", (left - 8, top), "rm"),
-        (f"{low:.3g}", (left - 8, bottom), "rm"),
-        (f"{int(steps.max()):,} steps", (right, bottom + 8), "ra"),
-        ("loss", (left + 8, top), "lm"),
-    ):
-        draw.write(pen, place, text, 14, anchor)
-    return picture
+def plot_loss(lines: Sequence[Mapping[str, float]]) -> Image.Image:
+    """The loss (logarithmic) over the steps; losses of 0 are left out."""
+    shown = [line for line in lines if line["loss"] > 0]
+    series = {"loss": ([line["step"] for line in shown], [line["loss"] for line in shown])}
+    return line_plot(series, "step", "training loss", y_scale="log")
 
 
-def view_picture(view: Tensor) -> Image.Image:
+def draw_view(view: Tensor) -> Image.Image:
     """A view (3, H, W) of 0..1 (clipped) at twice its size."""
     pixels = (view.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels)

@@ -1,70 +1,128 @@
-"""Known random motions of roughly aligned faces: what the aligner and the positional projection learn from."""
+"""Known random motions of roughly aligned faces (augmentation): what the aligner and the projectors learn from."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from scemae.geometry import Array, random_affines, sample_views
-from scemae.training.pack import INPUT, Pack
+from scemae.model.sce_mae import SceMae
+from scemae.training.acceleration import fastest_precision
+from scemae.training.batches import Batches
+from scemae.training.pack import Pack
 from scemae.training.run_config import MotionConfig
 
+Encode = Callable[[Tensor], Tensor]  # views (B, 3, S, S), 0..1, to patch tokens (B, N, D)
 
-def random_motions(rng: np.random.Generator, count: int, config: MotionConfig, amplitude: float) -> Array:
+
+def random_motions(
+    rng: np.random.Generator, count: int, config: MotionConfig, *, amplitude: float, input_size: int
+) -> Array:
     """Affines (count, 3, 3) about the view's centre, from pixels of a moved view to those of the unmoved one."""
     deviations = ("rotation", "log_scale", "shear", "shift")
-    return random_affines(rng, count, INPUT, **{name: amplitude * getattr(config, name) for name in deviations})
+    return random_affines(rng, count, input_size, **{name: amplitude * getattr(config, name) for name in deviations})
 
 
 def move_points(motions: Array, xy: Array) -> Array:
     """Points (P, 2) or (n, P, 2) through affines (n, 3, 3): (n, P, 2)."""
-    moved: Array = xy @ motions[:, :2, :2].swapaxes(1, 2) + motions[:, None, :2, 2]
-    return moved
+    return xy @ motions[:, :2, :2].swapaxes(1, 2) + motions[:, None, :2, 2]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Moves:
-    """What is done to n faces: motions (n, 3, 3), moved to unmoved pixels; which are mirrored first; their light."""
+    """What is done to n faces: mirror, then move, then change the light."""
 
-    motions: Array
-    mirrored: NDArray[np.bool_]
-    contrast: NDArray[np.float32]
-    brightness: NDArray[np.float32]
+    motions: Array  # (n, 3, 3): moved to unmoved input px
+    mirrored: NDArray[np.bool_]  # (n,)
+    contrast: NDArray[np.float32]  # (n,): factor on the distance from mid-grey
+    brightness: NDArray[np.float32]  # (n,): added to pixels of 0..1
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, count: int, config: MotionConfig, amplitude: float) -> Moves:
-        """Random ones, half of them mirrored."""
-        motions = random_motions(rng, count, config, amplitude)
+    def draw(
+        cls, rng: np.random.Generator, count: int, config: MotionConfig, *, amplitude: float, input_size: int
+    ) -> Moves:
+        """Random moves, half of them mirrored."""
+        motions = random_motions(rng, count, config, amplitude=amplitude, input_size=input_size)
         mirrored = rng.random(count) < 0.5
         contrast, brightness = rng.standard_normal((2, count)).astype(np.float32)
-        return cls(motions, mirrored, np.exp(config.log_contrast * contrast), config.brightness * brightness)
+        return cls(
+            motions=motions,
+            mirrored=mirrored,
+            contrast=np.exp(config.log_contrast * contrast),
+            brightness=config.brightness * brightness,
+        )
 
-    def part(self, chosen: slice) -> Moves:
-        """Those of some of the faces."""
-        return Moves(self.motions[chosen], self.mirrored[chosen], self.contrast[chosen], self.brightness[chosen])
+    def __getitem__(self, chosen: slice) -> Moves:
+        """The moves of some of the faces."""
+        return Moves(**{name: values[chosen] for name, values in vars(self).items()})
 
-    def views(self, pack: Pack, rows: NDArray[np.int64]) -> Tensor:
-        """Views (n, 3, 96, 96), 0..1, of n faces of a pack."""
+    def sample(self, pack: Pack, rows: NDArray[np.int64]) -> Tensor:
+        """Moved views (n, 3, S, S), 0..1, of n faces of a pack."""
         flips = np.tile(np.eye(3), (len(rows), 1, 1))
-        flips[self.mirrored, 0] = (-1, 0, INPUT - 1)
-        to_square = torch.from_numpy((pack.central @ flips @ self.motions)[:, :2])
+        flips[self.mirrored, 0] = (-1, 0, pack.input_size - 1)
+        to_square = torch.from_numpy((pack.central_affine @ flips @ self.motions)[:, :2])
+        views = sample_views(pack.read_squares(rows), to_square, pack.input_size)
         contrast, brightness = (torch.from_numpy(light).view(-1, 1, 1, 1) for light in (self.contrast, self.brightness))
-        return ((sample_views(pack.pixels(rows), to_square, INPUT) - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
+        return ((views - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
 
     def to_moved(self, xy: Array) -> Array:
-        """Where points (P, 2) of the unmoved views lie in the moved ones, (n, P, 2)."""
+        """Where points (P, 2) of the unmoved views lie in the moved ones, (n, P, 2), input px."""
         return move_points(np.linalg.inv(self.motions), xy)
 
     def to_unmoved(self, xy: Array) -> Array:
-        """Where points (P, 2) of the moved views lie in the unmoved ones, (n, P, 2)."""
+        """Where points (P, 2) of the moved views lie in the unmoved ones, (n, P, 2), input px."""
         return move_points(self.motions, xy)
 
 
-def token_centres(grid: int) -> Array:
+def token_centres(grid: int, input_size: int) -> Array:
     """Centres (grid * grid, 2) of the patches of a view, input px, row by row."""
-    axis = (np.arange(grid) + 0.5) * (INPUT / grid) - 0.5
+    axis = (np.arange(grid) + 0.5) * (input_size / grid) - 0.5
     return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+
+
+def token_encoder(model: SceMae) -> Encode:
+    """Views (B, 3, S, S), 0..1, to patch tokens (B, N, D), float32, at the machine's fastest precision."""
+    bf16 = fastest_precision(model.device) == "bf16"
+
+    def encode(views: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            return model.patch_tokens(model.normalise(views)).float().cpu()
+
+    return encode
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenSource:
+    """Moved views of faces of a pack, and their tokens."""
+
+    encode: Encode
+    pack: Pack
+    faces: NDArray[np.int64]  # rows of the pack
+    config: MotionConfig
+    amplitude: float  # of the motions
+    batch_size: int  # views at a time
+    seed: tuple[int, ...]
+    bar: tqdm[None]  # counts the views
+
+    def iter_tokens(self, views: int, purpose: int) -> Iterator[tuple[Tensor, Moves]]:
+        """`views` views in batches: the tokens (B, N, D) and the moves; other views for each purpose."""
+        size = min(self.batch_size, len(self.faces), views)
+        batches = Batches(len(self.faces), size, (*self.seed, purpose))
+        for step in range(math.ceil(views / size)):
+            rows = self.faces[batches.rows(step)]
+            moves = Moves.draw(
+                batches.rng(step),
+                len(rows),
+                self.config,
+                amplitude=self.amplitude,
+                input_size=self.pack.input_size,
+            )
+            yield self.encode(moves.sample(self.pack, rows)), moves
+            self.bar.update(len(rows))

@@ -32,23 +32,20 @@ from scemae.images import cut_square, iter_photos, validate_box
 from scemae.output import atomic_folder
 from scemae.samples import sample_faces
 
-INPUT = 96  # px: the central part of each square is what the model sees
-PROTOCOL = 136  # px: a square of which the central 96 are the input (paper Sec. 4.1 after DVE)
+MARGIN = 20 / 96  # of a square on each side of its input, in sides of the input (paper Sec. 4.1, after DVE: 136 for 96)
 SQUARES, INDEX = "squares.uint8", "pack.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """N faces as squares (N, size, size, 3), uint8 RGB; the central 96 px of each are its input at the usual framing.
-
-    The squares are mapped from disk, not read. `skipped` says which images were left out, and why.
-    """
+    """N faces as squares, of each of which the central `input_size` px are what the model sees at the usual framing."""
 
     folder: Path
-    squares: NDArray[np.uint8]
-    names: tuple[str, ...]
-    source: str
-    skipped: Mapping[str, str]
+    squares: NDArray[np.uint8]  # (N, size, size, 3), RGB, mapped from disk
+    names: tuple[str, ...]  # of the images
+    source: str  # what it was made of
+    skipped: Mapping[str, str]  # images that were left out, and why
+    input_size: int = 96  # px
 
     def __len__(self) -> int:
         return len(self.squares)
@@ -59,38 +56,46 @@ class Pack:
         return int(self.squares.shape[1])
 
     @property
-    def central(self) -> NDArray[np.float64]:
+    def central_affine(self) -> NDArray[np.float64]:
         """The affine (3, 3) that takes pixels of the input at the usual framing to those of the square."""
         central = np.eye(3)
-        central[:2, 2] = (self.size - INPUT) / 2
+        central[:2, 2] = (self.size - self.input_size) / 2
         return central
 
-    def pixels(self, rows: NDArray[np.int64]) -> Tensor:
+    def read_squares(self, rows: NDArray[np.int64]) -> Tensor:
         """The squares of these faces, (n, 3, size, size), 0..1."""
         return torch.from_numpy(self.squares[rows]).permute(0, 3, 1, 2).float() / 255
 
     def central_views(self, squares: Tensor) -> Tensor:
-        """What the model sees of squares (n, size, size, 3), uint8, at the usual framing: (n, 3, 96, 96), 0..1."""
-        central = torch.from_numpy(self.central[:2]).float().to(squares.device).expand(len(squares), 2, 3)
-        return sample_views(squares.permute(0, 3, 1, 2).float() / 255, central, INPUT)
+        """What the model sees of squares (n, size, size, 3), uint8, at the usual framing: (n, 3, S, S), 0..1."""
+        central = torch.from_numpy(self.central_affine[:2]).float().to(squares.device).expand(len(squares), 2, 3)
+        return sample_views(squares.permute(0, 3, 1, 2).float() / 255, central, self.input_size)
+
+    def check_input_size(self, input_size: int) -> None:
+        """Raise DataError unless the squares are framed for a model of this input size, px."""
+        if self.input_size != input_size:
+            raise DataError(
+                f"{self.folder} is framed for inputs of {self.input_size} px, the model sees {input_size} px. "
+                f"Make another pack: {_COMMAND} --input-size {input_size}."
+            )
 
     def split(self, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The faces to learn from, and `held_out` others, drawn at random."""
+        """Rows of the faces to learn from, and of `held_out` others, drawn at random."""
         if held_out >= len(self):
-            raise DataError(f"{self.folder} has {len(self)} faces; {held_out} cannot be held out and some be left.")
+            raise DataError(f"{self.folder} has {len(self)} faces; {held_out} cannot be held out with some left over.")
         order = np.random.default_rng([seed, 2]).permutation(len(self))
         return order[held_out:], order[:held_out]
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Map a folder that `pack_faces` wrote; raises DataError where it is none, or not whole."""
+        """Map a folder that `pack_faces` wrote; raises DataError where it is not a pack, or not whole."""
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             names, size = tuple(index["names"]), int(index["size"])
             squares = np.memmap(folder / SQUARES, dtype=np.uint8, mode="r").reshape(len(names), size, size, 3)
-            return cls(folder, squares, names, index["source"], index["skipped"])
+            return cls(folder, squares, names, index["source"], index["skipped"], int(index.get("input_size", 96)))
         except OSError as error:
-            raise DataError(f"{folder} is no pack that can be read: {error}. Make one: {_COMMAND}.") from error
+            raise DataError(f"{folder} is not a pack that can be read: {error}. Make one: {_COMMAND}.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} is damaged ({error!r}). Make it again: {_COMMAND}.") from error
 
@@ -98,21 +103,30 @@ class Pack:
 _COMMAND = "scemae data pack IMAGES OUT"
 
 
-def sample_pack() -> Pack:
+def default_size(input_size: int) -> int:
+    """Side of the squares, px: the input and a margin on each side, 136 for 96."""
+    return input_size + 2 * round(MARGIN * input_size)
+
+
+def sample_pack(input_size: int = 96) -> Pack:
     """The two sample faces of the package, in memory."""
     samples = sample_faces()
     squares = [
-        cut_square(next(iter_photos(sample.path)).image, Crop.from_box(sample.box), PROTOCOL) for sample in samples
+        cut_square(
+            next(iter_photos(sample.path)).image, Crop.from_box(sample.box, input_size), default_size(input_size)
+        )
+        for sample in samples
     ]
     names = tuple(sample.path.name for sample in samples)
-    return Pack(samples[0].path.parent, np.stack(squares), names, "sample faces", {})
+    return Pack(samples[0].path.parent, np.stack(squares), names, "sample faces", {}, input_size)
 
 
 def pack_faces(
     source: Path,
     out: Path,
     *,
-    size: int = PROTOCOL,
+    input_size: int = 96,
+    size: int | None = None,
     boxes: Mapping[Path, Any] | None = None,
     only_boxed: bool = False,
     skip_at_most: float = 0.01,
@@ -123,39 +137,52 @@ def pack_faces(
     Args:
         source: a folder (searched below too), a .tar, or a .parquet with a column `image` of files' bytes.
         out: the folder to write.
-        size: px of the squares, at least 96. The central 96 are what the box shows, or without boxes of the largest
-            centred square; 136 is the protocol's framing, 112 suits FairFace's, where the whole picture is the square.
-        boxes: (x0, y0, x1, y1), the 96 px, of each image: by resolved path for a folder, by the name in the archive,
-            as a Path, for a tar. Without: the largest centred square, the `size`.
-        only_boxed: a folder's images without a box are none of the pack's; else they count as unusable.
-        skip_at_most: the part of the images that may be unreadable or without a good box (one may always be); they are
-            left out and named in the pack.
-        overwrite: make a pack anew; nothing but a pack is ever replaced.
+        input_size: side of what the model sees, px.
+        size: side of the squares, px, at least `input_size`. None is the protocol's framing, 136 for inputs of 96; 112
+            suits images that are face crops already, such as FairFace's, which then are the squares.
+        boxes: (x0, y0, x1, y1) of each image, which become the central `input_size` px: by resolved path for a folder,
+            by the name in the archive, as a Path, for a tar. None: the largest centred square becomes the `size` px.
+        only_boxed: leave out a folder's images that have no box without counting them as unusable.
+        skip_at_most: the fraction of the images that may be unreadable or without a good box (one always may); they
+            are left out and named in the pack.
+        overwrite: replace a pack; nothing but a pack is ever replaced.
 
     Raises:
-        DataError: nothing there, or too much that is not readable.
-        OutputError: the pack exists or does not fit.
+        DataError: there are no images, or too many that cannot be used.
+        OutputError: the pack exists or does not fit on the disk.
     """
-    if size < INPUT:
-        raise OptionError(f"size is {size}; it must be at least {INPUT}.")
-    entries = _entries(source, boxes if only_boxed else None)
+    size = default_size(input_size) if size is None else size
+    if not 1 <= input_size <= size:
+        raise OptionError(f"size is {size}; it must be at least {input_size}, the input size, and that at least 1.")
+    entries = _iter_entries(source, boxes if only_boxed else None)
     count = next(entries)
-    squares = ((name, _square(name, image, size, boxes)) for name, image in entries)
-    return write_pack(out, squares, count, size, str(source.resolve()), skip_at_most, overwrite)
+    squares = ((name, _cut_face(name, image, input_size, size, boxes)) for name, image in entries)
+    return write_pack(
+        out,
+        squares,
+        count=count,
+        input_size=input_size,
+        size=size,
+        source=str(source.resolve()),
+        skip_at_most=skip_at_most,
+        overwrite=overwrite,
+    )
 
 
 def write_pack(
     out: Path,
     squares: Iterable[tuple[str, NDArray[np.uint8] | ScemaeError]],
+    *,
     count: int,
     size: int,
     source: str,
-    skip_at_most: float,
+    input_size: int = 96,
+    skip_at_most: float = 0.0,
     overwrite: bool = False,
 ) -> Pack:
-    """Write a pack, whole or not at all, of `count` named squares; in the place of one there is why it is left out.
+    """Write a pack of `count` named squares, whole or not at all; an error in place of a square says why it is missing.
 
-    Raises DataError where more than a part of `skip_at_most` is left out, OutputError where `out` exists or the disk
+    Raises DataError where more than the fraction `skip_at_most` is missing, OutputError where `out` exists or the disk
     is full.
     """
     if out.exists() and not (overwrite and is_pack(out)):
@@ -163,14 +190,14 @@ def write_pack(
     with atomic_folder(out) as folder:
         names, skipped = _write_squares(folder / SQUARES, squares, count, skip_at_most)
         if not names:
-            raise DataError(f"{source} holds no image that could be used: {next(iter(skipped.values()))}")
-        index = {"source": source, "size": size, "names": names, "skipped": skipped}
+            raise DataError(f"{source} holds no image that can be used: {next(iter(skipped.values()))}")
+        index = {"source": source, "size": size, "input_size": input_size, "names": names, "skipped": skipped}
         (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
     return Pack.open(out)
 
 
 def is_pack(folder: Path) -> bool:
-    """Whether `pack_faces` wrote it."""
+    """Whether the folder has the index of a pack."""
     return (folder / INDEX).is_file()
 
 
@@ -188,66 +215,66 @@ def _write_squares(
                 continue
             skipped[name] = str(square)
             if len(skipped) > allowed:
-                shown = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
+                reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
                 raise DataError(
                     f"{len(skipped)} of the first {len(names) + len(skipped)} images cannot be used, and "
-                    f"{allowed} of {count} may be left out. {shown}"
+                    f"{allowed} of {count} may be left out. {reasons}"
                 ) from square
     return names, skipped
 
 
-def _square(
-    name: str, image: Path | bytes, size: int, boxes: Mapping[Path, Any] | None
+def _cut_face(
+    name: str, image: Path | bytes, input_size: int, size: int, boxes: Mapping[Path, Any] | None
 ) -> NDArray[np.uint8] | ImageInputError | BoxInputError:
     try:
         photo = next(iter_photos(image))
-        box: Any = central_box(*photo.image.size, frame=size)
+        box: Any = central_box(*photo.image.size, central=input_size, frame=size)
         if boxes is not None:
             box = boxes.get(image.resolve() if isinstance(image, Path) else Path(name))
             if box is None:
                 raise BoxInputError(f"{name} has no box in the table of boxes.")
-        return cut_square(photo.image, Crop.from_box(validate_box(box, photo), INPUT), size)
+        return cut_square(photo.image, Crop.from_box(validate_box(box, photo), input_size), size)
     except (ImageInputError, BoxInputError) as error:
         return error
 
 
-def _entries(source: Path, only: Container[Path] | None) -> Iterator[Any]:
-    """How many images there are, then each as (name, path or bytes); of a folder `only` those, None: all."""
+def _iter_entries(source: Path, only: Container[Path] | None) -> Iterator[Any]:
+    """The number of images, then each as (name, path or bytes); of a folder `only` those, None: all."""
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if _is_image(path.name) and path.is_file())
         paths = [path for path in paths if only is None or path.resolve() in only]
-        return _counted(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
+        return _count_first(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
     if not source.exists():
         raise DataError(f"{source}: there is no such file or folder.")
-    return _parquet_entries(source) if source.suffix == ".parquet" else _tar_entries(source)
+    return _iter_parquet(source) if source.suffix == ".parquet" else _iter_tar(source)
 
 
 def _is_image(name: str) -> bool:
-    """By its ending; hidden files, such as macOS puts beside each file of a tar, are none."""
+    """By its ending; hidden files, such as those that macOS puts beside each file of a tar, do not count."""
     name = Path(name).name
     return Path(name).suffix.lower() in Image.registered_extensions() and not name.startswith(".")
 
 
-def _counted(source: Path, count: int, entries: Iterator[Any]) -> Iterator[Any]:
+def _count_first(source: Path, count: int, entries: Iterator[Any]) -> Iterator[Any]:
     if count == 0:
-        raise DataError(f"{source} holds no images (looked for the file endings that Pillow knows).")
+        raise DataError(f"{source} holds no images (wanted files with an ending that Pillow knows).")
     yield count
     yield from entries
 
 
-def _tar_entries(source: Path) -> Iterator[Any]:
+def _iter_tar(source: Path) -> Iterator[Any]:
     try:
         if not tarfile.is_tarfile(source):
-            raise DataError(f"{source} is no folder, no tar and no parquet file of images.")
+            raise DataError(f"{source} is neither a folder nor a tar or parquet file of images.")
         with tarfile.open(source) as archive:
             members = [member for member in archive.getmembers() if member.isfile() and _is_image(member.name)]
             files = ((m.name, file.read()) for m in members if (file := archive.extractfile(m)) is not None)
-            yield from _counted(source, len(members), files)
+            yield from _count_first(source, len(members), files)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{source} cannot be read as a tar file: {error}.") from error
 
 
-def _parquet_entries(source: Path) -> Iterator[Any]:
+def _iter_parquet(source: Path) -> Iterator[Any]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -262,6 +289,6 @@ def _parquet_entries(source: Path) -> Iterator[Any]:
             (f"{source.name}:{row}", item.get("bytes") if isinstance(item, dict) else item)
             for row, item in enumerate(items)
         )
-        yield from _counted(source, table.metadata.num_rows, rows)
+        yield from _count_first(source, table.metadata.num_rows, rows)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{source} cannot be read as parquet: {error}.") from error

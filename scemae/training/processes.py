@@ -1,4 +1,4 @@
-"""What the processes of one run agree on, and the signals that ask them to stop."""
+"""The processes of one run: their device, what they agree on, and the signals that stop them."""
 
 from __future__ import annotations
 
@@ -18,51 +18,53 @@ from scemae.errors import RunError, ScemaeError
 
 T = TypeVar("T")
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-# What `accelerate launch --cpu` sets for several processes, of which it starts only one unless it is given mpirun.
-ALONE = "accelerate launch --cpu starts a single process; for N processes say torchrun --nproc_per_node N -m scemae ..."
+# `accelerate launch --cpu` sets the variables of several processes, but without mpirun it starts only one.
+SINGLE_PROCESS_HINT = (
+    "accelerate launch --cpu starts a single process; for N processes use torchrun --nproc_per_node N -m scemae ..."
+)
 
 
-def accelerator() -> Accelerator:
-    """This process's device and its ties to the others: a CUDA GPU where there is one, unless told `--cpu`.
+def make_accelerator() -> Accelerator:
+    """This process's device and its connection to the others: a CUDA GPU where there is one, unless `--cpu` is set.
 
-    Precision and compilation are the engine's own: what accelerate keeps of them would outlive the run.
+    The engine handles precision and compilation itself: accelerate's settings would outlive the run.
     """
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     on_gpu = torch.cuda.is_available() and not use_cpu
     less_copying = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     found = Accelerator(cpu=not on_gpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[less_copying])
     if found.distributed_type not in SUPPORTED:
-        raise RunError(f"This is a {found.distributed_type.value} set-up; wanted one process, or DDP on CPUs or GPUs.")
+        raise RunError(f"This is a {found.distributed_type.value} setup; wanted one process, or DDP on CPUs or GPUs.")
     if use_cpu and "MASTER_ADDR" in os.environ and found.num_processes == 1 and "WORLD_SIZE" not in os.environ:
-        warnings.warn(ALONE, stacklevel=2)
+        warnings.warn(SINGLE_PROCESS_HINT, stacklevel=2)
     return found
 
 
-def by_main(action: Callable[[], T]) -> T:
-    """What `action` gives on the main process, on all of them; what it raises there, all raise. The others wait."""
+def run_on_main(action: Callable[[], T]) -> T:
+    """Run `action` on the main process only; all processes wait, then return its result or raise its error."""
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
             outcome[0] = action()
         except ScemaeError as error:
             outcome[1] = error
-    given, failure = broadcast_object_list(outcome)
+    result, failure = broadcast_object_list(outcome)
     if failure is not None:
         raise failure
-    return given  # type: ignore[no-any-return]
+    return result
 
 
 def check_same(value: Any, message: str) -> None:
-    """Raise RunError everywhere unless every process has the same value."""
+    """Raise RunError on all processes unless all have the same value."""
     if any(other != value for other in gather_object([value])):
         raise RunError(message)
 
 
 @contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, collected instead of obeyed at once; a second SIGINT is obeyed.
+def catch_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the run can stop after its step; a second SIGINT stops it at once.
 
-    A second SIGTERM is not: a scheduler and a launcher each send one. Off the main thread nothing is collected.
+    A second SIGTERM does not: a scheduler and a launcher each send one. Outside the main thread nothing is collected.
     """
     received: list[int] = []
     before: dict[int, Any] = {}

@@ -1,87 +1,135 @@
-"""What a training run is made of: frozen values, one comment per field with the paper's symbol and section."""
+"""Configurations of the training commands: frozen values; each field's help gives the paper's symbol and section.
+
+`*Config` is what defines a result, and is kept in the model's card; `RunOptions` is how a run goes.
+"""
+# ruff: noqa: RUF009 - `option` makes a dataclass field
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 from scemae.errors import OptionError
 from scemae.model.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode, Use
-from scemae.training.settings import Settings
 
 Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
 Locality = Literal["log", "root"]
 Precision = Literal["float32", "bf16"]
-Objective = Literal["lcr", "lda"]
-POSITIONAL = ("cells", "shrinkage", "views")  # settings of the objective lda alone
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with a default and the help text of its command-line option."""
+    return field(default=default, metadata={"help": help})
+
+
+def field_help(kind: type) -> dict[str, str]:
+    """The help text of each field of a dataclass; a field that only gets another default keeps its parent's."""
+    return {
+        name: described.metadata["help"]
+        for parent in reversed(kind.__mro__)
+        for name, described in getattr(parent, "__dataclass_fields__", {}).items()
+        if "help" in described.metadata
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Settings):
-    """What both stages have in common. Steps count updates of the weights."""
+class TrainingConfig:
+    """Frozen values that can be written down, read again and compared."""
 
-    architecture: str = "deit-tiny"  # row of scemae.model.config.BACKBONES (Sec. 4.1)
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the normalisation, RGB 0..1
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)  # of the normalisation
-    batch_size: int = 128  # images per step, over all processes
-    accumulate: int = 1  # forward and backward passes per step and process, to save memory
-    steps: int = 9000  # of the whole schedule, to the learning rate 0
-    learning_rate: float = 1e-3  # at its highest
-    warmup: float = 0.05  # part of the steps over which the learning rate rises from 0; then half a cosine to 0
-    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
-    weight_decay: float = 0.05  # not on biases, norms and single tokens
-    clip_norm: float | None = None  # longest gradient; none: as long as it is
-    seed: int = 0  # of the weights, the order of the images and all that is random in a step
-    input_size: int = 96  # px: what packs are framed for
-    patch_size: int = 8  # px
+    def to_json(self) -> str:
+        """The text that `from_json` reads."""
+        return json.dumps(dataclasses.asdict(self))
 
-    def __post_init__(self) -> None:
-        if self.architecture not in BACKBONES:
-            raise OptionError(f"architecture is {self.architecture!r}; there are {', '.join(BACKBONES)}.")
-        for name in ("batch_size", "accumulate", "steps", "patch_size"):
-            self._check(name, "at least 1", getattr(self, name) >= 1)
-        self._check("seed", "at least 0", self.seed >= 0)
-        self._check("std", "three numbers above 0", all(value > 0 for value in self.std))
-        self._check("learning_rate", "above 0", self.learning_rate > 0)
-        self._check("warmup", "in 0..1", 0 <= self.warmup <= 1)
-        self._check("betas", "two numbers from 0 to below 1", all(0 <= value < 1 for value in self.betas))
-        self._check("clip_norm", "above 0, or none", self.clip_norm is None or self.clip_norm > 0)
-        self._check("input_size", "96, as packs are framed", self.input_size == 96)
-        self._check("patch_size", f"a divisor of {self.input_size}", self.input_size % self.patch_size == 0)
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; raises TypeError for fields that this class does not have."""
+        return cls(**{name: _as_tuple(value) for name, value in json.loads(text).items()})
+
+    def difference(self, other: TrainingConfig) -> list[str]:
+        """A line for each field that differs: its name, this value, the other value."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [
+            f"{name}: {mine.get(name)!r} -> {theirs.get(name)!r}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
 
     def _check(self, name: str, wanted: str, holds: bool) -> None:
         if not holds:
             raise OptionError(f"{name} is {getattr(self, name)}; it must be {wanted}.")
 
-    @property
-    def backbone(self) -> BackboneConfig:
-        """The row of `BACKBONES` that the architecture names."""
-        return BACKBONES[self.architecture]
+    def _check_at_least_1(self, *names: str) -> None:
+        for name in names:
+            self._check(name, "at least 1", getattr(self, name) >= 1)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig):
+    """What every training with gradient steps has: batches, schedule, optimizer, seed."""
+
+    batch_size: int = option(128, "Images per step, over all processes.")
+    accumulate: int = option(1, "Forward and backward passes per step and process; more passes need less memory.")
+    steps: int = option(9000, "Updates of the weights in the whole schedule, at whose end the learning rate is 0.")
+    learning_rate: float = option(1e-3, "Peak learning rate, reached after the warm-up.")
+    warmup: float = option(
+        0.05, "Fraction of the steps over which the learning rate rises from 0; after it, half a cosine down to 0."
+    )
+    betas: tuple[float, float] = option((0.9, 0.95), "Both betas of AdamW.")
+    weight_decay: float = option(0.05, "Weight decay of AdamW; not applied to biases, norms and single tokens.")
+    clip_norm: float | None = option(None, "Longest gradient: longer ones are scaled down to this norm; none: never.")
+    seed: int = option(0, "Seed of the weights, the order of the images and everything random in a step.")
+
+    def __post_init__(self) -> None:
+        self._check_at_least_1("batch_size", "accumulate", "steps")
+        self._check("seed", "at least 0", self.seed >= 0)
+        self._check("learning_rate", "above 0", self.learning_rate > 0)
+        self._check("warmup", "in 0..1", 0 <= self.warmup <= 1)
+        self._check("betas", "two numbers from 0 to below 1", all(0 <= value < 1 for value in self.betas))
+        self._check("clip_norm", "above 0, or none", self.clip_norm is None or self.clip_norm > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(RunConfig):
-    """Masked autoencoder (Sec. 3.1). The defaults are the preset "cpu"."""
+    """Stage 1, the masked autoencoder (MAE, paper Sec. 3.1). The defaults are the preset "cpu"."""
 
-    continue_from: str | None = None  # a model to start from: its encoder, and its decoder if that is there and fits
-    mask_ratio: float = 0.75  # part of the patches that the encoder does not see; the paper gives no number
-    decoded_ratio: float = 0.5  # part of the hidden patches that is reconstructed
-    decoder_width: int = 128  # numbers of a token
-    decoder_depth: int = 4  # blocks
-    decoder_heads: int = 4  # of attention
-    normalise_pixels: bool = True  # reconstruct each patch with its own mean and contrast taken out
-    crop_area: tuple[float, float] = (0.4, 1.0)  # of the random crop, as a part of the stored square
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width over its height
+    architecture: str = option("deit-tiny", f"Backbone (Sec. 4.1): {', '.join(BACKBONES)}.")
+    input_size: int = option(96, "Side of the images that the model sees, px (Sec. 4.1); --data must be framed for it.")
+    patch_size: int = option(8, "Side of the patches that become tokens, px (Sec. 4.1).")
+    mean: tuple[float, float, float] = option((0.5, 0.5, 0.5), "Mean that pixels are normalised with, RGB in 0..1.")
+    std: tuple[float, float, float] = option((0.25, 0.25, 0.25), "Standard deviation that pixels are normalised with.")
+    continue_from: str | None = option(
+        None, "Model to start from: its encoder, and its decoder if it is there and has this shape; none: from scratch."
+    )
+    mask_ratio: float = option(
+        0.75, "Fraction of the patches hidden from the encoder; the paper gives no number, He et al. have this one."
+    )
+    decoded_ratio: float = option(0.5, "Fraction of the hidden patches that are reconstructed; fewer take less time.")
+    decoder_width: int = option(128, "Width of the decoder's tokens.")
+    decoder_depth: int = option(4, "Blocks of the decoder.")
+    decoder_heads: int = option(4, "Attention heads of the decoder.")
+    normalise_pixels: bool = option(True, "Reconstruct each patch with its own mean and contrast taken out.")
+    crop_area: tuple[float, float] = option(
+        (0.4, 1.0), "Smallest and largest area of the random crop, as fractions of the packed square (augmentation)."
+    )
+    crop_ratio: tuple[float, float] = option((3 / 4, 4 / 3), "Smallest and largest width over height of that crop.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.architecture not in BACKBONES:
+            raise OptionError(f"architecture is {self.architecture!r}; there are {', '.join(BACKBONES)}.")
+        self._check_at_least_1("input_size", "patch_size", "decoder_width", "decoder_depth", "decoder_heads")
+        self._check("patch_size", f"a divisor of {self.input_size}", self.input_size % self.patch_size == 0)
+        self._check("std", "three numbers above 0", all(value > 0 for value in self.std))
         for name in ("mask_ratio", "decoded_ratio"):
             self._check(name, "in 0..1", 0 <= getattr(self, name) <= 1)
-        for name in ("decoder_width", "decoder_depth", "decoder_heads"):
-            self._check(name, "at least 1", getattr(self, name) >= 1)
         self._check("decoder_width", "a multiple of 4 and of decoder_heads", self._decoder_fits())
         smallest, largest = self.crop_area
         self._check("crop_area", "two rising numbers, above 0 and at most 1", 0 < smallest <= largest <= 1)
@@ -91,42 +139,49 @@ class Stage1Config(RunConfig):
     def _decoder_fits(self) -> bool:
         return self.decoder_width % self.decoder_heads == 0 and self.decoder_width % 4 == 0
 
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The row of `BACKBONES` that the architecture names."""
+        return BACKBONES[self.architecture]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run goes, not what comes out."""
+    """How a run goes; nothing here defines its result."""
 
-    resume: bool = False  # go on with the run in the folder, if there is one
-    overwrite: bool = False  # start anew in a folder that holds a run already
-    max_hours: float = math.inf  # checkpoint, export and stop after so long
-    precision: Literal["auto", Precision] = "auto"  # of matrix products; auto: what is fastest here
-    compile: bool | None = None  # torch.compile; default: on a CPU that has a compiler
-    checkpoint_minutes: float = 5.0  # between two checkpoints: what a killed run may lose
+    resume: bool = option(False, "Continue the run in this folder, if there is one.")
+    overwrite: bool = option(False, "Replace the run in this folder, if there is one.")
+    max_hours: float = option(math.inf, "Write a checkpoint and the model after this many hours, and stop.")
+    precision: Literal["auto", Precision] = option("auto", "Precision of matrix products; auto: the fastest here.")
+    compile: bool | None = option(None, "Use torch.compile; with neither option: on a CPU that has a C++ compiler.")
+    checkpoint_minutes: float = option(5.0, "Minutes between two checkpoints: the most that a killed run can lose.")
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
-            raise OptionError("resume and overwrite cannot both be: go on with the run, or start anew.")
+            raise OptionError("resume and overwrite cannot both be set: continue the run, or replace it.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFields:
-    """What a person says of a model."""
+    """What its maker says of a model; it cannot be measured."""
 
-    name: str  # what its card calls it
-    training_data: str  # what it has seen, and from where
-    license: str = "other"  # of the weights, as the Hub names licences
-    license_link: str = ""  # where that licence can be read
+    name: str = field(metadata={"help": "Name of the model on its card."})
+    training_data: str = field(metadata={"help": "Faces that the model was trained on, and where they come from."})
+    license: str = option("other", "Licence of the weights, as the Hugging Face Hub spells it, such as CC-BY-4.0.")
+    license_link: str = option("", "Where that licence can be read.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishConfig(CardFields):
-    """What a person says of a model that is published, and what it does where a user says nothing."""
+    """What the maker of a published model says of it, and its defaults for users."""
 
-    description: str  # for its card
-    matching_use: Use  # features that match_landmarks compares
-    regression_use: Use  # features that fit_regressor learns from
-    few_shot_use: Use  # the same, of at most five annotated faces
-    prior_sigma: float  # input px, of match_landmarks; 0 switches the prior off
+    description: str = field(metadata={"help": "One or two sentences about the model for its card."})
+    matching_use: Use = field(metadata={"help": "Features that match_landmarks compares by default."})
+    regression_use: Use = field(metadata={"help": "Features that fit_regressor learns from by default."})
+    few_shot_use: Use = field(metadata={"help": "The same with at most five annotated faces."})
+    prior_sigma: float = field(
+        metadata={"help": "Strength of match_landmarks' prior on the place, input px; 0 switches it off."}
+    )
 
 
 CELEBA_MEAN, CELEBA_STD = (0.5084, 0.4224, 0.3769), (0.2599, 0.2371, 0.2323)  # as in the paper's compared methods
@@ -154,76 +209,63 @@ STAGE1_PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionConfig(Settings):
-    """Known random motions of the training faces: standard deviations at amplitude 1, and of the light."""
+class MotionConfig(TrainingConfig):
+    """Known random motions of the training faces (augmentation): standard deviations at amplitude 1."""
 
-    rotation: float = 0.3  # rad
-    log_scale: float = 0.15
-    shear: float = 0.06  # of shear, and of the logarithm of the aspect ratio
-    shift: float = 0.13  # half-sides of the view
-    brightness: float = 0.08  # added to pixels of 0..1; no amplitude changes it, nor the contrast
-    log_contrast: float = 0.15
+    rotation: float = option(0.3, "Standard deviation of the random rotation of the faces, rad, at amplitude 1.")
+    log_scale: float = option(0.15, "Standard deviation of the logarithm of their scale, at amplitude 1.")
+    shear: float = option(0.06, "Standard deviation of their shear and of their logarithmic aspect, at amplitude 1.")
+    shift: float = option(0.13, "Standard deviation of their shift, in half-sides of the view, at amplitude 1.")
+    brightness: float = option(0.08, "Standard deviation of what is added to pixels of 0..1, at any amplitude.")
+    log_contrast: float = option(0.15, "Standard deviation of the logarithm of the contrast, at any amplitude.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2Config(RunConfig, MotionConfig):
-    """Selective correspondence enhancement (Sec. 3.2-3.3). The defaults are the preset "paper" at DeiT-T's size."""
+class Stage2Config(MotionConfig, RunConfig):
+    """Stage 2: CARB (Sec. 3.2) and LCR (Sec. 3.3). The defaults are the preset "paper" for DeiT-T."""
 
-    objective: Objective = "lcr"  # Eq. 7, or the positional discriminant, which has no steps (not in the paper)
     batch_size: int = 256
     steps: int = 1560  # 10 epochs of 39,954 faces
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
     warmup: float = 0.0
-    attentive_ratio: float = 0.1  # eta (Sec. 4.1)
-    num_clusters: int = 4  # K_c (Sec. 4.1)
-    cluster_block: int = 3  # clustering takes place after so many blocks (Sec. 4.1)
-    cls_mean_heads: bool = True  # Eq. 1 as the mean over the heads, or as printed: see Backbone.cls_similarity
-    density: Density = "knn"  # rho (Eq. 2): see carb.log_density
-    sequence: Literal["reduced", "full"] = "reduced"  # what the later blocks see: the kept tokens, or all
-    projector_dim: int = 64  # D (Table 1)
-    projector_mode: ProjectorMode = "linear"
-    temperature: float = 1 / 8  # tau (Eq. 4): that of the compared method CL at D = 64; at 128 and 256 it has 1/7
-    attentive_repellence: float = 5.0  # lambda between two attentive tokens (Eq. 6)
-    mixed_repellence: float = 5.0  # lambda between an attentive token and a center
-    center_repellence: float = 2.0  # lambda between two centers
-    locality: Locality = "log"  # f_loc of the distance of two tokens: log(d + 1) (Eq. 5), or the root of d
-    reduction: Reduction = "sum"  # of Eq. 7 over the pairs
-    amplitude: float = 0.0  # of known motions of the faces; places are those of the unmoved face. 0: faces as they lie
-    faces_together: int = 1  # faces whose tokens share the softmax of Eq. 4
-    keys: Literal["all", "others"] = "all"  # of Eq. 4: all tokens, or those of other faces only
-    cells: int = 20  # lda: classes of position, along one axis
-    shrinkage: float = 0.1  # lda: of the scatter within classes
-    views: int = 6000  # lda: that it is learned from
-    held_out: int = 200  # faces that the matching error is measured on, warped copies of them
+    attentive_ratio: float = option(0.1, "eta: fraction of the tokens that count as attentive (Sec. 3.2, 4.1).")
+    num_clusters: int = option(4, "K_c: cluster centres that stand for the inattentive tokens (Sec. 3.2, 4.1).")
+    cluster_block: int = option(3, "Block of the backbone after which the tokens are clustered (Sec. 4.1).")
+    cls_mean_heads: bool = option(True, "Eq. 1 as the mean over the attention heads; without: as it is printed.")
+    density: Density = option("knn", "rho, Eq. 2: of the 5 nearest tokens, of all, or as it is printed (no density).")
+    sequence: Literal["reduced", "full"] = option(
+        "reduced", "Tokens that the blocks after the clustering see: only the kept ones, or all of them."
+    )
+    projector_dim: int = option(64, "D: dimensions of the projected features (Sec. 3.3, Table 1).")
+    projector_mode: ProjectorMode = option("linear", "What follows the projector's 1 x 1 convolution (Sec. 3.3).")
+    temperature: float = option(
+        1 / 8, "tau, Eq. 4; the paper gives none: the compared method CL has 1/8 at D = 64, 1/7 at 128 and 256."
+    )
+    attentive_repellence: float = option(5.0, "lambda, Eq. 6, between two attentive tokens.")
+    mixed_repellence: float = option(5.0, "lambda, Eq. 6, between an attentive token and a cluster centre.")
+    center_repellence: float = option(2.0, "lambda, Eq. 6, between two cluster centres.")
+    locality: Locality = option("log", "f_loc of two tokens at distance d: log(d + 1) (Eq. 5), or the root of d (CL).")
+    reduction: Reduction = option("sum", "Eq. 7 summed over the pairs of tokens, or that divided by their number.")
+    amplitude: float = option(
+        0.0, "How far faces are moved, see --rotation; 0: not. Distances in Eq. 5 are those of the unmoved faces."
+    )
+    faces_together: int = option(1, "Faces whose tokens share the softmax of Eq. 4 (in the paper each has its own).")
+    keys: Literal["all", "others"] = option("all", "Keys of that softmax: all tokens, or those of other faces only.")
+    held_out: int = option(200, "Faces kept back to measure the matching error on, against warped copies of them.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size % (self.faces_together * self.accumulate):
             raise OptionError(
-                f"batch_size {self.batch_size} is no multiple of faces_together {self.faces_together}"
+                f"batch_size {self.batch_size} is not a multiple of faces_together {self.faces_together}"
                 + (f" times accumulate {self.accumulate}." if self.accumulate > 1 else ".")
             )
         self._check("temperature", "above 0", self.temperature > 0)
         self._check("attentive_ratio", "above 0 and at most 1", 0 < self.attentive_ratio <= 1)
-        self._check("cluster_block", "at least 1", self.cluster_block >= 1)
+        self._check_at_least_1("cluster_block")
         if self.keys == "others" and self.faces_together < 2:
             raise OptionError('keys "others" needs faces_together of at least 2: there is no other face.')
-        if self.objective == "lda" and self.amplitude <= 0:
-            raise OptionError(
-                'objective "lda" needs an amplitude above 0: of faces that lie still it learns the place only.'
-            )
-
-
-def unused_settings(objective: Objective) -> set[str]:
-    """The fields of Stage2Config and RunOptions that an objective makes no use of, or has from its model."""
-    the_models = {"architecture", "mean", "std", "input_size", "patch_size"}
-    if objective == "lcr":
-        return the_models | set(POSITIONAL)
-    every = {field.name for kind in (Stage2Config, RunOptions) for field in dataclasses.fields(kind)}
-    motions = {field.name for field in dataclasses.fields(MotionConfig)}
-    used = {"objective", "projector_dim", "amplitude", "batch_size", "seed", "held_out", "overwrite"}
-    return every - motions - used - set(POSITIONAL)
 
 
 STAGE2_PRESETS = {
@@ -244,8 +286,25 @@ STAGE2_PRESETS = {
     ),
     # Table 4, "clustering without LCR", in our reading: the same tokens, under the loss that LCR was made from.
     "clustering": Stage2Config(locality="root", attentive_repellence=1.0, mixed_repellence=1.0, center_repellence=1.0),
-    "lda": Stage2Config(objective="lda", amplitude=1.0),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminantConfig(MotionConfig):
+    """The positional discriminant: a projector in closed form, from moved faces (ours, not in the paper)."""
+
+    projector_dim: int = option(64, "Dimensions of the projected features.")
+    amplitude: float = option(1.0, "How far faces are moved, see --rotation.")
+    views: int = option(6000, "Moved views that the projector is learned from.")
+    cells: int = option(20, "Classes of position along one axis of the face.")
+    shrinkage: float = option(0.1, "Multiple of its mean variance added to the scatter within the classes.")
+    batch_size: int = option(256, "Views encoded at a time.")
+    held_out: int = option(200, "Faces kept back to measure the matching error on, against warped copies of them.")
+    seed: int = option(0, "Seed of the held-out faces, the order of the others and their motions.")
+
+    def __post_init__(self) -> None:
+        self._check_at_least_1("projector_dim", "views", "cells", "batch_size")
+        self._check("amplitude", "above 0: faces that do not move teach only the place", self.amplitude > 0)
 
 
 CANONICAL_POINTS = (  # places of the canonical view, half-sides: brows, nose, mouth corners, chin, forehead
@@ -261,34 +320,36 @@ CANONICAL_POINTS = (  # places of the canonical view, half-sides: brows, nose, m
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig(MotionConfig):
-    """The aligner, learned without labels (docs/alignment.md; not in the paper)."""
+    """The aligner, learned without labels (docs/alignment.md; ours, not in the paper)."""
 
-    amplitudes: tuple[float, ...] = (1.0, 0.5, 0.3)  # one trained stage for each
-    steps: tuple[int, ...] = (0, 0, 0, 1, 1, 2, 2, 2, 2)  # which stage each step of the alignment uses
-    similarity_steps: int = 5  # so many, from the first, only turn, scale and shift
-    residual: float = 0.05  # half-sides; what the last step may still move a face for a confidence of one half
-    projection_dim: int = 24  # numbers kept of each token
-    cells: int = 16  # classes of position, along one axis
-    shrinkage: float = 0.1  # of the scatter within classes
-    projection_views: int = 2000  # views that each stage's projection is learned from
-    views: int = 16_000  # views that each stage's regression is learned from
-    ridges: tuple[float, ...] = (0.1, 0.3, 1.0)  # tried on held-out faces; times the mean diagonal
-    held_out: int = 1000  # faces
-    batch_size: int = 100
-    seed: int = 0
+    amplitudes: tuple[float, ...] = option((1.0, 0.5, 0.3), "How far faces are moved, one trained stage for each.")
+    steps: tuple[int, ...] = option((0, 0, 0, 1, 1, 2, 2, 2, 2), "Stage that each step of the alignment uses, from 0.")
+    similarity_steps: int = option(5, "Number of the first steps that only rotate, scale and shift.")
+    residual: float = option(
+        0.05, "Movement in the last step, in half-sides of the view, that means a confidence of one half."
+    )
+    projection_dim: int = option(24, "Dimensions that each token is projected to.")
+    cells: int = option(16, "Classes of position along one axis of the face, for that projection.")
+    shrinkage: float = option(0.1, "Multiple of its mean variance added to the scatter within the classes.")
+    projection_views: int = option(2000, "Moved views that each stage's projection is learned from.")
+    views: int = option(16_000, "Moved views that each stage's regression is learned from.")
+    ridges: tuple[float, ...] = option(
+        (0.1, 0.3, 1.0), "Ridge penalties tried on the held-out faces, as multiples of the mean variance."
+    )
+    held_out: int = option(1000, "Faces kept back to choose the ridge penalty and to measure the error on.")
+    batch_size: int = option(100, "Views encoded at a time.")
+    seed: int = option(0, "Seed of the held-out faces, the order of the others and their motions.")
 
     def __post_init__(self) -> None:
         if not self.steps or not self.amplitudes or sorted(set(self.steps)) != list(range(len(self.amplitudes))):
             raise OptionError(
                 f"steps {self.steps} must use each of the {len(self.amplitudes)} stages (amplitudes), counted from 0."
             )
-        for name in ("projection_views", "views", "held_out", "batch_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        self._check_at_least_1("projection_views", "views", "held_out", "batch_size")
 
     @property
     def aligner(self) -> AlignerConfig:
-        """What the model's config.json says of it."""
+        """What the model's config.json says of the aligner."""
         return AlignerConfig(
             points=CANONICAL_POINTS,
             scale=1.0,

@@ -18,10 +18,10 @@ from scemae.errors import OutputError, RunError
 from scemae.output import atomic_folder, atomic_write
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
-MADE = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
-# step: updates of the weights so far; seconds: of work; losses: of the steps that no line of the log tells of yet;
-# images: what the first image of the next step looks like.
-FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "origin", "module", "optimizer"}
+RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
+# Fields of a checkpoint. step: updates of the weights so far; seconds: of work; losses: of the steps that are not in
+# the log yet; images: hash of the first image of the next step; origin: see Recipe.
+CHECKPOINT_FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "origin", "module", "optimizer"}
 
 
 class RunFolder:
@@ -32,7 +32,7 @@ class RunFolder:
         self._lock = FileLock(path / "lock")
 
     def lock(self) -> None:
-        """Make the folder and keep other processes out; the system lets go of it whatever happens to this one.
+        """Make the folder and lock other processes out; the system unlocks it when this process ends in any way.
 
         Raises RunError where another process trains there.
         """
@@ -47,39 +47,39 @@ class RunFolder:
             raise OutputError(f"{self.path} cannot be written: {error}.") from error
 
     def begin(self, resume: bool, overwrite: bool) -> None:
-        """Raises RunError where a run lies that is to be neither resumed nor overwritten; clears what is in the way."""
-        made = [self.path / name for name in MADE if (self.path / name).exists()]
+        """Clear what is in the way; raises RunError for a run that is to be neither resumed nor overwritten."""
+        made = [self.path / name for name in RUN_FILES if (self.path / name).exists()]
         if made and not resume and not (overwrite and (self.path / LOG).exists()):
             names = ", ".join(path.name for path in made)
             raise RunError(
-                f"{self.path} holds {names} already. Pass --resume to go on with the run there, --overwrite to start "
-                f"anew (only where there is a {LOG}), or choose another --out."
+                f"{self.path} holds {names} already. Pass --resume to continue that run, --overwrite to replace it "
+                f"(only where there is a {LOG}), or choose another --out."
             )
         partial = [path for name in (CHECKPOINT, LOG) for path in self.path.glob(f".{name}.*")]
         for path in partial + (made if overwrite else []):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def release(self) -> None:
-        """Let other processes in."""
+        """Unlock the folder."""
         self._lock.release()
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """The last state that `write_checkpoint` was given, on the CPU; raises RunError where it cannot be read."""
+        """The last state that `write_checkpoint` wrote, on the CPU; raises RunError where it cannot be read."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
-        again = f"Start anew with --overwrite; {self.path / MODEL}, if it is there, can be where you --continue-from."
+        again = f"Replace the run with --overwrite; a new one can --continue-from {self.path / MODEL}, if it is there."
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # of many kinds, as the bytes happen to be
+        except Exception as error:  # which kind depends on the damage
             raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
-        if not isinstance(state, dict) or state.keys() != FIELDS:
-            raise RunError(f"{path} is no checkpoint of this version of scemae. {again}")
+        if not isinstance(state, dict) or state.keys() != CHECKPOINT_FIELDS:
+            raise RunError(f"{path} is not a checkpoint of this version of scemae. {again}")
         return state
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; the last one stays where that fails."""
-        _write(self.path / CHECKPOINT, dict(state))
+        """Replace the checkpoint; if that fails, the last one stays."""
+        _save_whole(self.path / CHECKPOINT, dict(state))
 
     def log(self, line: Mapping[str, float]) -> None:
         """Add a line to the log."""
@@ -89,36 +89,36 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{self.path / LOG} cannot be written: {error}.") from error
 
-    def lines(self) -> list[dict[str, float]]:
+    def read_log(self) -> list[dict[str, float]]:
         """The lines of the log, without a last one that was cut short."""
         path = self.path / LOG
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def cut_log(self, step: int) -> None:
-        """Drop what was logged after a step: the run goes on from there."""
-        kept = [line for line in self.lines() if line["step"] <= step]
+        """Drop what was logged after a step: the run continues there."""
+        kept = [line for line in self.read_log() if line["step"] <= step]
         with atomic_write(self.path / LOG) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write_picture(self, step: int, picture: Image.Image) -> None:
-        """Keep what a report shows."""
+        """Save the picture of a report."""
         folder = self.path / PICTURES
         folder.mkdir(exist_ok=True)
         with atomic_write(folder / f"{step:07d}.png") as temporary:
             picture.save(temporary)
 
     def write_bad_batch(self, process: int, passes: Any) -> Path:
-        """Keep the batch that a run broke on; returns where."""
+        """Save the batch that a run broke on; returns its folder."""
         folder = self.path / BAD_BATCH
         folder.mkdir(exist_ok=True)
-        _write(folder / f"{process}.pt", passes)
+        _save_whole(folder / f"{process}.pt", passes)
         return folder
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a run's folder, for what is trained without the engine."""
+def lock_folder(path: Path) -> Iterator[None]:
+    """Lock a run's folder, for a training without the engine."""
     folder = RunFolder(path)
     folder.lock()
     try:
@@ -128,23 +128,25 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def model_written(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """An empty folder that becomes the model of a run's folder, for what is trained without the engine.
+def create_model_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder that becomes the model of a run's folder, for a training without the engine.
 
-    Raises RunError where another process trains there, or where a model lies that is not to be overwritten.
+    Raises RunError where another process trains there, and for a model that is not to be overwritten.
     """
-    with locked(path):
+    with lock_folder(path):
         if (path / MODEL).exists() and not overwrite:
             raise RunError(f"{path / MODEL} exists already; pass --overwrite, or choose another --out.")
         with atomic_folder(path / MODEL) as folder:
             yield folder
 
 
-def _write(path: Path, state: Any) -> None:
+def _save_whole(path: Path, state: Any) -> None:
     try:
         with atomic_write(path) as temporary:
             torch.save(state, temporary)
             with temporary.open("r+b") as file:  # Windows flushes only what is open for writing
-                os.fsync(file.fileno())  # a machine that loses power now shall have the old bytes or the new ones
-    except RuntimeError as error:  # torch's own words for a full disk
-        raise OutputError(f"{path} cannot be written, is the disk full? What was there is kept. {error}.") from error
+                os.fsync(file.fileno())  # after a power failure the file is the old one or the new one
+    except RuntimeError as error:  # how torch reports a full disk
+        raise OutputError(
+            f"{path} cannot be written, is the disk full? The file that was there is kept. {error}."
+        ) from error

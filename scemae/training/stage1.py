@@ -1,4 +1,4 @@
-"""Stage 1: a masked autoencoder on unlabelled faces (paper Sec. 3.1).
+"""Stage 1: a masked autoencoder (MAE) on unlabelled faces (paper Sec. 3.1).
 
 scemae train stage1 --data PACK --out RUN --preset cpu
 """
@@ -18,78 +18,87 @@ from scemae.errors import OptionError, RunError
 from scemae.geometry import sample_views
 from scemae.model.backbone import Backbone, initialise_backbone
 from scemae.model.config import ModelConfig
-from scemae.training.batches import Batches, normalise, random_crops, statistics
+from scemae.training.batches import Batches, mean_and_std, normalise, random_crops
 from scemae.training.engine import History
 from scemae.training.masked_autoencoder import MaskedAutoencoder
-from scemae.training.model_writer import CardSection, view_picture, write_model
-from scemae.training.pack import INPUT, Pack, sample_pack
+from scemae.training.model_writer import CardSection, draw_view, write_model
+from scemae.training.pack import Pack, sample_pack
 from scemae.training.run_config import CardFields, Stage1Config
 from scemae.weights.model_folder import read_file, write_file
 from scemae.weights.zoo import load_model, locate_model
 
 DECODER = "decoder.safetensors"
-SHOWN = 6  # faces in a picture
-REPORTS = 20  # pictures in a run
+FACES_SHOWN = 6
+REPORTS = 20  # in a run
 
 
 class Stage1:
     """The recipe that the engine trains: random crops, random masks, reconstruction."""
 
-    def __init__(self, config: Stage1Config, pack: Pack, label: CardFields) -> None:
-        self.config, self.pack, self.label = config, pack, label
+    def __init__(self, config: Stage1Config, pack: Pack, card_fields: CardFields) -> None:
+        pack.check_input_size(config.input_size)
+        self.config, self.pack, self.card_fields = config, pack, card_fields
         self.batches = Batches(len(pack), config.batch_size, config.seed)
         torch.manual_seed(config.seed)
         backbone = Backbone(config.backbone, config.input_size, config.patch_size)
         initialise_backbone(backbone)
         self.module = MaskedAutoencoder(backbone, config)
         if not self.module.decoded:
-            raise OptionError(f"mask_ratio {config.mask_ratio} and decoded_ratio {config.decoded_ratio} leave nothing.")
+            raise OptionError(
+                f"mask_ratio {config.mask_ratio} and decoded_ratio {config.decoded_ratio} leave nothing to reconstruct."
+            )
         self.source = None if config.continue_from is None else locate_model(config.continue_from).folder
         self.origin, self.images_before = "", 0
         if config.continue_from is not None:
-            self._continue(config.continue_from)
+            self._load_weights(config.continue_from)
         self.report_every = math.ceil(config.steps / REPORTS)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) uint8, crops (b, 2, 3), orders of the patches (b, N)."""
-        rng = self.batches.rng(step)
-        count, area, ratio = self.config.batch_size, self.config.crop_area, self.config.crop_ratio
-        crops = random_crops(rng, count, self.pack.size, area, ratio)
-        orders = rng.random((count, self.module.backbone.grid**2)).argsort(axis=1)
+        rng, config = self.batches.rng(step), self.config
+        crops = random_crops(
+            rng,
+            config.batch_size,
+            size=self.pack.size,
+            input_size=config.input_size,
+            area=config.crop_area,
+            ratio=config.crop_ratio,
+        )
+        orders = rng.random((config.batch_size, self.module.backbone.grid**2)).argsort(axis=1)
         squares = self.pack.squares[self.batches.rows(step)[part]]
         return torch.from_numpy(squares), torch.from_numpy(crops[part]), torch.from_numpy(orders[part])
 
-    def inputs(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Normalised images (b, 3, 96, 96), and the orders."""
+    def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Normalised views (b, 3, H, W), and the orders."""
         squares, crops, orders = loaded
-        views = sample_views(squares.permute(0, 3, 1, 2).float() / 255, crops, INPUT)
+        views = sample_views(squares.permute(0, 3, 1, 2).float() / 255, crops, self.config.input_size)
         return normalise(views, self.config), orders
 
-    def picture(self) -> Image.Image:
-        """See `reconstructions`."""
-        return self.reconstructions(self.pack)
+    def draw_report(self) -> Image.Image:
+        """See `draw_reconstructions`."""
+        return self.draw_reconstructions(self.pack)
 
     @torch.no_grad()
-    def reconstructions(self, pack: Pack) -> Image.Image:
-        """The central views of the first faces, what is left of them after masking, and their reconstruction."""
-        count = min(SHOWN, len(pack))
-        crops = torch.from_numpy(pack.central[:2]).float().expand(count, 2, 3)
+    def draw_reconstructions(self, pack: Pack) -> Image.Image:
+        """Rows of the first faces' central views, what masking leaves of them, and their reconstruction."""
+        count = min(FACES_SHOWN, len(pack))
+        crops = torch.from_numpy(pack.central_affine[:2]).float().expand(count, 2, 3)
         orders = np.random.default_rng(0).random((count, self.module.backbone.grid**2)).argsort(axis=1)
         squares = torch.from_numpy(np.array(pack.squares[:count]))
         device = self.module.mask_token.device
-        views, orders_there = self.inputs((squares.to(device), crops.to(device), torch.from_numpy(orders).to(device)))
+        views, orders_there = self.prepare((squares.to(device), crops.to(device), torch.from_numpy(orders).to(device)))
         rows = (views, *self.module.reconstruct(views, orders_there))
-        return draw.stack_rows([draw.row([self._shown(view) for view in row]) for row in rows])
+        return draw.stack_rows([draw.row([self._draw_view(view) for view in row]) for row in rows])
 
     def measure(self) -> dict[str, float]:
-        """Nothing: the loss says it all."""
+        """Nothing besides the loss."""
         return {}
 
     def export(self, folder: Path, history: History) -> None:
-        """Write the encoder as a model folder, the decoder beside it."""
+        """Write the encoder as a model, and the decoder beside it."""
         config = self.config
         model = ModelConfig(
-            **vars(self.label),
+            **vars(self.card_fields),
             architecture=config.architecture,
             mean=config.mean,
             std=config.std,
@@ -99,20 +108,20 @@ class Stage1:
             patch_size=config.patch_size,
         )
         backbone = {f"backbone.{name}": tensor for name, tensor in self.module.backbone.state_dict().items()}
-        shown = {"reconstructions": self.reconstructions(sample_pack())}
-        chapter = CardSection.of_training("stage 1", config, history, shown)
-        write_model(folder, model, backbone, chapter, self.source)
+        pictures = {"reconstructions": self.draw_reconstructions(sample_pack(config.input_size))}
+        section = CardSection.of_training("stage 1", config, history, pictures)
+        write_model(folder, model, backbone, section, self.source)
         decoder = {name: t for name, t in self.module.state_dict().items() if not name.startswith("backbone.")}
         write_file(folder / DECODER, decoder, {})
 
-    def _continue(self, source: str) -> None:
-        """Fill the encoder from a model, and the decoder if it lies there and fits."""
+    def _load_weights(self, source: str) -> None:
+        """Fill the encoder from a model, and the decoder if it is there and fits."""
         model = load_model(source, device="cpu")
         self.origin, self.images_before = model.id.sha256, model.config.images_seen
         for name in ("architecture", "input_size", "patch_size", "mean", "std"):
             theirs, ours = getattr(model.config, name), getattr(self.config, name)
             if theirs != ours:
-                raise RunError(f"{source} has {name} {theirs}, this run {ours}; give it the same.")
+                raise RunError(f"{source} has {name} {theirs}, this run {ours}; pass the same.")
         self.module.backbone.load_state_dict(model.backbone.state_dict())
         decoder = locate_model(source).folder / DECODER
         if decoder.exists():
@@ -123,6 +132,6 @@ class Stage1:
             }:
                 self.module.load_state_dict(tensors, strict=False)
 
-    def _shown(self, view: Tensor) -> Image.Image:
-        mean, std = statistics(self.config)
-        return view_picture(view.cpu() * std + mean)
+    def _draw_view(self, view: Tensor) -> Image.Image:
+        mean, std = mean_and_std(self.config)
+        return draw_view(view.cpu() * std + mean)

@@ -1,0 +1,139 @@
+"""The positional discriminant: a projector in closed form (ours, not in the paper).
+
+The linear projection of tokens that best tells where in the face they are, learned from moved faces.
+
+scemae train discriminant --model RUN1/model --data PACK --out RUN2
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from scemae.errors import OptionError
+from scemae.geometry import pixels_to_half_sides
+from scemae.model.projector import Projector
+from scemae.training.acceleration import fastest_precision
+from scemae.training.engine import describe_hardware
+from scemae.training.held_out_matching import HeldOutFaces
+from scemae.training.model_writer import CardSection, describe_run
+from scemae.training.motions import TokenSource, token_centres, token_encoder
+from scemae.training.pack import Pack
+from scemae.training.run_config import DiscriminantConfig
+from scemae.training.run_folder import create_model_folder
+from scemae.training.stage2 import write_projected
+from scemae.weights.zoo import load_model
+
+CLASS_REACH = 7 / 6  # half-sides of the unmoved view, from its centre, that the classes cover: moved views see beyond 1
+
+
+def train_discriminant(
+    source: str,
+    pack: Pack,
+    config: DiscriminantConfig,
+    out: Path,
+    card_fields: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, float]:
+    """Write `out`/model: the model `source` with a projector in closed form; returns `HeldOutFaces.measure` of it.
+
+    `card_fields`: fields of its configuration to change. Raises RunError where `out` is in use or holds a model.
+    """
+    start = time.monotonic()
+    model = load_model(source)
+    pack.check_input_size(model.config.input_size)
+    faces, held_out = pack.split(config.held_out, config.seed)
+    with (
+        create_model_folder(out, overwrite) as folder,
+        tqdm(total=config.views, unit="view", delay=2, disable=None) as bar,
+    ):
+        tokens = TokenSource(
+            encode=token_encoder(model),
+            pack=pack,
+            faces=faces,
+            config=config,
+            amplitude=config.amplitude,
+            batch_size=config.batch_size,
+            seed=(config.seed,),
+            bar=bar,
+        )
+        mean, projection = positional_projection(
+            tokens, views=config.views, cells=config.cells, dim=config.projector_dim, shrinkage=config.shrinkage
+        )
+        projector = Projector(len(mean), config.projector_dim)
+        projector.load_state_dict({"weight": projection.T[..., None, None], "bias": -mean @ projection})
+        unseen = HeldOutFaces(model, pack, held_out)
+        hardware = describe_hardware(model.device, 1, fastest_precision(model.device))
+        rows = describe_run((time.monotonic() - start) / 3600, hardware)
+        section = CardSection("stage 2 by positional discriminant", rows, config)
+        measured = unseen.measure(projector)
+        write_projected(folder, model, source, projector, section, measured, card_fields)
+    return measured
+
+
+def positional_projection(
+    source: TokenSource, *, views: int, cells: int, dim: int, shrinkage: float
+) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and projection (D, dim) of tokens, learned from `views` views: see `PositionalScatter`."""
+    scatter: PositionalScatter | None = None
+    for tokens, moves in source.iter_tokens(views, 0):
+        scatter = scatter or PositionalScatter(tokens.shape[-1], cells)
+        size = source.pack.input_size
+        places = moves.to_unmoved(token_centres(math.isqrt(tokens.shape[1]), size))
+        scatter.add(tokens, torch.from_numpy(pixels_to_half_sides(places, size)))
+    assert scatter is not None
+    return scatter.solve(dim, shrinkage)
+
+
+class PositionalScatter:
+    """Linear discriminant analysis (LDA) of tokens, their class one of `cells` x `cells` places of the unmoved view.
+
+    It keeps sums over the tokens, so that memory does not grow with their number (docs/alignment.md).
+    """
+
+    def __init__(self, width: int, cells: int) -> None:
+        self.cells = cells
+        self.counts = torch.zeros(cells**2, dtype=torch.float64)
+        self.sums = torch.zeros(cells**2, width, dtype=torch.float64)
+        self.products = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(self, tokens: Tensor, places: Tensor) -> None:
+        """Add tokens (B, N, D), whose centres are at (B, N, 2) half-sides of the unmoved view."""
+        index = ((places / CLASS_REACH + 1) * (self.cells / 2)).floor().long().flatten(0, 1)
+        inside = ((index >= 0) & (index < self.cells)).all(dim=1)
+        index, kept = index[inside], tokens.flatten(0, 1)[inside].double()
+        classes = index[:, 1] * self.cells + index[:, 0]
+        self.counts += torch.bincount(classes, minlength=self.cells**2)
+        self.sums.index_add_(0, classes, kept)
+        self.products += kept.T @ kept
+
+    def solve(self, dim: int, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and projection (D, dim), float32, of unit variance: the `dim` leading directions of the LDA.
+
+        These maximise the scatter between the classes against the scatter within them, to whose diagonal `shrinkage`
+        times its mean is added. Raises OptionError where `dim` is larger than D.
+        """
+        if dim > len(self.products):
+            raise OptionError(f"A projection to {dim} dimensions was asked for; the tokens have {len(self.products)}.")
+        total = self.counts.sum()
+        mean = self.sums.sum(0) / total
+        seen = self.counts > 0
+        centred = self.sums[seen] / self.counts[seen, None] - mean
+        between = centred.T @ (centred * (self.counts[seen, None] / total))
+        overall = self.products / total - torch.outer(mean, mean)
+        within = overall - between
+        within += shrinkage * within.diagonal().mean() * torch.eye(len(within), dtype=torch.float64)
+        factor = torch.linalg.cholesky(within)
+        whitened = torch.linalg.solve_triangular(factor, between, upper=False)
+        whitened = torch.linalg.solve_triangular(factor, whitened.T, upper=False)
+        _, directions = torch.linalg.eigh((whitened + whitened.T) / 2)
+        projection = torch.linalg.solve_triangular(factor.T, directions.flip(1)[:, :dim], upper=True)
+        deviation = (projection * (overall @ projection)).sum(0).sqrt()
+        return mean.float(), (projection / deviation).float()
