@@ -284,6 +284,7 @@ def _format_history(history: History, config: RunConfig, run: str) -> Outcome:
 
 def _input_size(model: str) -> int:
     from scemae.weights.model_folder import read_config
+    from scemae.weights.zoo import locate_model
 
     return read_config(locate_model(model).folder).input_size
 
