@@ -116,8 +116,8 @@ def check_annotated(xy: Array, names: Sequence[str] | None, features: FaceFeatur
         warnings.warn(
             f"{int(beyond.sum())} of {xy[..., 0].size} landmarks lie far from the face that the model sees: "
             f"{names[k] if names else k} at ({xy[i, k, 0]:g}, {xy[i, k, 1]:g}) of {features.faces[i].source}, for "
-            "example (features.draw() shows it). Are they pixels of the image, x first, nan where a landmark is hidden, and is "
-            "the box that of the same face?",
+            "example (features.draw() shows it). Are they pixels of the image, x first, nan where a landmark is "
+            "hidden, and is the box that of the same face?",
             stacklevel=4,
         )
 
