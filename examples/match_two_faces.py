@@ -15,9 +15,7 @@ matches = scemae.match_landmarks(faces[0], reference.landmarks, faces[1], use="b
 between_eyes = np.linalg.norm(np.subtract(target.landmarks["left_eye"], target.landmarks["right_eye"]))
 for name, xy, score in zip(matches.labels(), matches.xy[0], matches.scores[0], strict=True):
     error = np.linalg.norm(xy - target.landmarks[name]) / between_eyes
-    print(
-        f"{name:12} ({xy[0]:.1f}, {xy[1]:.1f}), {error:4.1%} of the inter-ocular distance off, similarity {score:.2f}"
-    )
+    print(f"{name:12} ({xy[0]:.1f}, {xy[1]:.1f}), error {error:.1%} of the inter-ocular distance, score {score:.2f}")
 
 out = sys.argv[1] if len(sys.argv) > 1 else "match_two_faces.png"
 matches.draw().save(out)

@@ -1,4 +1,4 @@
-"""Measure speeds to compare with each other within one run (Linux): python examples/measure_speed.py [IMAGES [DTYPES]]"""
+"""Measure speeds, comparable within one run only (Linux): python examples/measure_speed.py [IMAGES [DTYPES]]"""
 
 import ctypes
 import re
@@ -71,15 +71,12 @@ with torch.inference_mode():
         print(f"{dtype}, ResNet-50 hypercolumn at 48 x 48: {count / elapsed:.1f} images/s")
     descriptors, feature_map = F.normalize(torch.randn(68, 256), dim=1), torch.randn(256, 48, 48)
     ours = partial(similarity_maps, descriptors, feature_map, model.grid(4), 96)
-    for name, run in (
-        ("inner products first", ours),
-        ("naive upsampling", partial(match_naively, descriptors, feature_map)),
-    ):
+    naively = partial(match_naively, descriptors, feature_map)
+    for name, run in (("inner products first", ours), ("naive upsampling", naively)):
         milliseconds = 1000 * measure_seconds(run)
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
         before = peak_memory_mb()
         run()
-        print(
-            f"68 points on a 256 x 48 x 48 map, {name}: {milliseconds:.1f} ms, {peak_memory_mb() - before:.1f} MB at most"
-        )
+        used = peak_memory_mb() - before
+        print(f"68 points on a 256 x 48 x 48 map, {name}: {milliseconds:.1f} ms, {used:.1f} MB at most")

@@ -1,4 +1,4 @@
-"""Every error that scemae raises on purpose. Each is also the built-in error that a caller would guess::
+"""The errors of scemae. Each is also the built-in error that a caller would guess::
 
 ScemaeError
 ├── ValueError
@@ -28,7 +28,7 @@ ScemaeError
 
 
 class ScemaeError(Exception):
-    """Base of all errors of scemae. The message says what came, what was wanted and what to do next."""
+    """Base class of all errors that scemae raises on purpose."""
 
 
 class ImageInputError(ScemaeError, ValueError):
