@@ -1,29 +1,31 @@
 """The errors of scemae. Each is also the built-in error that a caller would guess::
 
-ScemaeError
-├── ValueError
-│   ├── ImageInputError
-│   ├── BoxInputError
-│   ├── LandmarkInputError
-│   ├── OptionError
-│   ├── TableError
-│   ├── DataError
-│   ├── IncompatibleWeightsError
-│   ├── IncompatibleFeaturesError
-│   └── NotFittedError (also AttributeError)
-├── LookupError
-│   ├── ModelNotFoundError
-│   └── RevisionNotFoundError
-├── OSError
-│   ├── WeightsUnavailableError
-│   ├── WeightsIntegrityError
-│   ├── OutputError
-│   └── GatedWeightsError (PermissionError)
-├── ImportError
-│   └── MissingExtraError
-└── RuntimeError
-    ├── ExportError
-    └── RunError
+    ScemaeError
+    ├── ValueError
+    │   ├── ImageInputError
+    │   ├── BoxInputError
+    │   ├── LandmarkInputError
+    │   ├── OptionError
+    │   ├── TableError
+    │   ├── DataError
+    │   ├── IncompatibleWeightsError
+    │   ├── IncompatibleFeaturesError
+    │   └── NotFittedError (also AttributeError)
+    ├── LookupError
+    │   ├── ModelNotFoundError
+    │   └── RevisionNotFoundError
+    ├── OSError
+    │   ├── WeightsUnavailableError
+    │   ├── WeightsIntegrityError
+    │   ├── OutputError
+    │   └── GatedWeightsError (PermissionError)
+    ├── ImportError
+    │   └── MissingExtraError
+    └── RuntimeError
+        ├── ExportError
+        └── RunError
+
+Each message says what came, what was wanted and what to do next.
 """
 
 
