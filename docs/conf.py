@@ -1,4 +1,4 @@
-"""How the site is built: python -m sphinx -W --keep-going -b html docs OUT. It needs no network, nor does the site."""
+"""The site: python -m sphinx -W --keep-going -b html docs OUT. Neither building nor reading it needs a network."""
 
 import re
 
@@ -29,7 +29,7 @@ html_copy_source = False
 html_show_sphinx = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
-# Docstrings are plain text with `code`, as they are read in an editor.
+# Docstrings are plain text with `code`, as people read them in an editor.
 default_role = "literal"
 autodoc_member_order = "bysource"
 smartquotes_action = "D"  # dashes; the quotes of docstrings are code
@@ -49,11 +49,11 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 
-# Links within the project are checked; those to other projects would need their inventories from the network.
+# Links within the project are checked; those to other projects would need inventories from the network.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(collections|numpy|os|pathlib|PIL|torch|typing)\..*|Path")]
 
-# What GitHub's renderer knows and that of docutils does not.
+# Commands that GitHub's renderer knows and docutils does not.
 TEX = {
     r"\\dots\b": r"\\ldots",
     r"\\(big|textstyle)\b": "",
@@ -62,19 +62,19 @@ TEX = {
 
 
 def write_inline(self: HTML5Translator, node: nodes.math) -> None:
-    """A formula as MathML, which browsers draw without a script."""
-    self.body.append(mathml(node, as_block=False))
+    """Write an inline formula as MathML, which browsers draw without a script."""
+    self.body.append(to_mathml(node, as_block=False))
     raise nodes.SkipNode
 
 
 def write_block(self: HTML5Translator, node: nodes.math_block) -> None:
-    """The same on a line of its own."""
-    self.body.append(f'<div class="formula">{mathml(node, as_block=True)}</div>\n')
+    """Write a displayed formula."""
+    self.body.append(f'<div class="formula">{to_mathml(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 
-def mathml(node: nodes.Node, as_block: bool) -> str:
-    """The formula of a node."""
+def to_mathml(node: nodes.Node, as_block: bool) -> str:
+    """The formula of a node as MathML."""
     tex = node.astext()
     for pattern, known in TEX.items():
         tex = re.sub(pattern, known, tex)
@@ -88,27 +88,27 @@ SPELLINGS = {
 }
 
 
-def as_in_the_source(_app: Sphinx, _what: str, _name: str, _subject: object, _options: object, *signature: str | None):
-    """The signature with types as its author wrote them."""
+def restore_types(_app: Sphinx, _what: str, _name: str, _subject: object, _options: object, *signature: str | None):
+    """The signature with its types spelled as in the source."""
     for spelling, wanted in SPELLINGS.items():
         signature = tuple(part and re.sub(spelling, wanted, part) for part in signature)
     return signature
 
 
-def with_fields(_app: Sphinx, _what: str, _name: str, subject: object, _options: object, lines: list[str]) -> None:
-    """The docstring of a configuration, and the help text of each of its fields, which the commands show."""
+def add_field_help(_app: Sphinx, _what: str, _name: str, subject: object, _options: object, lines: list[str]) -> None:
+    """Add to the docstring of a configuration what the help of the commands says of each field."""
     if isinstance(subject, type) and issubclass(subject, (TrainingConfig, RunOptions, CardFields)):
         lines += [f":param {name}: {text}" for name, text in field_help(subject).items()]
 
 
-def with_downloads(_app: Sphinx, _page: str, source: list[str]) -> None:
-    """A page whose links to documents outside of the site, which MyST refuses, lead to copies of them."""
+def link_downloads(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """Link documents outside the site, which MyST refuses, as copies to download."""
     source[0] = re.sub(r"\[`?([^]`]+)`?\]\((\.\./[^)]+\.md)\)", r"{download}`\1 <\2>`", source[0])
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
-    app.connect("autodoc-process-signature", as_in_the_source)
-    app.connect("autodoc-process-docstring", with_fields)
-    app.connect("source-read", with_downloads)
+    app.connect("autodoc-process-signature", restore_types)
+    app.connect("autodoc-process-docstring", add_field_help)
+    app.connect("source-read", link_downloads)

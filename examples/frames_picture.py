@@ -1,4 +1,4 @@
-"""One point in the frames that it passes through, for docs/concepts.md: python examples/frames_picture.py [OUT.png]"""
+"""One point in each frame it passes through, for docs/concepts.md: python examples/frames_picture.py [OUT.png]"""
 
 import sys
 
@@ -8,23 +8,18 @@ from PIL import Image, ImageDraw
 
 import scemae
 from scemae import draw
-from scemae.features import resampled
-from scemae.geometry import Crop, Patch, sample_view
+from scemae.features import draw_crop
+from scemae.geometry import Crop, Patch
 from scemae.samples import sample_faces
 
 SIZE, FINE = draw.PANEL, 3  # px of a panel; how much larger it is drawn, for smooth lines
 BOX, PATCH, INPUT, CELL = (255, 255, 255), *draw.palette(3)
 
 
-def seen(patch, crop):
-    """What a crop shows, pixel by pixel."""
-    return Image.fromarray((sample_view(patch, crop) * 255).round().byte().permute(1, 2, 0).numpy())
-
-
 def panel(patch, frame, outlines=(), dots=()):
-    """What the crop `frame` shows; on it the nose tip, (crop, colour) of outlines, and dots in pixels of the frame."""
-    large = resampled(frame, SIZE * FINE)
-    picture = seen(patch, frame).resize((large.size, large.size), Image.Resampling.NEAREST)
+    """What the crop `frame` shows, with the nose tip, the outlines (crop, colour), and dots in pixels of the frame."""
+    large = frame.resample(SIZE * FINE)
+    picture = draw_crop(patch, frame).resize((large.size, large.size), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(picture)
     for crop, colour in outlines:
         corners = large.to_input(crop.to_image(crop.corners))
@@ -33,16 +28,16 @@ def panel(patch, frame, outlines=(), dots=()):
         x, y = ((place + 0.5) * large.size / frame.size for place in (x, y))
         pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=CELL)
     reduced = picture.resize((SIZE, SIZE), Image.Resampling.BOX)
-    return draw.points(reduced, resampled(frame, SIZE).to_input([nose]))
+    return draw.points(reduced, frame.resample(SIZE).to_input([nose]))
 
 
-# A picture of the first sample face with its head turned by 20 degrees, and a rough box.
+# The first sample face with its head turned by 20 degrees, and a rough box.
 sample = sample_faces()[0]
 photo = Patch(np.array(Image.open(sample.path).convert("RGB")), np.eye(2, 3))
 cosine, sine = np.cos(np.radians(20)), np.sin(np.radians(20))
 whole = Crop.from_box((0, 0, 512, 512), 512)
 turned = whole.refine(np.array([[cosine, sine, 256 * (1 - cosine - sine)], [-sine, cosine, 256 * (1 + sine - cosine)]]))
-image, nose, box = seen(photo, turned), turned.to_input(sample.landmarks["nose_tip"]), (170, 150, 350, 330)
+image, nose, box = draw_crop(photo, turned), turned.to_input(sample.landmarks["nose_tip"]), (170, 150, 350, 330)
 
 faces = scemae.extract_features(scemae.load_model(), image, boxes=box)
 face, grid = faces.faces[0], faces.grid

@@ -1,4 +1,4 @@
-"""Landmarks with neither torch nor scemae, only numpy, pillow and onnxruntime, from what `scemae export` has written:
+"""Find landmarks without torch and scemae, only numpy, pillow and onnxruntime, by what `scemae export` has written:
 python examples/onnx_landmarks.py DETECTOR.onnx PHOTO X0 Y0 X1 Y1"""
 
 import json
@@ -8,20 +8,20 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-REACH = 3  # the patch shows so much more than the box, for faces that alignment has to look for
+PATCH_OVER_BOX = 3  # side of the patch over that of the box, as the alignment may move the crop
 
 
 def cut_patch(photo, box, box_side):
-    """A part of the photo around the box, made smaller if the box has more than `box_side` px.
+    """The part of the photo around the box, reduced if the box is larger than `box_side` px.
 
-    Returns its pixels, and the step and the origin by which photo = origin + step * patch, both in pixel edges.
+    Returns the pixels, and step and origin of photo = origin + step * patch, with both counted in pixel edges.
     """
     step = max((box[2:] - box[:2]).max() / box_side, 1.0)
-    origin = (box[:2] + box[2:]) / 2 - step * REACH * box_side / 2
+    origin = (box[:2] + box[2:]) / 2 - step * PATCH_OVER_BOX * box_side / 2
     if step == 1:
         origin = origin.round()  # the photo's own pixels
     first = np.maximum(np.ceil(-origin / step), 0)
-    last = np.minimum(np.floor((np.array(photo.size) - origin) / step), REACH * box_side)
+    last = np.minimum(np.floor((np.array(photo.size) - origin) / step), PATCH_OVER_BOX * box_side)
     low, high = np.maximum(origin + first * step, 0), np.minimum(origin + last * step, photo.size)
     patch = photo.resize((last - first).astype(int), Image.Resampling.BILINEAR, box=(*low, *high))
     return np.asarray(patch), step, low
@@ -35,9 +35,9 @@ box = np.array(corners, dtype=float)
 
 patch, step, origin = cut_patch(photo, box, about["box_side"])
 patches = patch.transpose(2, 0, 1)[None]  # (1, 3, H, W), uint8
-boxes = ((box - [*origin, *origin]) / step)[None].astype(np.float32)  # edges of pixels: no 0.5
+boxes = ((box - [*origin, *origin]) / step)[None].astype(np.float32)  # pixel edges: no 0.5
 landmarks, scores = session.run(None, {"patches": patches, "boxes": boxes})
 
-places = origin + step * (landmarks[0] + 0.5) - 0.5  # a point is counted from the centre of a pixel
+places = origin + step * (landmarks[0] + 0.5) - 0.5  # points are counted from pixel centres
 for name, (x, y), score in zip(about["landmarks"] or range(len(places)), places, scores[0], strict=True):
     print(f"{name} {x:.2f} {y:.2f} {score:.3f}")

@@ -1,4 +1,4 @@
-"""Where else looks like this point? python examples/similarity_map.py [LANDMARK [OUT.png]]"""
+"""Draw where else a face looks like one point: python examples/similarity_map.py [LANDMARK [OUT.png]]"""
 
 import sys
 

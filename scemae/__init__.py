@@ -5,19 +5,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from scemae.detector.regressor import LandmarkRegressor, fit_regressor
-    from scemae.errors import ScemaeError
-    from scemae.export import export_graph
-    from scemae.extraction import extract_features, iter_features
-    from scemae.features import FaceFeatures
-    from scemae.landmarks import LandmarkMatches, Landmarks
-    from scemae.matching import match_landmarks
-    from scemae.weights.zoo import list_models, load_model, model_info
+if TYPE_CHECKING:  # the table below, for type checkers; tests/test_face.py compares the two
+    from scemae.detector.regressor import LandmarkRegressor as LandmarkRegressor
+    from scemae.detector.regressor import fit_regressor as fit_regressor
+    from scemae.errors import ScemaeError as ScemaeError
+    from scemae.export import export_graph as export_graph
+    from scemae.extraction import extract_features as extract_features
+    from scemae.extraction import iter_features as iter_features
+    from scemae.features import FaceFeatures as FaceFeatures
+    from scemae.landmarks import LandmarkMatches as LandmarkMatches
+    from scemae.landmarks import Landmarks as Landmarks
+    from scemae.matching import match_landmarks as match_landmarks
+    from scemae.weights.zoo import list_models as list_models
+    from scemae.weights.zoo import load_model as load_model
+    from scemae.weights.zoo import model_info as model_info
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
+_EXPORTS = {  # public name -> its module
     "FaceFeatures": "features",
     "LandmarkMatches": "landmarks",
     "LandmarkRegressor": "detector.regressor",
@@ -33,25 +38,11 @@ _EXPORTS = {
     "model_info": "weights.zoo",
 }
 
-__all__ = [
-    "FaceFeatures",
-    "LandmarkMatches",
-    "LandmarkRegressor",
-    "Landmarks",
-    "ScemaeError",
-    "export_graph",
-    "extract_features",
-    "fit_regressor",
-    "iter_features",
-    "list_models",
-    "load_model",
-    "match_landmarks",
-    "model_info",
-]
+__all__ = [*_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    # Torch takes seconds to import: each name brings its module when it is first asked for (PEP 562).
+    # Torch takes seconds to import, so each name is imported when it is first asked for (PEP 562).
     if name in ("errors", "samples", "tables", "weights"):
         return importlib.import_module(f"scemae.{name}")
     if name not in _EXPORTS:

@@ -1,4 +1,7 @@
-"""Pictures from arrays, with Pillow only: landmarks, matches side by side, similarity heat maps, maps as colours."""
+"""Drawing with Pillow: landmarks, matches side by side, similarity heat maps, feature maps as colours.
+
+A panel is one square image of a picture; points are (x, y) in pixels of the panel.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,15 @@ from PIL import Image, ImageDraw, ImageFont
 Array = NDArray[Any]
 Colour = tuple[int, int, int]
 
-PANEL = 384  # px, side of one face
-GAP = 12
-ACROSS = 8  # faces in a row of a grid
-CAPTION = 26
+PANEL = 384  # px, side of a panel with one face
+GAP = 12  # px between panels
+PANELS_PER_ROW = 8  # of a grid
+CAPTION_HEIGHT = 26  # px
+CAPTION_SIZE = 14  # px of its letters
 BACKGROUND: Colour = (22, 24, 29)
 INK: Colour = (222, 226, 232)
-SMOOTH = 3  # shapes are drawn this much larger and reduced, for smooth edges
-# Dark to bright, so that the map reads in grey too: violet, red, orange, pale yellow.
+SUPERSAMPLING = 3  # shapes are drawn this much larger, then reduced, for smooth edges
+# Dark to bright, so that the map can be read in grey too: violet, red, orange, pale yellow.
 HEAT_STOPS = np.array([(13, 8, 35), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
@@ -35,68 +39,69 @@ def _rgb(colour: Sequence[float]) -> Colour:
     return red, green, blue
 
 
-def _strengths(scores: Array | None, count: int) -> list[float]:
-    """How opaque each landmark is drawn, 0.35..1; a score that is no number counts as the lowest."""
+def _opacities(scores: Array | None, count: int) -> list[float]:
+    """Opacity of each landmark, 0.35..1; nan counts as the lowest score."""
     if scores is None:
         return [1.0] * count
     return [float(np.clip(np.nan_to_num(score), 0, 1)) * 0.65 + 0.35 for score in scores]
 
 
 def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, anchor: str = "lm") -> None:
-    """Write text of a size in px at (x, y), its anchor as Pillow names it, readable on any ground."""
+    """Write text of `size` px at (x, y), with an anchor of Pillow's, outlined so that it is readable on any image."""
     draw.text(
         place, text, fill=INK, font=ImageFont.load_default(size), anchor=anchor, stroke_width=2, stroke_fill=BACKGROUND
     )
 
 
-def _overlay(picture: Image.Image) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    layer = Image.new("RGBA", (picture.width * SMOOTH, picture.height * SMOOTH))
+def _new_layer(image: Image.Image) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A transparent layer over an image, `SUPERSAMPLING` times its size."""
+    layer = Image.new("RGBA", (image.width * SUPERSAMPLING, image.height * SUPERSAMPLING))
     return layer, ImageDraw.Draw(layer)
 
 
-def _merged(picture: Image.Image, layer: Image.Image) -> Image.Image:
-    smooth = layer.resize(picture.size, Image.Resampling.BOX)
-    return Image.alpha_composite(picture.convert("RGBA"), smooth).convert("RGB")
+def _merge_layer(image: Image.Image, layer: Image.Image) -> Image.Image:
+    smooth = layer.resize(image.size, Image.Resampling.BOX)
+    return Image.alpha_composite(image.convert("RGBA"), smooth).convert("RGB")
 
 
-def _ring(draw: ImageDraw.ImageDraw, x: float, y: float, colour: Colour, strength: float, radius: float) -> None:
-    """A dot in a dark rim, so that it shows on any skin."""
-    x, y = (x + 0.5) * SMOOTH, (y + 0.5) * SMOOTH
+def _draw_dot(draw: ImageDraw.ImageDraw, x: float, y: float, colour: Colour, opacity: float, radius: float) -> None:
+    """A dot with a dark rim, visible on any skin."""
+    x, y = (x + 0.5) * SUPERSAMPLING, (y + 0.5) * SUPERSAMPLING
     for size, fill in ((radius + 1.5, BACKGROUND), (radius, colour)):
-        reach = size * SMOOTH
-        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=(*fill, round(255 * strength)))
+        reach = size * SUPERSAMPLING
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=(*fill, round(255 * opacity)))
 
 
-def _radius(count: int) -> float:
+def _dot_radius(count: int) -> float:
     return 5.0 if count <= 20 else 3.0
 
 
-def points(picture: Image.Image, xy: Array, scores: Array | None = None) -> Image.Image:
-    """`picture` with points (K, 2), px of the picture; nan ones are left out."""
-    layer, draw = _overlay(picture)
-    strengths = _strengths(scores, len(xy))
+def points(image: Image.Image, xy: Array, scores: Array | None = None) -> Image.Image:
+    """The image with points (K, 2), without the nan ones; a lower of the K scores gives a fainter point."""
+    layer, draw = _new_layer(image)
+    opacities = _opacities(scores, len(xy))
     for k, colour in enumerate(palette(len(xy))):
         if np.isfinite(xy[k]).all():
-            _ring(draw, xy[k, 0], xy[k, 1], colour, strengths[k], _radius(len(xy)))
-    return _merged(picture, layer)
+            _draw_dot(draw, xy[k, 0], xy[k, 1], colour, opacities[k], _dot_radius(len(xy)))
+    return _merge_layer(image, layer)
 
 
 def matches(left: Image.Image, places: Array, right: Image.Image, found: Array, scores: Array) -> Image.Image:
-    """Two pictures side by side, each of `places` (K, 2) on the left joined to `found` (K, 2) on the right."""
-    picture = row([left, right])
+    """Two images side by side, each of `places` (K, 2) on the left joined to `found` (K, 2) on the right."""
+    image = row([left, right])
     across = found + np.array([left.width + GAP, 0])
-    layer, draw = _overlay(picture)
-    strengths = _strengths(scores, len(places))
-    for start, end, colour, strength in zip(places, across, palette(len(places)), strengths, strict=True):
+    layer, draw = _new_layer(image)
+    opacities = _opacities(scores, len(places))
+    for start, end, colour, opacity in zip(places, across, palette(len(places)), opacities, strict=True):
         if np.isfinite([*start, *end]).all():
-            ends = [(float(value) + 0.5) * SMOOTH for value in (*start, *end)]
-            draw.line(ends, fill=(*colour, round(150 * strength)), width=2 * SMOOTH)
-    joined = _merged(picture, layer)
+            ends = [(float(value) + 0.5) * SUPERSAMPLING for value in (*start, *end)]
+            draw.line(ends, fill=(*colour, round(150 * opacity)), width=2 * SUPERSAMPLING)
+    joined = _merge_layer(image, layer)
     return points(points(joined, places), across, scores)
 
 
 def legend(labels: Sequence[str], height: int, values: Array | None = None) -> Image.Image:
-    """The names of the landmarks beside their colours, and their values, as a panel of that height."""
+    """Landmark names beside their colours, with their values if any, as a panel of that height in px."""
     texts = [
         label if values is None else f"{label}  {value:.2f}"
         for label, value in zip(labels, labels if values is None else values, strict=True)
@@ -113,58 +118,60 @@ def legend(labels: Sequence[str], height: int, values: Array | None = None) -> I
     return panel
 
 
-def heat(picture: Image.Image, similarity: Array) -> Image.Image:
-    """A similarity map (h, w) over the square picture it belongs to, from its lowest value (dark) to its highest."""
+def heat(image: Image.Image, similarity: Array) -> Image.Image:
+    """A similarity map (h, w) as a heat map over the square image it belongs to, dark at its lowest value."""
     spread = similarity.max() - similarity.min()
     level = (similarity - similarity.min()) / (spread if spread > 0 else 1)
     stops = np.linspace(0, 1, len(HEAT_STOPS))
     colours = np.stack([np.interp(level, stops, HEAT_STOPS[:, channel]) for channel in range(3)], axis=-1)
-    layer = Image.fromarray(colours.round().astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
-    return Image.blend(picture.convert("L").convert("RGB"), layer, 0.6)
+    layer = Image.fromarray(colours.round().astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
+    return Image.blend(image.convert("L").convert("RGB"), layer, 0.6)
 
 
 def principal_colours(maps: Array, size: tuple[int, int]) -> list[Image.Image]:
-    """Maps (B, h, w, C) as pictures: the first three principal components of all cells, as red, green and blue.
+    """Maps (B, h, w, C) as images of `size`: the first three principal components of all cells in red, green and blue.
 
-    The components are common to the maps, so a colour means the same on each. Each spans its 2nd to 98th percentile.
+    The maps share the components, so a colour means the same on each. Each colour spans the 2nd to 98th percentile.
     """
     cells = maps.reshape(-1, maps.shape[-1]).astype(np.float64)
     cells = cells - cells.mean(axis=0)
     _, axes = np.linalg.eigh(cells.T @ cells)
     main = axes[:, ::-1][:, :3]
-    main = main * np.sign(main[np.abs(main).argmax(axis=0), range(3)])  # an eigenvector's sign is arbitrary: fix it
+    main = main * np.sign(
+        main[np.abs(main).argmax(axis=0), range(3)]
+    )  # the sign of an eigenvector is arbitrary: fix it
     parts = cells @ main
     low, high = np.percentile(parts, (2, 98), axis=0)
     levels = ((parts - low) / np.maximum(high - low, 1e-12)).clip(0, 1).reshape(*maps.shape[:3], 3)
-    pictures = [Image.fromarray((level * 255).round().astype(np.uint8)) for level in levels]
-    return [picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures]
+    images = [Image.fromarray((level * 255).round().astype(np.uint8)) for level in levels]
+    return [image.resize(size, Image.Resampling.BICUBIC) for image in images]
 
 
 def row(panels: Sequence[Image.Image], captions: Sequence[str] | None = None) -> Image.Image:
-    """Pictures side by side on the background, each with a caption below if there are any."""
+    """Panels side by side, with captions below if there are any."""
     width = sum(panel.width for panel in panels) + GAP * (len(panels) - 1)
     height = max(panel.height for panel in panels)
-    sheet = Image.new("RGB", (width, height + (CAPTION if captions else 0)), BACKGROUND)
+    sheet = Image.new("RGB", (width, height + (CAPTION_HEIGHT if captions else 0)), BACKGROUND)
     writer = ImageDraw.Draw(sheet)
     left = 0
     for index, panel in enumerate(panels):
         sheet.paste(panel, (left, 0))
         if captions:
-            text = _fitted(writer, captions[index], panel.width)
-            write(writer, (left + panel.width / 2, height + CAPTION / 2), text, 14, anchor="mm")
+            text = _shorten_caption(writer, captions[index], panel.width)
+            write(writer, (left + panel.width / 2, height + CAPTION_HEIGHT / 2), text, CAPTION_SIZE, anchor="mm")
         left += panel.width + GAP
     return sheet
 
 
 def grid(panels: Sequence[Image.Image], captions: Sequence[str] | None = None) -> Image.Image:
-    """Pictures of one size in rows of `ACROSS`, each with a caption below if there are any."""
-    rows = [slice(start, start + ACROSS) for start in range(0, len(panels), ACROSS)]
+    """Panels of one size in rows of `PANELS_PER_ROW`, with captions below if there are any."""
+    rows = [slice(start, start + PANELS_PER_ROW) for start in range(0, len(panels), PANELS_PER_ROW)]
     return stack_rows([row(panels[part], captions[part] if captions else None) for part in rows])
 
 
-def _fitted(writer: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """The end of `text` (a path's end tells more than its beginning) that fits into `width` px."""
-    font = ImageFont.load_default(14)
+def _shorten_caption(writer: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """The text, or as much of its end as fits into `width` px: the end of a file name tells more than its start."""
+    font = ImageFont.load_default(CAPTION_SIZE)
     shown = text
     while len(shown) > 1 and writer.textlength(shown, font=font) > width - 8:
         text = text[1:]
@@ -173,11 +180,11 @@ def _fitted(writer: ImageDraw.ImageDraw, text: str, width: int) -> str:
 
 
 def stack_rows(rows: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one below the other on the background."""
-    height = sum(picture.height for picture in rows) + GAP * (len(rows) - 1)
-    sheet = Image.new("RGB", (max(picture.width for picture in rows), height), BACKGROUND)
+    """Images one below the other."""
+    height = sum(image.height for image in rows) + GAP * (len(rows) - 1)
+    sheet = Image.new("RGB", (max(image.width for image in rows), height), BACKGROUND)
     top = 0
-    for picture in rows:
-        sheet.paste(picture, (0, top))
-        top += picture.height + GAP
+    for image in rows:
+        sheet.paste(image, (0, top))
+        top += image.height + GAP
     return sheet

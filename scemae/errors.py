@@ -1,77 +1,105 @@
-"""Every error that scemae raises on purpose. Each also is the built-in error that a caller would guess."""
+"""The errors of scemae. Each is also the built-in error that a caller would guess::
+
+    ScemaeError
+    ├── ValueError
+    │   ├── ImageInputError
+    │   ├── BoxInputError
+    │   ├── LandmarkInputError
+    │   ├── OptionError
+    │   ├── TableError
+    │   ├── DataError
+    │   ├── IncompatibleWeightsError
+    │   ├── IncompatibleFeaturesError
+    │   └── NotFittedError (also AttributeError)
+    ├── LookupError
+    │   ├── ModelNotFoundError
+    │   └── RevisionNotFoundError
+    ├── OSError
+    │   ├── WeightsUnavailableError
+    │   ├── WeightsIntegrityError
+    │   ├── OutputError
+    │   └── GatedWeightsError (PermissionError)
+    ├── ImportError
+    │   └── MissingExtraError
+    └── RuntimeError
+        ├── ExportError
+        └── RunError
+
+Each message says what came, what was wanted and what to do next.
+"""
 
 
 class ScemaeError(Exception):
-    """Base of all errors of scemae. The message says what came, what was wanted and the next step."""
+    """Base class of all errors that scemae raises on purpose."""
 
 
 class ImageInputError(ScemaeError, ValueError):
-    """An image that cannot be read or used; names which one."""
+    """An image cannot be read or used; the message names it."""
 
 
 class BoxInputError(ScemaeError, ValueError):
-    """A face box that is inverted, outside its image, too small, or one too many or too few."""
+    """A face box is inverted, outside its image or too small, or the number of boxes is not that of the images."""
 
 
 class LandmarkInputError(ScemaeError, ValueError):
-    """Landmarks of the wrong shape, outside their image, or for another number of images."""
+    """Landmarks have the wrong shape, lie outside their image, or belong to another number of images."""
 
 
 class OptionError(ScemaeError, ValueError):
-    """An argument with a value that is not one of those possible."""
-
-
-class ModelNotFoundError(ScemaeError, LookupError):
-    """No model of that name, or no model in that folder."""
-
-
-class WeightsUnavailableError(ScemaeError, OSError):
-    """A file that is not on this machine and cannot be fetched: no network, no answer, no room, not published yet."""
-
-
-class GatedWeightsError(ScemaeError, PermissionError):
-    """A repository of the Hub that is gated or private, or a token that it does not accept."""
-
-
-class RevisionNotFoundError(ScemaeError, LookupError):
-    """A repository of the Hub that has no such branch, tag or commit."""
-
-
-class WeightsIntegrityError(ScemaeError, OSError):
-    """A weight file that is unreadable, or whose SHA-256 is not the expected one."""
-
-
-class IncompatibleWeightsError(ScemaeError, ValueError):
-    """A weight file whose tensors are not those of its configuration."""
-
-
-class IncompatibleFeaturesError(ScemaeError, ValueError):
-    """Features of another model, expansion or alignment than was expected."""
-
-
-class NotFittedError(ScemaeError, ValueError, AttributeError):
-    """A regressor that was asked to predict before it was fitted."""
-
-
-class OutputError(ScemaeError, OSError):
-    """An output path that exists already or cannot be written."""
-
-
-class MissingExtraError(ScemaeError, ImportError):
-    """A function that needs a package of an extra that is not installed."""
-
-
-class ExportError(ScemaeError, RuntimeError):
-    """An exported graph that does not compute what torch computes; it was not written."""
+    """An argument has a value that is not allowed."""
 
 
 class TableError(ScemaeError, ValueError):
-    """A CSV file that cannot be read, or a line of it that is no annotation or box."""
+    """A CSV file cannot be read, or one of its lines is not an annotation or a box."""
 
 
 class DataError(ScemaeError, ValueError):
-    """Training data that is missing, empty, damaged or not laid out as its reader expects."""
+    """Training data are missing, empty, damaged or not laid out as their reader expects."""
+
+
+class IncompatibleWeightsError(ScemaeError, ValueError):
+    """The tensors of a weight file do not fit its configuration."""
+
+
+class IncompatibleFeaturesError(ScemaeError, ValueError):
+    """Features come from another model, expansion or alignment than expected."""
+
+
+class NotFittedError(ScemaeError, ValueError, AttributeError):
+    """A regressor was asked to predict before it was fitted."""
+
+
+class ModelNotFoundError(ScemaeError, LookupError):
+    """There is no model of that name, or none in that folder."""
+
+
+class RevisionNotFoundError(ScemaeError, LookupError):
+    """A Hub repository does not have that branch, tag or commit."""
+
+
+class WeightsUnavailableError(ScemaeError, OSError):
+    """A file is not on this machine and cannot be fetched: no network, no answer, no space, or not published yet."""
+
+
+class WeightsIntegrityError(ScemaeError, OSError):
+    """A weight file is unreadable, or its SHA-256 is not the expected one."""
+
+
+class OutputError(ScemaeError, OSError):
+    """An output path exists already or cannot be written."""
+
+
+class GatedWeightsError(ScemaeError, PermissionError):
+    """A Hub repository is gated or private, or the Hub does not accept the token."""
+
+
+class MissingExtraError(ScemaeError, ImportError):
+    """A function needs a package of an extra that is not installed."""
+
+
+class ExportError(ScemaeError, RuntimeError):
+    """An exported graph does not compute what torch computes; it was not written."""
 
 
 class RunError(ScemaeError, RuntimeError):
-    """A training run that cannot start, go on or finish; its last good checkpoint is kept."""
+    """A training run cannot start, continue or finish; its last good checkpoint is kept."""

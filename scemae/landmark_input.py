@@ -1,4 +1,4 @@
-"""Landmarks as people give them -> an array (B, K, 2) in image pixels and names, checked against the faces."""
+"""Landmarks in any form that users pass -> an array (B, K, 2) in image pixels and names, checked against the faces."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ def validate_landmarks(
 ) -> tuple[Array, tuple[str, ...] | None]:
     """Landmarks (B, K, 2), float64, image pixels of the B faces, and the K names or None.
 
-    `landmarks` is (K, 2) for one face, (B, K, 2), a dict of name -> (x, y) for one face, or a list of such dicts; or
-    Landmarks, or what their `to_dict` has. With `allow_missing`, nan, None or a name that is not in a dict means not
-    annotated.
-    Raises LandmarkInputError: wrong shape, another number of faces, outside the image, missing.
+    Args:
+        landmarks: (K, 2) for one face, (B, K, 2), a dict name -> (x, y) for one face, a list of such dicts, Landmarks,
+            or the dicts of their `to_dict`.
+        faces: the B faces.
+        names: of the landmarks, in their order; default: those of `landmarks`.
+        allow_missing: nan, None, or a name missing from a dict means "not annotated".
+
+    Raises:
+        LandmarkInputError: wrong shape, another number of faces, outside the image, or missing.
     """
     array, names = _as_array(landmarks, names)
     if array.ndim == 2 and len(faces) == 1:
@@ -42,11 +47,12 @@ def validate_landmarks(
         raise LandmarkInputError(f"Two landmarks have the same name among {', '.join(names)}.")
     for face, xy in zip(faces, array, strict=True):
         _check_face(face, xy, names, allow_missing)
-    array[np.isnan(array).any(axis=-1)] = np.nan  # half a point is none
+    array[np.isnan(array).any(axis=-1)] = np.nan  # half a point counts as not annotated
     return array, names
 
 
 def _as_array(landmarks: Any, names: Sequence[str] | None) -> tuple[Array, tuple[str, ...] | None]:
+    """The landmarks as a float64 array of any shape, and their names."""
     if isinstance(landmarks, Landmarks):
         landmarks, names = landmarks.xy, landmarks.names if names is None else names
     if isinstance(landmarks, Mapping):
@@ -70,7 +76,7 @@ def _as_array(landmarks: Any, names: Sequence[str] | None) -> tuple[Array, tuple
 
 
 def _point(point: Any) -> Any:
-    """(x, y) of {"x": x, "y": y} too, and of None."""
+    """A point (x, y), {"x": x, "y": y}, or None if it is not annotated, as (x, y)."""
     return MISSING if point is None else (point["x"], point["y"]) if isinstance(point, Mapping) else point
 
 
@@ -91,8 +97,10 @@ def _check_face(face: Face, xy: Array, names: Sequence[str] | None, allow_missin
 
 
 def check_annotated(xy: Array, names: Sequence[str] | None, features: FaceFeatures) -> None:
-    """Refuse landmarks (n, K, 2), image px, with one that no face shows or a face that shows none; raises
-    LandmarkInputError. Warn of any that lie half a crop and more outside the crop of their face.
+    """Check landmarks (n, K, 2), image px, to be fitted on.
+
+    Raises LandmarkInputError for a landmark that no face shows, or a face that shows no landmark. Warns of landmarks
+    that are half a crop or more outside the crop of their face.
     """
     missing = np.isnan(xy[..., 0])
     if missing.all(axis=0).any():
@@ -102,23 +110,23 @@ def check_annotated(xy: Array, names: Sequence[str] | None, features: FaceFeatur
         face = features.faces[int(missing.all(axis=1).argmax())]
         raise LandmarkInputError(f"{face.source} has no annotated landmark; leave it out.")
     size = features.faces[0].crop.size
-    beyond = np.abs(features.to_input(xy) - (size - 1) / 2).max(axis=-1) > size  # nan is not
+    beyond = np.abs(features.to_input(xy) - (size - 1) / 2).max(axis=-1) > size  # False for nan
     if beyond.any():
         i, k = np.argwhere(beyond)[0]
         warnings.warn(
-            f"{int(beyond.sum())} of {xy[..., 0].size} landmarks lie far from the face that the model looked at: "
-            f"{names[k] if names else k} at ({xy[i, k, 0]:g}, {xy[i, k, 1]:g}) of {features.faces[i].source}, say "
-            "(features.draw() shows it). Are they pixels of the image, x first, nan where a landmark is hidden, and is "
-            "the box that of the same face?",
+            f"{int(beyond.sum())} of {xy[..., 0].size} landmarks lie far from the face that the model sees: "
+            f"{names[k] if names else k} at ({xy[i, k, 0]:g}, {xy[i, k, 1]:g}) of {features.faces[i].source}, for "
+            "example (features.draw() shows it). Are they pixels of the image, x first, nan where a landmark is "
+            "hidden, and is the box that of the same face?",
             stacklevel=4,
         )
 
 
 def landmark_index(landmark: str | int, names: Sequence[str] | None, count: int, option: str) -> int:
-    """The number of the landmark, of `count`, that an option names, or numbers."""
+    """The index of a landmark given by name or index, of `count`; raises OptionError, which names the `option`."""
     if isinstance(landmark, str):
         if names is None or landmark not in names:
-            raise OptionError(f"{option} names {landmark!r}, which is no landmark; there are {names or 'no names'}.")
+            raise OptionError(f"{option} names {landmark!r}, which is not a landmark; there are {names or 'no names'}.")
         return list(names).index(landmark)
     if not 0 <= landmark < count:
         raise OptionError(f"{option} names landmark {landmark}; there are {count}, from 0.")

@@ -1,9 +1,10 @@
-"""Landmarks and LandmarkMatches: where landmarks were found on faces; frozen values that can draw themselves."""
+"""Landmarks and LandmarkMatches: where landmarks are on faces. Frozen values that can draw themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,14 +16,18 @@ from scemae.errors import OptionError
 from scemae.features import Face, Index, chosen_rows, draw_crop
 from scemae.geometry import Crop
 
-SURROUNDINGS = 1.4  # side of a drawn face over the side of its crop
+PANEL_OVER_CROP = 1.4  # side of a drawn face over the side of its crop
 
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """K points on each of B faces: `xy` (B, K, 2) in pixels of each face's own upright image, `scores` (B, K).
+    """K points on each of B faces. `landmarks[0]`, `landmarks[1:]`, `landmarks[[3, 5]]` are Landmarks too.
 
-    What a score means is said by the verb that gave it. `names` are the landmarks' names, or None.
+    Attributes:
+        xy: (B, K, 2), pixels of each face's own upright image.
+        scores: (B, K); what they mean is said by the function that returned them.
+        names: of the K landmarks, or None.
+        faces: the B faces.
     """
 
     xy: NDArray[np.float64]
@@ -51,7 +56,7 @@ class Landmarks:
                 "source": face.source,
                 "image_size": list(face.image_size),
                 "landmarks": {
-                    label: {"x": _number(x), "y": _number(y), "score": _number(score)}
+                    label: {"x": _finite(x), "y": _finite(y), "score": _finite(score)}
                     for label, (x, y), score in zip(self.labels(), xy, scores, strict=True)
                 },
             }
@@ -60,11 +65,9 @@ class Landmarks:
 
     def draw(self) -> Image.Image:
         """The faces, eight in a row, with their landmarks; a fainter dot is a lower score."""
-        framed = [_framed(face, xy) for face, xy in zip(self.faces, self.xy, strict=True)]
-        panels = [
-            draw.points(picture, places, scores) for (picture, places), scores in zip(framed, self.scores, strict=True)
-        ]
-        return draw.row([draw.grid(panels, [face.source for face in self.faces]), *self._legend()])
+        rows = zip(self.faces, self.xy, self.scores, strict=True)
+        panels = [draw.points(*_face_panel(face, xy), scores) for face, xy, scores in rows]
+        return draw.row([draw.grid(panels, [_file_name(face) for face in self.faces]), *self._legend()])
 
     def _legend(self, values: NDArray[np.float64] | None = None) -> list[Image.Image]:
         """A legend to put beside a face, if the landmarks have names."""
@@ -73,9 +76,11 @@ class Landmarks:
 
 @dataclass(frozen=True, eq=False)
 class LandmarkMatches(Landmarks):
-    """Landmarks of a reference, found again on B targets; `scores` are cosine similarities.
+    """Landmarks of a reference face, found on B target faces; `scores` are cosine similarities.
 
-    `similarity` (B, K, 96, 96), each target's cosine map in its input pixels, is there if it was asked for.
+    Attributes:
+        reference: the landmarks that were searched for.
+        similarity: (B, K, 96, 96), each target's cosine maps in its input pixels; None without `keep_similarity`.
     """
 
     reference: Landmarks
@@ -88,43 +93,49 @@ class LandmarkMatches(Landmarks):
 
     def draw(self) -> Image.Image:
         """The reference beside each target, each landmark joined to its match; a fainter line is a lower score."""
-        left, places = _framed(self.reference.faces[0], self.reference.xy[0])
+        left, places = _face_panel(self.reference.faces[0], self.reference.xy[0])
         rows = []
         for face, xy, scores in zip(self.faces, self.xy, self.scores, strict=True):
-            right, found = _framed(face, xy)
+            right, found = _face_panel(face, xy)
             rows.append(draw.row([draw.matches(left, places, right, found, scores), *self._legend(scores)]))
         return draw.stack_rows(rows)
 
     def draw_similarity(self, landmark: int | str = 0) -> Image.Image:
-        """The similarity heat map of one landmark over each target's view, the match marked."""
+        """The similarity heat map of one landmark over the crop of each target, with its match."""
         if self.similarity is None:
-            raise OptionError("These matches kept no similarity maps; call match_landmarks(..., keep_similarity=True).")
+            raise OptionError("These matches have no similarity maps; call match_landmarks(..., keep_similarity=True).")
         labels = self.labels()
         known = {name: k for k, label in enumerate(labels) for name in (label, k)}
         if landmark not in known:
             raise OptionError(f"There is no landmark {landmark!r}; there are {', '.join(labels)}.")
         k = known[landmark]
         reference = self.reference.faces[0]
-        place = _on_view(reference, self.reference.xy[0, [k]])
+        place = _to_view(reference, self.reference.xy[0, [k]])
         panels = [draw.points(reference.view(draw.PANEL), place)]
         for face, xy, similarity in zip(self.faces, self.xy[:, [k]], self.similarity[:, k], strict=True):
-            panels.append(draw.points(draw.heat(face.view(draw.PANEL), similarity), _on_view(face, xy)))
-        scores = [f"{face.source}: {score:.2f}" for face, score in zip(self.faces, self.scores[:, k], strict=True)]
-        return draw.grid(panels, [f"{reference.source}: {labels[k]}", *scores])
+            panels.append(draw.points(draw.heat(face.view(draw.PANEL), similarity), _to_view(face, xy)))
+        scores = [f"{_file_name(face)}: {score:.2f}" for face, score in zip(self.faces, self.scores[:, k], strict=True)]
+        return draw.grid(panels, [f"{_file_name(reference)}: {labels[k]}", *scores])
 
 
-def _framed(face: Face, xy: NDArray[np.float64]) -> tuple[Image.Image, NDArray[np.float64]]:
-    """The face upright as in its photo, with some of its surroundings, and where image points lie in that picture."""
+def _file_name(face: Face) -> str:
+    """The caption of a face: the name of its file, without the folders."""
+    return Path(face.source).name
+
+
+def _face_panel(face: Face, xy: NDArray[np.float64]) -> tuple[Image.Image, NDArray[np.float64]]:
+    """The face with its surroundings, parallel to its photo, and the image points `xy` in pixels of that panel."""
     centre = face.crop.centre
-    half = SURROUNDINGS * face.crop.size * face.crop.scale / 2
+    half = PANEL_OVER_CROP * face.crop.size * face.crop.scale / 2
     crop = Crop.from_box((*(centre + 0.5 - half), *(centre + 0.5 + half)), draw.PANEL)
     return draw_crop(face.patch, crop), crop.to_input(xy)
 
 
-def _on_view(face: Face, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Image points as places on `face.view(draw.PANEL)`."""
+def _to_view(face: Face, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Image points in pixels of `face.view(draw.PANEL)`."""
     return face.crop.resample(draw.PANEL).to_input(xy)
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
+    """The value as JSON has it: None for nan."""
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""match_landmarks: a point on one face -> the same point on another, by cosine similarity (paper Sec. 4.1)."""
+"""match_landmarks: find points of one face on other faces by cosine similarity (paper Sec. 4.1)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, LandmarkInputError, OptionError
 from scemae.features import FaceFeatures
-from scemae.geometry import CellGrid
+from scemae.geometry import CellGrid, sample_at
 from scemae.landmark_input import validate_landmarks
 from scemae.landmarks import LandmarkMatches, Landmarks
 from scemae.model.config import Use, validate_use
 from scemae.numerics import default_numerics
 
 Array = NDArray[Any]
-REACH = 8  # input px, one patch: so far beyond the view a landmark still gets the descriptor of its edge
-FLAT = 1e-12  # squared norm below which a descriptor has no direction
+MIN_SQUARED_NORM = 1e-12  # a descriptor below it has no direction, and similarity 0 with everything
+MIN_CURVATURE = 1e-12  # a parabola below it is flat: the refined place stays within half a pixel
 
 
 @default_numerics()
@@ -38,56 +38,60 @@ def match_landmarks(
     """Find the landmarks of a reference face on other faces.
 
     Args:
-        reference: features of the face, or of several faces that show the same landmarks.
-        landmarks: (K, 2) for one reference, (R, K, 2) for R of them, pixels of their images, or a dict (list of
-            dicts) of name -> (x, y). With several references nan marks what one of them does not show.
-        targets: features of B faces, made by the same model with the same settings.
+        reference: features of one face, or of several faces with the same landmarks.
+        landmarks: (K, 2) for one reference, (R, K, 2) for R of them, in pixels of their images; or a dict name ->
+            (x, y), or a list of dicts. With several references nan marks landmarks that one of them does not show.
+        targets: features of B faces, from the same model and settings.
         use: which features: "backbone", "projected" or "both". Default: the model's choice.
-        prior: aligned faces have their parts at about the same place: the similarity of a place competes with
-            a handicap of d^2 / (2 prior^2), d its distance in input pixels from the reference's place. 0 is off, as
-            in the paper; default: the model's choice if aligned. It never is part of the score.
-        combine: several references: "mean" averages their unit descriptors, "best" takes for each
-            landmark on each target the best one.
-        subpixel: refine the place by a parabola through its neighbours (the protocol's is a whole input pixel).
+        prior: standard deviation, input pixels, of a Gaussian prior on the place. Parts of aligned faces are at about
+            the same place, so d^2 / (2 prior^2) is subtracted from the similarity at distance d from the reference's
+            place. 0 turns it off, as in the paper. Default: the model's choice, 0 without alignment. Scores never
+            include it.
+        combine: with several references, "mean" averages their unit descriptors; "best" takes the most similar
+            reference for each landmark on each target.
+        subpixel: refine each match by a parabola through its neighbours; otherwise it is a whole input pixel, as in
+            the paper.
         keep_similarity: keep the cosine maps, for `draw_similarity`.
 
     Returns:
         LandmarkMatches: `xy` (B, K, 2) in each target's own pixels; `scores` (B, K), cosine similarity -1..1.
 
     Raises:
-        LandmarkInputError: wrong shape or count, outside the image or the view.
-        ImageInputError: something else than features, or targets without a face.
+        LandmarkInputError: wrong shape or count, outside the image or the crop.
+        ImageInputError: not features, or no target faces.
         IncompatibleFeaturesError: features of different models or settings.
+        OptionError: `use`, `prior` or `combine` has a value that is not allowed.
     """
     for name, given in (("reference", reference), ("targets", targets)):
         if not isinstance(given, FaceFeatures):
             raise ImageInputError(f"{name} is a {type(given).__name__}; wanted FaceFeatures, from extract_features.")
     targets.kind.require(reference.kind, "The targets' features", "the reference's")
     use = reference.config.matching_use if use is None else validate_use(use)
-    sigma = _sigma(reference, prior)
+    sigma = _choose_prior(reference, prior)
     if combine not in ("mean", "best"):
         raise OptionError(f"combine is {combine!r}; it must be 'mean' or 'best'.")
     if not len(targets):
         raise ImageInputError("targets has no faces: there is nothing to find the landmarks on.")
     xy, names = validate_landmarks(landmarks, reference.faces, allow_missing=len(reference) > 1)
-    places = reference.to_input(xy)
-    _check_in_view(reference, places, xy)
-    descriptors = F.normalize(reference.descriptors(xy, use), dim=-1, eps=FLAT**0.5)
-    queries, origins = (descriptors, places) if combine == "best" else _means(descriptors, places)
-    found, similarity = [], []
-    for one in targets:
-        maps = similarity_maps(queries, one.map(use)[0], one.grid, one.faces[0].crop.size)
-        place, score, chosen = _find(maps, origins, sigma, subpixel)
-        found.append((place, score))
+    xy_input = reference.to_input(xy)
+    _check_inside_crop(reference, xy_input, xy)
+    descriptors = _read_descriptors(reference, xy_input, use)
+    if combine == "mean":
+        descriptors, xy_input = _average_references(descriptors, xy_input)
+    found, scores, similarity = [], [], []
+    for target in targets:
+        maps = similarity_maps(descriptors, target.map(use)[0], target.grid, target.faces[0].crop.size)
+        place, score, chosen = _find_peaks(maps, xy_input, sigma, subpixel)
+        found.append(place)
+        scores.append(score)
         if keep_similarity:  # most of the memory
             similarity.append(chosen)
-    shown = Landmarks(xy, np.ones(xy.shape[:2]), names, reference.faces)
     return LandmarkMatches(
-        xy=targets.to_image(np.stack([place for place, _ in found])),
-        scores=np.stack([score for _, score in found]),
+        xy=targets.to_image(np.stack(found)),
+        scores=np.stack(scores),
         names=names,
         faces=targets.faces,
-        reference=shown,
+        reference=Landmarks(xy, np.ones(xy.shape[:2]), names, reference.faces),
         similarity=np.stack(similarity) if keep_similarity else None,
     )
 
@@ -95,9 +99,9 @@ def match_landmarks(
 def similarity_maps(descriptors: Tensor, feature_map: Tensor, grid: CellGrid, size: int) -> Tensor:
     """Cosine similarity (..., K, size, size) of unit descriptors (..., K, C) with a map (C, h, w) at every input pixel.
 
-    Equal to upsampling the map bilinearly to size x size and normalising each pixel, without ever holding that
-    (C, size, size) array: a product with the upsampled map is the upsampled product, and the squared norm of a mix of
-    four cells is a mix of their ten inner products, which only neighbouring cells have to supply.
+    The result is that of upsampling the map bilinearly to size x size and normalising each pixel, but the
+    (C, size, size) array never exists. Upsampling is linear, so products can be taken first and upsampled then; the
+    squared norm of a mix of four cells needs only the inner products of neighbouring cells (docs/coordinates.md).
     """
     height, width = feature_map.shape[-2:]
     rows, columns = grid.interpolation(height, size), grid.interpolation(width, size)
@@ -114,7 +118,7 @@ def _upsampled_norms(feature_map: Tensor, rows: Tensor, columns: Tensor) -> Tens
 
     m = feature_map
     diagonals = inner(m[:, :-1, :-1], m[:, 1:, 1:]) + inner(m[:, :-1, 1:], m[:, 1:, :-1])
-    # A pixel mixes two neighbours along each axis: squares of its two weights, and twice their product.
+    # A pixel mixes two neighbours a, b along each axis: |u a + v b|^2 = u^2 a.a + v^2 b.b + 2 u v a.b.
     rows_same, rows_cross = rows**2, 2 * rows[:, :-1] * rows[:, 1:]
     columns_same, columns_cross = columns**2, 2 * columns[:, :-1] * columns[:, 1:]
     squared = (
@@ -123,10 +127,11 @@ def _upsampled_norms(feature_map: Tensor, rows: Tensor, columns: Tensor) -> Tens
         + rows_cross @ inner(m[:, :-1], m[:, 1:]) @ columns_same.T
         + rows_cross @ diagonals @ columns_cross.T / 2
     )
-    return squared.clamp(min=FLAT).sqrt()
+    return squared.clamp(min=MIN_SQUARED_NORM).sqrt()
 
 
-def _sigma(reference: FaceFeatures, prior: float | None) -> float:
+def _choose_prior(reference: FaceFeatures, prior: float | None) -> float:
+    """The prior's standard deviation in input px, 0 for none; raises OptionError."""
     if prior is None:
         return reference.config.prior_sigma if reference.aligned else 0.0
     if prior < 0:
@@ -136,35 +141,46 @@ def _sigma(reference: FaceFeatures, prior: float | None) -> float:
     return prior
 
 
-def _check_in_view(reference: FaceFeatures, places: Array, xy: Array) -> None:
-    size = reference.faces[0].crop.size
-    outside = ((places < -REACH) | (places > size - 1 + REACH)).any(axis=2)
+def _check_inside_crop(reference: FaceFeatures, xy_input: Array, xy: Array) -> None:
+    """Raise LandmarkInputError for a landmark outside its crop, or one that is nan on every reference."""
+    # A landmark up to one patch outside the crop gets the descriptor of the crop's edge.
+    size, reach = reference.faces[0].crop.size, reference.config.patch_size
+    outside = ((xy_input < -reach) | (xy_input > size - 1 + reach)).any(axis=2)
     if outside.any():
         face, k = np.argwhere(outside)[0]
         raise LandmarkInputError(
-            f"Landmark {k} of {reference.faces[face].source}, at ({xy[face, k, 0]:g}, {xy[face, k, 1]:g}), lies "
-            "outside the square that the model looked at (features.draw() shows it); pass align=False and a larger box."
+            f"Landmark {k} of {reference.faces[face].source}, at ({xy[face, k, 0]:g}, {xy[face, k, 1]:g}), is outside "
+            "the square that the model sees (features.draw() shows it); pass align=False and a larger box."
         )
-    never = np.isnan(places[..., 0]).all(axis=0)
+    never = np.isnan(xy_input[..., 0]).all(axis=0)
     if never.any():
         k = int(never.argmax())
         raise LandmarkInputError(f"Landmark {k} is nan on every reference; at least one has to show it.")
 
 
-def _means(descriptors: Tensor, places: Array) -> tuple[Tensor, Array]:
-    """One reference (1, K, C) and (1, K, 2) from several: unit mean descriptors, mean places, nan left out."""
+def _read_descriptors(reference: FaceFeatures, xy_input: Array, use: Use) -> Tensor:
+    """Unit descriptors (R, K, C) at landmarks (R, K, 2) in input px; nan at nan."""
+    places = torch.from_numpy(xy_input)
+    read = sample_at(reference.map(use), reference.grid, places).masked_fill(
+        places.isnan().any(-1, keepdim=True), torch.nan
+    )
+    return F.normalize(read, dim=-1, eps=MIN_SQUARED_NORM**0.5)
+
+
+def _average_references(descriptors: Tensor, xy_input: Array) -> tuple[Tensor, Array]:
+    """R references as one: unit mean descriptors (1, K, C) and mean places (1, K, 2), without the nan ones."""
     mean = F.normalize(torch.nanmean(descriptors, dim=0, keepdim=True), dim=-1)
-    return mean, np.nanmean(places, axis=0, keepdims=True)
+    return mean, np.nanmean(xy_input, axis=0, keepdims=True)
 
 
-def _find(similarity: Tensor, origins: Array, sigma: float, subpixel: bool) -> tuple[Array, Array, Array]:
-    """Best places (K, 2) in input px, their scores (K,) and the similarity (K, size, size) of the best references.
+def _find_peaks(similarity: Tensor, xy_input: Array, sigma: float, subpixel: bool) -> tuple[Array, Array, Array]:
+    """Best places (K, 2) in input px, their scores (K,), and the maps (K, size, size) of the references they come from.
 
-    `similarity` (R, K, size, size): of every reference.
+    `similarity` (R, K, size, size) has a map for each reference, whose landmarks are at `xy_input` (R, K, 2).
     """
     size = similarity.shape[-1]
-    objective = similarity if sigma == 0 else similarity - _handicap(torch.from_numpy(origins), size, sigma)
-    objective = objective.nan_to_num(-torch.inf)
+    objective = similarity if sigma == 0 else similarity - _prior_penalty(torch.from_numpy(xy_input), size, sigma)
+    objective = objective.nan_to_num(-torch.inf)  # a reference that lacks the landmark never wins
     chosen = objective.flatten(2).amax(-1).argmax(0)
     landmarks = torch.arange(len(chosen))
     similarity, objective = similarity[chosen, landmarks], objective[chosen, landmarks]
@@ -176,22 +192,22 @@ def _find(similarity: Tensor, origins: Array, sigma: float, subpixel: bool) -> t
     return places.numpy(), similarity[landmarks, rows, columns].double().numpy(), similarity.numpy()
 
 
-def _handicap(origins: Tensor, size: int, sigma: float) -> Tensor:
-    """d^2 / (2 sigma^2), (R, K, size, size), of every input pixel from origins (R, K, 2)."""
+def _prior_penalty(xy_input: Tensor, size: int, sigma: float) -> Tensor:
+    """d^2 / (2 sigma^2), (R, K, size, size), d the distance of every input pixel from places (R, K, 2)."""
     axis = torch.arange(size, dtype=torch.float64)
-    x, y = ((axis - origins[..., i, None]) ** 2 for i in (0, 1))
+    x, y = ((axis - xy_input[..., i, None]) ** 2 for i in (0, 1))
     return ((y[..., :, None] + x[..., None, :]) / (2 * sigma**2)).float()
 
 
 def _parabola_offsets(objective: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(K, 2) offsets within half a pixel to the top of the parabola through each peak and its neighbours, per axis."""
+    """Offsets (K, 2) from each peak to the top of the parabola through it and its neighbours: at most 0.5 per axis."""
     padded = F.pad(objective, (1, 1, 1, 1), value=-torch.inf).double()
     k = torch.arange(len(rows))
     middle = padded[k, rows + 1, columns + 1]
     offsets = []
     for dy, dx in ((0, 1), (1, 0)):
         before, after = padded[k, rows + 1 - dy, columns + 1 - dx], padded[k, rows + 1 + dy, columns + 1 + dx]
-        curvature = (before + after - 2 * middle).clamp(max=-FLAT)
-        inside = before.isfinite() & after.isfinite()  # at the border there is no parabola
+        curvature = (before + after - 2 * middle).clamp(max=-MIN_CURVATURE)
+        inside = before.isfinite() & after.isfinite()  # a peak at the border has one neighbour only: no parabola
         offsets.append(((before - after) / (2 * curvature)).clamp(-0.5, 0.5).where(inside, 0.0))
     return torch.stack(offsets, dim=-1)

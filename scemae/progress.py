@@ -1,4 +1,4 @@
-"""Progress bars: one definition of when a person sees one."""
+"""Progress bars: one definition of when they are shown."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from tqdm.auto import tqdm
 from scemae.errors import ImageInputError
 
 T = TypeVar("T", bound=Sized)
-LONG_WORK = 2.0  # seconds after which a terminal is shown progress
+LONG_WORK = 2.0  # seconds before a bar appears
 
 
 def with_progress(batches: Iterator[T], total: int | None, progress: bool | None = None) -> Iterator[T]:
-    """The batches, with a bar as in `extract_features`; raises ImageInputError where there is none."""
-    nothing = True
+    """The batches, with a bar as in `extract_features`; raises ImageInputError if there are none."""
+    is_empty = True
     with tqdm(total=total, unit="face", delay=LONG_WORK, disable=hide_progress(progress)) as bar:
-        for part in batches:
-            nothing = False
-            bar.update(len(part))
-            yield part
-    if nothing:
+        for batch in batches:
+            is_empty = False
+            bar.update(len(batch))
+            yield batch
+    if is_empty:
         raise ImageInputError("images is empty: there is nothing to extract features from.")
 
 
 def hide_progress(progress: bool | None = None) -> bool:
-    """Whether a bar is not to be shown; None shows it on a terminal."""
+    """Whether to hide the bar; None shows it on a terminal only."""
     return not (sys.stderr.isatty() if progress is None else progress)

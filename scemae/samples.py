@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleFace:
-    """A picture, the box around its face (image px), eight landmarks (name -> (x, y), image px), its credit."""
+    """A photo of one face, with annotations in pixels of the photo.
+
+    Attributes:
+        path: the photo.
+        box: (x0, y0, x1, y1), from brow to chin.
+        landmarks: name -> (x, y), eight of them.
+        credit: photographer, source and licence.
+    """
 
     path: Path
     box: tuple[float, float, float, float]
@@ -18,15 +25,15 @@ class SampleFace:
 
 
 def sample_faces() -> list[SampleFace]:
-    """Grace Hopper, whose face fills much of her picture, and Eileen Collins, whose face is small in hers."""
+    """Grace Hopper, whose face fills much of the photo, and Eileen Collins, whose face is small in it."""
     folder = Path(__file__).parent / "_data"
     rows = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     return [
         SampleFace(
-            folder / name,
-            tuple(row["box"]),
-            {landmark: (x, y) for landmark, (x, y) in row["landmarks"].items()},
-            row["credit"],
+            path=folder / name,
+            box=tuple(row["box"]),
+            landmarks={landmark: (x, y) for landmark, (x, y) in row["landmarks"].items()},
+            credit=row["credit"],
         )
         for name, row in rows.items()
     ]

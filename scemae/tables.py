@@ -13,14 +13,14 @@ BOX_COLUMNS = ("path", "x0", "y0", "x1", "y1")
 
 
 def read_annotations(path: str | PathLike[str]) -> dict[Path, dict[str, tuple[float, float]]]:
-    """Landmarks by image path, in the order of the file: name -> (x, y). Paths are relative to the file's folder."""
+    """Landmarks by image path, name -> (x, y), in the order of the file. Paths are relative to the file's folder."""
     path = Path(path)
     annotations: dict[Path, dict[str, tuple[float, float]]] = {}
-    for number, row in _rows(path, ANNOTATION_COLUMNS):
+    for number, row in _read_rows(path, ANNOTATION_COLUMNS):
         named = annotations.setdefault(path.parent / row["path"], {})
         if row["name"] in named:
-            raise TableError(f"{path}, line {number}: {row['name']!r} of {row['path']} is there twice.")
-        x, y = _numbers(path, number, row, ("x", "y"))
+            raise TableError(f"{path}, line {number}: {row['name']!r} of {row['path']} is listed twice.")
+        x, y = _read_floats(path, number, row, ("x", "y"))
         named[row["name"]] = (x, y)
     if not annotations:
         raise TableError(f"{path} holds no annotations below its header.")
@@ -28,20 +28,19 @@ def read_annotations(path: str | PathLike[str]) -> dict[Path, dict[str, tuple[fl
 
 
 def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, float, float]]:
-    """Boxes by image path, one of each. Paths are relative to the file's folder."""
+    """Boxes (x0, y0, x1, y1) by image path, one per image. Paths are relative to the file's folder."""
     path = Path(path)
     boxes: dict[Path, tuple[float, float, float, float]] = {}
-    for number, row in _rows(path, BOX_COLUMNS):
+    for number, row in _read_rows(path, BOX_COLUMNS):
         if path.parent / row["path"] in boxes:
-            raise TableError(
-                f"{path}, line {number}: {row['path']} has a box already; wanted one face of each picture."
-            )
-        x0, y0, x1, y1 = _numbers(path, number, row, BOX_COLUMNS[1:])
+            raise TableError(f"{path}, line {number}: {row['path']} has a box already; wanted one face per image.")
+        x0, y0, x1, y1 = _read_floats(path, number, row, BOX_COLUMNS[1:])
         boxes[path.parent / row["path"]] = (x0, y0, x1, y1)
     return boxes
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+def _read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """The line number of each row, and its values by column; raises TableError if any of the columns is missing."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -57,7 +56,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str
     return rows
 
 
-def _numbers(path: Path, number: int, row: dict[str, str], columns: tuple[str, ...]) -> list[float]:
+def _read_floats(path: Path, number: int, row: dict[str, str], columns: tuple[str, ...]) -> list[float]:
     try:
         return [float(row[column]) for column in columns]
     except ValueError as error:

@@ -14,7 +14,7 @@ from scemae.images import cut_square, iter_photos
 from scemae.model.config import BACKBONES
 from scemae.samples import sample_faces
 
-NAMED = ("left_eye", "right_eye", "nose_tip", "left_mouth", "right_mouth")  # FIVE, as the samples call them
+FIVE_NAMES = ("left_eye", "right_eye", "nose_tip", "left_mouth", "right_mouth")  # the names of FIVE in the samples
 
 
 def mtfl_folder(root, test=11, training=4):
@@ -24,7 +24,7 @@ def mtfl_folder(root, test=11, training=4):
     for i in range(test + 2 * training):
         folder = "AFLW" if i < test else "lfw_5590" if i < test + training else "net_7876"
         name = f"{folder}/{i:04d}.png"
-        xy = _crop(sample_faces()[i % 2], root / name, rng)
+        xy = write_crop(sample_faces()[i % 2], root / name, rng)
         values = " ".join(f"{value:.6f}" for value in (xy + 1).T.ravel())
         lines["testing.txt" if i < test else "training.txt"].append(f"{name} {values} 1 1 2 {i % 5 + 1}")
     for file, text in lines.items():
@@ -36,7 +36,7 @@ def mtfl_folder(root, test=11, training=4):
     }  # fmt: skip
 
 
-def _crop(face, path, rng):
+def write_crop(face, path, rng):
     """Write a 150 x 150 crop in the framing of AFLW; returns its landmarks (5, 2), pixels counted from 0."""
     path.parent.mkdir(parents=True, exist_ok=True)
     x0, y0, x1, y1 = face.box
@@ -44,11 +44,11 @@ def _crop(face, path, rng):
     centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + rng.uniform(-0.05, 0.05, 2) * side
     crop = Crop.from_box((*(centre - side / 2), *(centre + side / 2)), 150)
     Image.fromarray(cut_square(next(iter_photos(face.path)).image, crop, 150)).save(path)
-    return crop.to_input([face.landmarks[name] for name in NAMED])
+    return crop.to_input([face.landmarks[name] for name in FIVE_NAMES])
 
 
 def coloured_faces(root, count):
-    """`count` pictures of one colour each, red = 10 x their number, all with the same five landmarks."""
+    """`count` images of one colour each, red = 10 x their number, all with about the same five landmarks."""
     xy = np.array([(55, 60), (95, 62), (75, 80), (60, 98), (92, 99)], dtype=float)
     samples = []
     for i in range(count):

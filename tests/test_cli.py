@@ -1,14 +1,19 @@
+import argparse
 import csv
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from scemae.cli.main import main
+from scemae.cli.main import build_parser, main
 from scemae.errors import TableError, WeightsIntegrityError
 from scemae.tables import read_boxes
+
+INFERENCE = ("models", "info", "features", "match", "fit", "predict", "demo", "doctor")
 
 
 @pytest.fixture
@@ -45,21 +50,27 @@ def test_models_answers_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_demo_writes_its_picture(capsys, tmp_path):
+def test_demo_points_are_where_they_belong(capsys, tmp_path):
     out = tmp_path / "demo.png"
     code, text, _ = run(capsys, "demo", "--out", out)
     assert code == 0
     assert "left_eye" in text
+    assert 'match_landmarks(..., use="both", subpixel=True)' in text
     assert Image.open(out).width > 800
     code, _, err = run(capsys, "demo", "--out", out)
     assert code == 2
     assert "exists already" in err
-    assert run(capsys, "demo", "--out", out, "--overwrite")[0] == 0
+    code, text, _ = run(capsys, "demo", "--out", out, "--overwrite", "--json")
+    assert code == 0
+    errors = json.loads(text)["error_percent"]  # of the inter-ocular distance
+    assert max(errors.values()) < 10
+    assert max(errors[name] for name in ("left_eye", "right_eye", "nose_tip")) < 6.5
 
 
 def test_fit_then_predict(capsys, tables, samples):
     regressor, boxes = tables / "r.safetensors", tables / "boxes.csv"
-    code, out, _ = run(capsys, "fit", tables / "points.csv", "--boxes", boxes, "--out", regressor, "--json")
+    fast = ("--no-align", "--expansion", "1")
+    code, out, _ = run(capsys, "fit", tables / "points.csv", "--boxes", boxes, *fast, "--out", regressor, "--json")
     assert code == 0
     assert json.loads(out)["faces"] == 2
     assert json.loads(out)["held_out_error"] > 0
@@ -71,54 +82,78 @@ def test_fit_then_predict(capsys, tables, samples):
 def test_match_and_features(capsys, tables, samples):
     reference, target = (s.path for s in samples)
     boxes, picture = tables / "boxes.csv", tables / "m.png"
-    code, out, _ = run(
-        capsys,
-        "match",
-        reference,
-        target,
-        "--boxes",
-        boxes,
-        "--points",
-        tables / "points.csv",
-        "--out",
-        picture,
-        "--json",
-    )
+    points = ("--points", tables / "points.csv")
+    code, out, _ = run(capsys, "match", reference, target, "--boxes", boxes, *points, "--out", picture, "--json")
     assert code == 0
     assert len(json.loads(out)["faces"][0]["landmarks"]) == 8
     assert picture.exists()
-    code, out, _ = run(capsys, "match", reference, target, "--boxes", boxes, "--point", "tip=266,238", "--prior", "0")
+    fast = ("--no-align", "--expansion", "1")
+    code, out, _ = run(
+        capsys, "match", reference, target, "--boxes", boxes, "--point", "tip=266,238", "--prior", "0", *fast
+    )
     assert "tip:" in out
     features = tables / "f.safetensors"
-    code, out, _ = run(capsys, "features", target, "--boxes", boxes, "--out", features, "--expansion", "1", "--json")
+    code, out, _ = run(capsys, "features", target, "--boxes", boxes, *fast, "--out", features, "--json")
     assert json.loads(out)["map"] == [1, 192, 12, 12]
     assert features.exists()
 
 
-def test_errors_are_one_clear_line(capsys, tables, samples, tmp_path):
-    face = samples[0].path
-    cases = [
-        (("info", "scemae-tyni"), "Did you mean 'scemae-tiny'"),
-        (("features", face), "pass --out"),
-        (("features", tmp_path / "no.jpg", "--out", tmp_path / "f"), "no such file"),
-        (("features", face, "--out", tmp_path / "a" / "f"), "no folder"),
-        (("match", face, face), "pass --points"),
-        (("match", face, face, "--point", "nose:3,4"), "wanted NAME=X,Y"),
-        (("match", face, tmp_path, "--point", "1,2", "--boxes", tables / "boxes.csv"), "has no box for"),
-        (("match", face, face, "--point", "266,238", "--out", tmp_path / "m.txt"), "picture format"),
-        (("fit", tables / "boxes.csv", "--out", tmp_path / "r"), "lacks the column 'name'"),
-        (("fit", tmp_path / "none.csv", "--out", tmp_path / "r"), "cannot be read as CSV"),
-        (("predict", face, face), "cannot be read as safetensors"),
-    ]
-    for arguments, words in cases:
-        code, out, err = run(capsys, *arguments)
-        assert (code, out) == (2, ""), arguments
-        assert words in err
-        assert err.count("\n") == 1
-    assert not (tmp_path / "m.txt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.csv", "points.csv"]
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("info scemae-tyni", "Did you mean 'scemae-tiny'"),
+        ("features FACE", "pass --out"),
+        ("features FOLDER/no.jpg --out FOLDER/f", "no such file"),
+        ("features FACE --out FOLDER/a/f", "no folder"),
+        ("match FACE FACE", "pass --points"),
+        ("match FACE FACE --point nose:3,4", "wanted NAME=X,Y"),
+        ("match FACE FOLDER --point 1,2 --boxes FOLDER/boxes.csv", "has no box for"),
+        ("match FACE FACE --point 266,238 --no-align --out FOLDER/m.txt", "picture format"),
+        ("fit FOLDER/boxes.csv --out FOLDER/r", "lacks the column 'name'"),
+        ("fit FOLDER/none.csv --out FOLDER/r", "cannot be read as CSV"),
+        ("predict FACE FACE", "cannot be read as safetensors"),
+    ],
+)
+def test_an_error_is_one_clear_line(capsys, tables, samples, command, message):
+    places = {"FACE": str(samples[0].path), "FOLDER": str(tables)}
+    words = [re.sub("FACE|FOLDER", lambda found: places[found[0]], word) for word in command.split()]
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tables.iterdir()) == ["boxes.csv", "points.csv"]
+
+
+def test_an_error_is_json_if_asked_for(capsys):
     _, _, err = run(capsys, "info", "nothing", "--json")
     assert json.loads(err)["error"] == "ModelNotFoundError"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_result_that_cannot_be_printed_is_an_error():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "scemae", "models"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("scemae: the result cannot be printed: ")
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = [sys.executable, "-m", "scemae", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+@pytest.mark.parametrize("command", [None, *INFERENCE])
+def test_help_texts_are_sentences(command):
+    parser = build_parser([])
+    [commands] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in (parser if command is None else commands.choices[command])._actions:
+        if action.dest != "help" and not isinstance(action, argparse._SubParsersAction):
+            assert re.fullmatch(r"[A-Z].*\.", action.help), action
+    assert command is None or re.fullmatch(r"[A-Z].*\.", commands.choices[command].description)
 
 
 @pytest.mark.parametrize("row", ["a.jpg,eye,1", "a.jpg,eye,one,2", "a.jpg,eye,1,2\na.jpg,eye,1,2"])
@@ -129,21 +164,21 @@ def test_a_bad_line_is_named(capsys, tmp_path, row):
     assert "line 2" in err or "line 3" in err
 
 
-def test_two_boxes_of_one_picture_are_refused(tmp_path):
+def test_two_boxes_of_one_image_are_refused(tmp_path):
     table = tmp_path / "boxes.csv"
     table.write_text("path,x0,y0,x1,y1\na.jpg,0,0,9,9\nb.jpg,0,0,9,9\na.jpg,20,0,29,9\n")
     with pytest.raises(TableError, match=r"line 4: a\.jpg has a box already"):
         read_boxes(str(table))
 
 
-def test_doctor(capsys):
+def test_doctor_reports_versions_and_models(capsys):
     report = json.loads(run(capsys, "doctor", "--json")[1])
     assert report["models"] == ["scemae-tiny"]
     assert report["default model"].startswith("scemae-tiny")
     assert report["torch"]
 
 
-def test_doctor_tells_what_is_wrong_with_the_model(capsys, monkeypatch):
+def test_doctor_reports_what_is_wrong_with_the_model(capsys, monkeypatch):
     def broken():
         raise WeightsIntegrityError("its SHA-256 is another")
 

@@ -21,16 +21,16 @@ def test_files_have_the_rights_that_the_process_gives(tmp_path, mask, rights):
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {rights}
 
 
-def test_what_fails_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     (tmp_path / "old.txt").write_text("old")
     with pytest.raises(OutputError, match="cannot be written: disk full"), atomic_write(tmp_path / "old.txt"):
         raise OSError("disk full")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_only_ones_own_files_are_ones_own(tmp_path):
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     for name in ("a.csv", "scores.json"):
         (tmp_path / name).touch()
     check_own(tmp_path, ("*.csv", "scores.json"))
-    with pytest.raises(OutputError, match=r"a\.csv in it is none of ours"):
+    with pytest.raises(OutputError, match=r"it contains a\.csv, which scemae did not write"):
         check_own(tmp_path, ("scores.json",))

@@ -1,0 +1,322 @@
+"""The commands that use a model: models, info, features, match, fit, predict, demo and doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import scemae
+from scemae.errors import OptionError, TableError
+from scemae.output import atomic_write, new_path
+from scemae.samples import sample_faces
+from scemae.tables import read_annotations, read_boxes
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from scemae.features import FaceFeatures
+    from scemae.landmarks import Landmarks
+
+PACKAGES = ("scemae", "torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow")
+MODEL_HELP = "Name of a released model (default: scemae-tiny), hf-hub:ORG/REPO, or local-dir:PATH."
+
+
+def models(args: argparse.Namespace) -> tuple[Any, str]:
+    """List the released models."""
+    found = scemae.list_models(args.pattern)
+    lines = [
+        f"{info.name}  {info.config.params / 1e6:.1f} M parameters, {sum(info.files.values()) / 1e6:.0f} MB, "
+        f"weights {info.config.license}, "
+        + ("bundled" if info.bundled else f"on the Hub: {info.repo}" if info.revision else "not published yet")
+        for info in found
+    ]
+    return [info.to_dict() for info in found], "\n".join(lines) or f"No model matches {args.pattern!r}."
+
+
+def info(args: argparse.Namespace) -> tuple[Any, str]:
+    """Describe a model: architecture, training data, licence, defaults, files."""
+    row = scemae.model_info(args.model).to_dict()
+    return row, "\n".join(f"{name}: {value}" for name, value in row.items())
+
+
+def features(args: argparse.Namespace) -> tuple[Any, str]:
+    """Extract features of faces to a safetensors file."""
+    import torch
+
+    from scemae.weights.model_folder import write_file
+
+    out = _tensor_file_path(args)
+    faces = _extract(args.images, args)
+    feature_map = faces.map(args.use or "backbone")
+    crops = torch.stack([torch.from_numpy(face.crop.to_image_affine) for face in faces.faces])
+    header = {
+        "sources": json.dumps([face.source for face in faces.faces]),
+        "model": json.dumps(list(faces.model)),
+        "grid": json.dumps({"origin": faces.grid.origin, "step": faces.grid.step}),
+    }
+    write_file(out, {"map": feature_map, "crop_to_image": crops}, header, args.overwrite)
+    result = {"out": str(out), "map": list(feature_map.shape), "grid": vars(faces.grid)}
+    return result, f"{out}: map {tuple(feature_map.shape)} of {len(faces)} faces"
+
+
+def match(args: argparse.Namespace) -> tuple[Any, str]:
+    """Find points of one face on other faces."""
+    points = _reference_points(args)
+    out = _picture_path(args)
+    faces = _extract([args.reference, *args.images], args)
+    matches = scemae.match_landmarks(faces[0], points, faces[1:], use=args.use, prior=args.prior)
+    return _report_landmarks(matches, out)
+
+
+def fit(args: argparse.Namespace) -> tuple[Any, str]:
+    """Fit a landmark detector on annotated faces."""
+    out = _tensor_file_path(args)
+    annotations = read_annotations(Path(args.annotations))
+    paths = list(annotations)
+    regressor = scemae.fit_regressor(
+        scemae.load_model(args.model),
+        paths,
+        list(annotations.values()),
+        boxes=_boxes_of(paths, args),
+        head=args.head,
+        use=args.use,
+        expansion=args.expansion,
+        align=_align(args),
+    )
+    regressor.save(out, overwrite=args.overwrite)
+    error = None if regressor.held_out_error_ != regressor.held_out_error_ else regressor.held_out_error_
+    result = {"out": str(out), "faces": regressor.faces_, "landmarks": regressor.names_, "held_out_error": error}
+    return result, f"{regressor}\nwritten to {out}"
+
+
+def predict(args: argparse.Namespace) -> tuple[Any, str]:
+    """Find landmarks on faces with a fitted detector."""
+    from scemae.detector.regressor import LandmarkRegressor
+
+    out = _picture_path(args)
+    model = None if args.model is None else scemae.load_model(args.model)
+    regressor = LandmarkRegressor.load(args.regressor, model)
+    return _report_landmarks(regressor.predict(args.images, boxes=_boxes_of(args.images, args)), out)
+
+
+def demo(args: argparse.Namespace) -> tuple[Any, str]:
+    """Find eight points of one sample face on the other; draws a picture and prints the error."""
+    import numpy as np
+
+    from scemae.metrics import distance_between, normalised_errors
+
+    out = new_path(args.out or "scemae-demo.png", args.overwrite)
+    reference, target = sample_faces()
+    model = scemae.load_model(args.model)
+    faces = scemae.extract_features(model, [reference.path, target.path], boxes=[reference.box, target.box])
+    use = "backbone" if model.config.projector_dim is None else "both"
+    matches = scemae.match_landmarks(faces[0], reference.landmarks, faces[1], use=use, subpixel=True)
+    result, text = _report_landmarks(matches, out)
+
+    labels = matches.labels()
+    annotated = np.array([[target.landmarks[name] for name in labels]])
+    eyes = distance_between(annotated, labels.index("left_eye"), labels.index("right_eye"))
+    errors = 100 * normalised_errors(matches.xy, annotated, eyes)[0]
+    result |= {"use": use, "subpixel": True, "error_percent": dict(zip(labels, errors.tolist(), strict=True))}
+    worst = labels[errors.argmax()]
+    text += (
+        f"\nerror: {errors.mean():.1f} % of the distance between the eyes, at most {errors.max():.1f} % ({worst})\n"
+        f'settings: match_landmarks(..., use="{use}", subpixel=True)'
+    )
+    return result, text
+
+
+def doctor(args: argparse.Namespace) -> tuple[Any, str]:
+    """Report versions, device and models, for bug reports."""
+    import torch
+
+    report = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version_of(name) for name in PACKAGES},
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "models": [row.name for row in scemae.list_models()],
+        "default model": _check_default_model(),
+    }
+    return report, "\n".join(f"{name}: {value}" for name, value in report.items())
+
+
+def add_commands(add: Any) -> None:
+    """Add the commands to the parser. `add(run, *parents)` makes a sub-command named after its function."""
+    model, boxes, extraction = _model_options(), _box_options(), _extraction_options()
+    picture = _out_options("Draw the landmarks to this picture, .png for example.")
+
+    add(models).add_argument("pattern", nargs="?", default="*", help='Only models whose name matches, "*small" say.')
+    add(info).add_argument("model", nargs="?", default="scemae-tiny", help=MODEL_HELP)
+
+    command = add(features, model, boxes, extraction, _out_options("Write the features to this .safetensors file."))
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face.")
+
+    command = add(match, model, boxes, extraction, picture)
+    command.add_argument("reference", metavar="REFERENCE", help="The photo on which the points are given.")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos on which to find them, each of one face.")
+    command.add_argument("--points", metavar="CSV", help="Table path,name,x,y with the points of REFERENCE.")
+    command.add_argument(
+        "--point",
+        action="append",
+        metavar="NAME=X,Y",
+        help="A point in pixels of REFERENCE, (0, 0) the centre of its top-left pixel. May be repeated.",
+    )
+    command.add_argument(
+        "--prior",
+        type=float,
+        metavar="PX",
+        help="Prefer places near the reference's, within about PX of the 96 pixels of the input; 0 turns it off. "
+        "Default: the model's choice.",
+    )
+
+    command = add(fit, model, boxes, extraction, _out_options("Write the detector to this .safetensors file."))
+    command.add_argument(
+        "annotations", metavar="ANNOTATIONS.csv", help="Table path,name,x,y: one landmark per line, in pixels."
+    )
+    command.add_argument(
+        "--head",
+        default="cascade",
+        help="What is fitted: cascade, a cascade of ridge regressions (default), or heatmap, the paper's head.",
+    )
+
+    command = add(predict, boxes, picture)
+    command.add_argument("--model", help="The model that the detector was fitted on. Default: found by its name.")
+    command.add_argument("regressor", metavar="DETECTOR", help="File written by scemae fit.")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face.")
+
+    add(demo, model, _out_options("Draw the matches to this picture. Default: scemae-demo.png."))
+    add(doctor)
+
+
+def _model_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", default="scemae-tiny", help=MODEL_HELP)
+    return parser
+
+
+def _box_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--boxes",
+        metavar="CSV",
+        help="Table path,x0,y0,x1,y1 with the box of each face, from brow to chin. Default: the middle of each photo.",
+    )
+    return parser
+
+
+def _extraction_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--no-align", action="store_true", help="Do not align the faces; use the boxes as they are, as the paper does."
+    )
+    parser.add_argument(
+        "--expansion",
+        type=int,
+        choices=(1, 2, 4, 8),
+        help="Map cells per patch side: more give a finer map and take longer. Default: the model's choice.",
+    )
+    parser.add_argument(
+        "--use", choices=("backbone", "projected", "both"), help="Which features. Default: the model's choice."
+    )
+    return parser
+
+
+def _out_options(meaning: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--out", metavar="FILE", help=meaning)
+    parser.add_argument("--overwrite", action="store_true", help="Replace FILE if it exists.")
+    return parser
+
+
+def _align(args: argparse.Namespace) -> bool | None:
+    return False if args.no_align else None
+
+
+def _extract(images: list[str], args: argparse.Namespace) -> FaceFeatures:
+    model, boxes = scemae.load_model(args.model), _boxes_of(images, args)
+    return scemae.extract_features(model, images, boxes=boxes, align=_align(args), expansion=args.expansion)
+
+
+def _boxes_of(images: Sequence[str | Path], args: argparse.Namespace) -> list[Any] | None:
+    """The box of each image from --boxes; raises TableError for an image without one."""
+    if args.boxes is None:
+        return None
+    boxes = {path.resolve(): box for path, box in read_boxes(Path(args.boxes)).items()}
+    absent = [image for image in images if Path(image).resolve() not in boxes]
+    if absent:
+        raise TableError(f"{args.boxes} has no box for {absent[0]}.")
+    return [boxes[Path(image).resolve()] for image in images]
+
+
+def _reference_points(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """The reference's points from --points and --point."""
+    points: dict[str, tuple[float, float]] = {}
+    if args.points:
+        annotations = {path.resolve(): named for path, named in read_annotations(Path(args.points)).items()}
+        points |= annotations.get(Path(args.reference).resolve(), {})
+        if not points:
+            raise TableError(f"{args.points} has no landmarks of {args.reference}.")
+    for text in args.point or []:
+        name, _, place = text.rpartition("=")
+        try:
+            x, y = (float(number) for number in place.split(","))
+        except ValueError as error:
+            raise OptionError(f"--point is {text!r}; wanted NAME=X,Y or X,Y in pixels of the reference.") from error
+        points[name or str(len(points))] = (x, y)
+    if not points:
+        raise OptionError("There are no points to match; pass --points FILE.csv or --point NAME=X,Y.")
+    return points
+
+
+def _tensor_file_path(args: argparse.Namespace) -> Path:
+    if args.out is None:
+        raise OptionError("There is nowhere to write the result; pass --out FILE.safetensors.")
+    return new_path(args.out, args.overwrite)
+
+
+def _picture_path(args: argparse.Namespace) -> Path | None:
+    return None if args.out is None else new_path(args.out, args.overwrite)
+
+
+def _report_landmarks(landmarks: Landmarks, out: Path | None) -> tuple[dict[str, Any], str]:
+    """The landmarks for --json and as text; draws them to `out`."""
+    faces = landmarks.to_dict()
+    lines = []
+    for face in faces:
+        lines.append(face["source"])
+        for name, place in face["landmarks"].items():
+            lines.append(f"  {name}: {place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}")
+    if out is not None:
+        _save_picture(landmarks.draw(), out)
+        lines.append(f"picture: {out}")
+    return {"faces": faces, "picture": None if out is None else str(out)}, "\n".join(lines)
+
+
+def _save_picture(picture: Image.Image, out: Path) -> None:
+    try:
+        with atomic_write(out) as temporary:
+            picture.save(temporary)
+    except ValueError as error:
+        raise OptionError(f"{out} has no ending of a picture format that Pillow knows; use .png, say.") from error
+
+
+def _check_default_model() -> str:
+    """The id of the default model, or what is wrong with it: bug reports are about things that do not work."""
+    try:
+        return str(scemae.load_model().id)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return scemae.__version__ + " (not installed)" if package == "scemae" else "not installed"
