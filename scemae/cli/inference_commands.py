@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from scemae.features import FaceFeatures
     from scemae.landmarks import Landmarks
+    from scemae.model.config import Use
 
 PACKAGES = ("scemae", "torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow")
 MODEL_HELP = "Name of a released model (default: scemae-tiny), hf-hub:ORG/REPO, or local-dir:PATH."
@@ -114,7 +115,7 @@ def demo(args: argparse.Namespace) -> tuple[Any, str]:
     reference, target = sample_faces()
     model = scemae.load_model(args.model)
     faces = scemae.extract_features(model, [reference.path, target.path], boxes=[reference.box, target.box])
-    use = "backbone" if model.config.projector_dim is None else "both"
+    use: Use = "backbone" if model.config.projector_dim is None else "both"
     matches = scemae.match_landmarks(faces[0], reference.landmarks, faces[1], use=use, subpixel=True)
     result, text = _report_landmarks(matches, out)
 

@@ -252,13 +252,12 @@ class LandmarkRegressor(Estimator):
             path: of the file, or on the Hub.
             model: the one that it was fitted on; None loads it by its name.
             head: the class of a head of your own that it was fitted with.
-            hub: as in `load_model`.
+            hub: as in `load_model`, whose errors a file on the Hub raises too.
 
         Raises:
             WeightsIntegrityError: a damaged file.
             IncompatibleWeightsError: another kind of file, another model than the regressor was fitted on, or a head
                 that is not one of scemae's without head=.
-            From the Hub, also all that `load_model` raises.
         """
         validate_hub_options(hub)
         arguments, fitted = load_detector(path, model, head, hub)

@@ -46,13 +46,13 @@ def push(
         tag: a name for the new commit.
         endpoint, token: as in `load_model`.
 
-    Returns "hf-hub:ORG/REPO@COMMIT", which loads the very files that were uploaded.
+    Returns "hf-hub:ORG/REPO@COMMIT", which loads the very files that were uploaded. A damaged folder or file raises
+    what `load_model` or `LandmarkRegressor.load` does.
 
     Raises:
         GatedWeightsError: the token has no write access.
         OptionError: the tag exists already, or the repository is public and `private` was asked for.
         OutputError: the upload failed for another reason.
-        The errors of `load_model` for a folder, of `LandmarkRegressor.load` for a file, if it is damaged.
     """
     return push_files(repo, collect_files(path, repo), private=private, tag=tag, endpoint=endpoint, token=token)
 
