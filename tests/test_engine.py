@@ -101,6 +101,7 @@ def test_bf16_is_for_products_only_and_a_resume_keeps_it(tmp_path, monkeypatch):
     assert other.module.inner.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
 def test_compiled_training_is_the_same(tmp_path):
     config = replace(TOY, steps=4)
@@ -131,6 +132,7 @@ def test_reports_come_at_their_steps_and_at_the_end(tmp_path):
     assert left == {CHECKPOINT, LOG, "pictures", "model"}
 
 
+@pytest.mark.slow
 def test_a_loss_is_the_mean_since_the_line_before(tmp_path):
     train(Toy(replace(TOY, steps=30)), tmp_path / "fine", fixed_options())
     train(Toy(replace(TOY, steps=30), report_every=7), tmp_path / "reported", fixed_options())
@@ -148,7 +150,7 @@ def test_a_loss_is_the_mean_since_the_line_before(tmp_path):
 # ---- stopping and going on
 
 
-@pytest.mark.parametrize("stop", [100, 101, 199])
+@pytest.mark.parametrize("stop", [100, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (101, 199))])
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(tmp_path, stop):
     config = replace(TOY, steps=200, accumulate=2, clip_norm=1.0)  # a line every 2 steps
     settings = {"dropout": 0.2, "report_every": 40}
@@ -256,6 +258,7 @@ def finish(run):
     train(Toy(KILLED, report_every=20), run, fixed_options(resume=True))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, whole):
     run = tmp_path / "run"
     for step in (0, 7, 30):  # in the midst of a step: before the first checkpoint, and after some
@@ -531,6 +534,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert json.loads((tmp_path / "two" / "model" / "model.json").read_text()) == {"step": 30, "lines": 30}
 
 
+@pytest.mark.slow
 def test_processes_stop_together(tmp_path):
     assert exit_codes(spawn_ranks(tmp_path, 2, train_late, tmp_path / "late", 1)) == [0, 0]
     assert state_of(tmp_path / "late")["step"] == 1
@@ -539,6 +543,7 @@ def test_processes_stop_together(tmp_path):
     assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["step"] == 51
 
 
+@pytest.mark.slow
 def test_checkpoints_are_made_together(tmp_path):
     """The clocks of processes differ: each would find another step to be the time for one."""
     often = fixed_options(checkpoint_minutes=0.0005)
@@ -552,6 +557,7 @@ def test_what_one_process_finds_wrong_ends_all(tmp_path):
     assert all("Another process is training" in process.error for process in processes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_ends_takes_the_others_with_it(tmp_path, rank):
     start = time.monotonic()

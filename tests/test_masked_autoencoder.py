@@ -228,6 +228,7 @@ def test_a_batch_is_drawn_once_and_shared_out(settings, pack):
     assert 0.9 < pixels.max() <= 1
 
 
+@pytest.mark.slow
 def test_stage_1_is_resumed_exactly(settings, pack, tmp_path):
     train(quiet(settings, pack, steps=8), tmp_path / "whole", fixed_options())
     train(quiet(settings, pack, steps=8), tmp_path / "run", fixed_options(max_hours=0))
