@@ -1,7 +1,7 @@
-"""Every block of code in README.md and docs/*.md runs; or it says why not, and its commands are at least parsed.
+"""Every block of code in README.md and docs/*.md runs, or it says why not, and its commands are at least parsed.
 
 A block that cannot run here has `<!-- not run: REASON -->` in the line above it. Commands run in this process, in a
-folder where the files lie that they name (`supplied`), and get `MORE` words where the data or the hours are not there.
+folder with the files that they name (`supplied`), and with `MORE` words where data or hours are missing.
 """
 
 import csv
@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 import scemae
-from scemae.cli.main import TRAINING, _parser, main
+from scemae.cli.main import TRAINING, build_parser, main
+from scemae.detector.cascade import CascadeHead
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.weights import transfer, zoo
 from scemae.weights.model_folder import CONFIG, WEIGHTS, file_sha256
@@ -28,12 +29,12 @@ FENCE = re.compile(
     r"(?:^<!-- not run:(?P<reason>.*?)-->\n)?^```(?P<language>python|bash)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-OTHERS = {"math", "text", "bibtex", "{toctree}", "{eval-rst}"}  # languages of blocks that are not code to run
+NOT_CODE = {"math", "text", "bibtex", "{toctree}", "{eval-rst}"}
 TINY = ROOT / "weights" / "scemae-tiny"
 
 FEW = "--overwrite --held-out 3 --batch-size 4"
-QUICK = "--steps 2 --precision float32 --no-compile"
-MORE = {  # a command -> what it is given beside the words in the document
+FAST = "--steps 2 --precision float32 --no-compile"
+MORE = {  # command -> further words beside those in the document
     "data align": "--model local-dir:run/model",
     "data pack": "--overwrite",
     "demo": "--overwrite",
@@ -41,8 +42,13 @@ MORE = {  # a command -> what it is given beside the words in the document
     "fit": "--overwrite --no-align",
     "train align": f"{FEW} --views 12 --projection-views 8 --amplitudes 1,0.5 --steps 0,1,1",
     "train discriminant": f"{FEW} --views 8 --projector-dim 8",
-    "train stage1": f"{QUICK} --overwrite --architecture test-narrow --batch-size 4",
-    "train stage2": f"{FEW} {QUICK} --projector-dim 8 --faces-together 2",
+    "train stage1": f"{FAST} --overwrite --architecture test-narrow --batch-size 4",
+    "train stage2": f"{FEW} {FAST} --projector-dim 8 --faces-together 2",
+}
+
+SLOW = {  # pages whose blocks take seconds
+    "python": {"export", "learning-curve", "own-detector", "quickstart"},
+    "bash": {"README", "export", "hub", "own-detector", "quickstart", "training"},
 }
 
 
@@ -61,7 +67,7 @@ def blocks_of(text):
         for match in FENCE.finditer(text)
     ]
     fences = re.findall(r"^ *```+ *(\S+)", text, re.MULTILINE)
-    code = [language for language in fences if language not in OTHERS]
+    code = [language for language in fences if language not in NOT_CODE]
     assert code == [block.language for block in found], f"of the fences {code} only some are understood"
     for block in found:
         assert block.reason is None or block.reason.strip(), f"line {block.line}: not run, but the reason is missing"
@@ -74,9 +80,9 @@ def commands_of(code):
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-def options_of(words):
-    """What `scemae` makes of its words; a renamed option ends in SystemExit."""
-    return _parser(words).parse_args(words)
+def parse_words(words):
+    """Parse the words after `scemae`; a renamed option ends in SystemExit."""
+    return build_parser(words).parse_args(words)
 
 
 def check_extras(words):
@@ -87,11 +93,11 @@ def check_extras(words):
 
 
 def check_command(words):
-    """Parse what is not run: the words after `scemae`, wherever a launcher has it."""
+    """Parse a command that is not run: the words after `scemae`, wherever a launcher has it."""
     if words[0] == "pip":
         check_extras(words)
     elif "scemae" in words:
-        options_of(words[words.index("scemae") + 1 :])
+        parse_words(words[words.index("scemae") + 1 :])
 
 
 def run_command(words, more, monkeypatch):
@@ -103,16 +109,25 @@ def run_command(words, more, monkeypatch):
         monkeypatch.setenv(name, value.replace("$PWD", str(Path.cwd())))
     else:
         assert program == "scemae", f"{program} is no command that this test can run: say why not above the block"
-        options_of(words)  # as written
+        parse_words(words)  # as written
         name = " ".join(words[: 2 if words[0] in TRAINING else 1])
         assert main([*words, *more.get(name, "").split()]) == 0, " ".join(words)
 
 
 @pytest.fixture(scope="module")
 def short_folder(aligning_in):
-    """What stands in for scemae-tiny: its first blocks, aligning in one step. Each block and step slows an export."""
+    """What stands in for scemae-tiny: its first block, aligning in one step; detectors have two stages.
+
+    An export takes as long as its graph is large: what this leaves out is tested in test_export.py.
+    """
+    init = CascadeHead.__init__
+
+    def init_two_stages(self, sigmas=(8.0, 1.0), **params):
+        init(self, sigmas=(sigmas[0], sigmas[-1]), **params)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "test-short", replace(BACKBONES["deit-tiny"], depth=4))
+        patch.setattr(CascadeHead, "__init__", init_two_stages)
+        patch.setitem(BACKBONES, "test-short", replace(BACKBONES["deit-tiny"], depth=1))
         yield aligning_in(2, architecture="test-short")
 
 
@@ -148,7 +163,7 @@ def write_table(path, columns, rows):
 
 @pytest.fixture
 def here(short_folder, tmp_path, monkeypatch):
-    """The present folder, empty."""
+    """The current folder, empty; scemae-tiny is its stand-in."""
     sha256 = {name: file_sha256(short_folder / name) for name in (WEIGHTS, CONFIG)}
     monkeypatch.setitem(zoo.RELEASED, zoo.DEFAULT, replace(zoo.RELEASED[zoo.DEFAULT], sha256=sha256))
     for module in (zoo, transfer):
@@ -166,7 +181,7 @@ def narrow_backbone(monkeypatch):
 
 
 @pytest.fixture
-def organisation(hub, reach, monkeypatch):
+def hub_with_repo(hub, reach, monkeypatch):
     """A Hub with a repository ORG/REPO, and what commands are told to reach it."""
     commit = hub.add("ORG/REPO", {path.name: path.read_bytes() for path in TINY.iterdir()})
     hub.repos["ORG/REPO"].tags["v1"] = commit
@@ -177,7 +192,8 @@ def organisation(hub, reach, monkeypatch):
 
 def pages_with(language):
     pages = [page for page in PAGES if any(block.language == language for block in blocks_of(page.read_text()))]
-    return pytest.mark.parametrize("page", pages, ids=lambda page: page.stem)
+    marks = {page: pytest.mark.slow if page.stem in SLOW[language] else () for page in pages}
+    return pytest.mark.parametrize("page", [pytest.param(page, marks=marks[page], id=page.stem) for page in pages])
 
 
 @pages_with("python")
@@ -192,13 +208,13 @@ def test_python_blocks_run(page, here):
 
 
 @pages_with("bash")
-def test_bash_blocks_run(page, here, supplied, organisation, narrow_backbone, monkeypatch):
+def test_bash_blocks_run(page, here, supplied, hub_with_repo, narrow_backbone, monkeypatch):
     shutil.copytree(supplied, here, dirs_exist_ok=True)
     for block in blocks_of(page.read_text()):
         if block.language == "bash":
             for words in commands_of(block.code):
                 if block.reason is None:
-                    run_command(words, MORE | organisation, monkeypatch)
+                    run_command(words, MORE | hub_with_repo, monkeypatch)
                 else:
                     check_command(words)
 
@@ -226,7 +242,7 @@ def test_a_block_that_is_not_run_needs_a_reason():
 
 
 @pytest.mark.parametrize("text", ["```sh\na\n```\n", "- a\n\n  ```bash\n  a\n  ```\n", "```bash title\na\n```\n"])
-def test_a_block_in_another_spelling_is_not_overlooked(text):
+def test_a_block_in_another_spelling_is_refused(text):
     with pytest.raises(AssertionError, match="understood"):
         blocks_of(text)
 
