@@ -10,6 +10,7 @@ from sklearn.model_selection import cross_val_score
 import scemae
 from scemae.detector.augmentation import _copy_count, augment_faces
 from scemae.detector.cascade import CascadeHead
+from scemae.detector.detector_file import FIRST_FORMAT
 from scemae.detector.heatmap import HeatmapHead
 from scemae.detector.map_reader import MapReader
 from scemae.errors import (
@@ -23,6 +24,7 @@ from scemae.errors import (
     WeightsIntegrityError,
 )
 from scemae.geometry import CellGrid, sample_at
+from scemae.weights.model_folder import REGRESSOR_FORMAT, read_file, write_file
 
 
 @pytest.fixture(scope="session")
@@ -359,8 +361,6 @@ def test_a_folder_that_is_missing_is_not_made(tmp_path, regressor):
 
 
 def test_the_header_is_json(tmp_path, regressor):
-    from scemae.weights.model_folder import REGRESSOR_FORMAT, read_file
-
     regressor.save(tmp_path / "r.safetensors")
     _, metadata = read_file(tmp_path / "r.safetensors")
     assert json.loads(metadata[REGRESSOR_FORMAT])["kind"]["model"] == list(regressor.model.id)
@@ -370,3 +370,18 @@ def test_a_loaded_regressor_is_saved_as_the_same_file(tmp_path, model, regressor
     regressor.save(tmp_path / "first.safetensors")
     scemae.LandmarkRegressor.load(tmp_path / "first.safetensors", model).save(tmp_path / "second.safetensors")
     assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
+
+
+def test_a_file_of_the_first_format_still_loads(regressor, faces, tmp_path):
+    """Its header had `settings`, the chosen ridge among them, where params are now, and heads as [name, settings]."""
+    path, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
+    regressor.save(path)
+    tensors, metadata = read_file(path)
+    header = json.loads(metadata[REGRESSOR_FORMAT])
+    settings = header.pop("params") | {"ridge": float(tensors.pop("head.ridge"))}
+    header |= {"settings": settings, "asked": header["asked"] | {"head": ["cascade", settings]}}
+    write_file(old, tensors, {FIRST_FORMAT: json.dumps(header)})
+    loaded = scemae.LandmarkRegressor.load(old, regressor.model)
+    assert loaded.head_.ridge_ == regressor.head_.ridge_
+    assert loaded.head.params() == loaded.head_.params()
+    assert np.array_equal(loaded.predict(faces).xy, regressor.predict(faces).xy)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scemae.detector.built_in_heads import HEADS
 from scemae.detector.head import Head
@@ -25,6 +26,7 @@ from scemae.weights.model_folder import REGRESSOR, REGRESSOR_FORMAT, read_file, 
 from scemae.weights.zoo import load_model
 
 ARGUMENTS = ("names", "head", "mirror", "use", "expansion", "align", "normalizer")  # of a regressor, beside the model
+FIRST_FORMAT = "scemae landmark regressor 1"  # before heads had `params`
 HEAD_TENSOR = "head."  # prefix of the tensors of the head's state
 
 
@@ -85,10 +87,13 @@ def load_detector(
     if isinstance(path, str) and path.startswith(HUB):
         path = fetch(path, (REGRESSOR,), hub)[0] / REGRESSOR
     tensors, metadata = read_file(path)
-    if REGRESSOR_FORMAT not in metadata:
+    if not metadata.keys() & {REGRESSOR_FORMAT, FIRST_FORMAT}:
         raise IncompatibleWeightsError(f"{path} is not a landmark regressor of scemae (format '{REGRESSOR_FORMAT}').")
     with _explain_damage(path):
-        header = json.loads(metadata[REGRESSOR_FORMAT])
+        if REGRESSOR_FORMAT in metadata:
+            header = json.loads(metadata[REGRESSOR_FORMAT])
+        else:
+            header = _update_first_format(json.loads(metadata[FIRST_FORMAT]), tensors)
         kind = FeatureKind(**header["kind"] | {"model": ModelId(*header["kind"]["model"])})
         model = _load_fitted_on(kind.model, hub) if model is None else model
         if model.id.sha256 != kind.model.sha256:
@@ -112,6 +117,16 @@ def load_detector(
         if not isinstance(arguments["head"], str):
             arguments["head"] = new_head(**arguments["head"]["params"])
         return arguments | {"model": model}, fitted
+
+
+def _update_first_format(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The header of a file of the first format as it would be today; the ridge that was chosen becomes a tensor."""
+    params, asked = header["settings"], header["asked"]["head"]
+    if header["head"] == "cascade":
+        tensors[f"{HEAD_TENSOR}ridge"] = torch.tensor(params["ridge"], dtype=torch.float64)
+    if not isinstance(asked, str):
+        asked = {"name": asked[0], "params": asked[1]}
+    return header | {"params": params, "asked": header["asked"] | {"head": asked}}
 
 
 def _describe_head(head: str | Head) -> Any:

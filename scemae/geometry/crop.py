@@ -12,7 +12,7 @@ from torch import Tensor
 from scemae.geometry.affine import Array, apply_affine, compose, invert
 
 Box = tuple[float, float, float, float]
-FRAME, CENTRAL = 136, 96  # "resize to 136, crop the central 96": the protocol's framing (paper Sec. 4.1, after DVE)
+FRAME, CENTRAL = 136, 96  # "resize to 136, crop the central 96": the protocol's framing (paper Sec. 4, after DVE)
 
 
 def central_box(width: int, height: int, *, central: int = CENTRAL, frame: int = FRAME) -> Box:

@@ -1,0 +1,1 @@
+"""The model: backbone, projector, aligner, cover-and-stride, and `SceMae`, which holds them."""

@@ -30,7 +30,7 @@ class BackboneConfig:
     params: int  # parameters at 96 px and patches of 8 px, position embedding included (the paper's count)
 
 
-BACKBONES = {  # the DeiTs of the paper (Sec. 4.1)
+BACKBONES = {  # the DeiTs of the paper (Sec. 4)
     "deit-tiny": BackboneConfig(width=192, heads=3, depth=12, params=5_403_840),
     "deit-small": BackboneConfig(width=384, heads=6, depth=12, params=21_424_512),
     "deit-base": BackboneConfig(width=768, heads=12, depth=12, params=85_316_352),

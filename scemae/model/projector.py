@@ -1,4 +1,4 @@
-"""The projector of stage 2 (paper Sec. 3.3): a 1 x 1 convolution, so it means the same at every map size."""
+"""The projector of stage 2 (paper Sec. 3.3): a 1 x 1 convolution."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training and evaluation: `pip install "scemae[train]"`. Commands: `scemae train`, `scemae data`."""
+"""Training: stage 1, alignment, stage 2. `pip install "scemae[train]"`; commands `scemae train` and `scemae data`."""

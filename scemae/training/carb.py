@@ -1,7 +1,7 @@
 """CARB: keep the attentive tokens; approximate the rest by a few cluster centres.
 
-Clustering and Approximation of the Representations of the Background (paper Sec. 3.2): the attentive tokens by Eq. 1
-(`Backbone.cls_similarity`), density peaks among the others by Eq. 2 and Eq. 3.
+The tokens of the Correspondence Approximation and Refinement Block (paper Sec. 3.3), selected as in Sec. 3.2: the
+attentive ones by Eq. 1 (`Backbone.cls_similarity`), density peaks among the others by Eq. 2 and Eq. 3.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from scemae.images import cut_square, iter_photos, validate_box
 from scemae.output import atomic_folder
 from scemae.samples import sample_faces
 
-MARGIN = 20 / 96  # of a square on each side of its input, in sides of the input (paper Sec. 4.1, after DVE: 136 for 96)
+MARGIN = 20 / 96  # of a square on each side of its input, in sides of the input (paper Sec. 4, after DVE: 136 for 96)
 SQUARES, INDEX = "squares.uint8", "pack.json"
 
 

@@ -100,9 +100,9 @@ class RunConfig(TrainingConfig):
 class Stage1Config(RunConfig):
     """Stage 1, the masked autoencoder (MAE, paper Sec. 3.1). The defaults are the preset "cpu"."""
 
-    architecture: str = option("deit-tiny", f"Backbone (Sec. 4.1): {', '.join(BACKBONES)}.")
-    input_size: int = option(96, "Side of the images that the model sees, px (Sec. 4.1); --data must be framed for it.")
-    patch_size: int = option(8, "Side of the patches that become tokens, px (Sec. 4.1).")
+    architecture: str = option("deit-tiny", f"Backbone (Sec. 4): {', '.join(BACKBONES)}.")
+    input_size: int = option(96, "Side of the images that the model sees, px (Sec. 4); --data must be framed for it.")
+    patch_size: int = option(8, "Side of the patches that become tokens, px (Sec. 4).")
     mean: tuple[float, float, float] = option((0.5, 0.5, 0.5), "Mean that pixels are normalised with, RGB in 0..1.")
     std: tuple[float, float, float] = option((0.25, 0.25, 0.25), "Standard deviation that pixels are normalised with.")
     continue_from: str | None = option(
@@ -188,7 +188,7 @@ CELEBA_MEAN, CELEBA_STD = (0.5084, 0.4224, 0.3769), (0.2599, 0.2371, 0.2323)  # 
 STAGE1_PRESETS = {
     # Two cores, hours: docs/training.md says what was measured.
     "cpu": Stage1Config(),
-    # Sec. 4.1: 400 epochs of CelebA's 162,770 training images in batches of 512. The paper names neither the decoder
+    # Sec. 4: 400 epochs of CelebA's 162,770 training images in batches of 512. The paper names neither the decoder
     # nor the mask ratio, the crop or the optimiser; they are those of He et al., whose base rate of 1.5e-4 per 256
     # images gives the paper's 3e-4 at 512.
     "paper": Stage1Config(
@@ -231,7 +231,7 @@ class Stage2Config(MotionConfig, RunConfig):
     warmup: float = 0.0
     attentive_ratio: float = option(0.1, "eta: fraction of the tokens that count as attentive (Sec. 3.2, 4.1).")
     num_clusters: int = option(4, "K_c: cluster centres that stand for the inattentive tokens (Sec. 3.2, 4.1).")
-    cluster_block: int = option(3, "Block of the backbone after which the tokens are clustered (Sec. 4.1).")
+    cluster_block: int = option(3, "Block of the backbone after which the tokens are clustered (Sec. 4).")
     cls_mean_heads: bool = option(True, "Eq. 1 as the mean over the attention heads; without: as it is printed.")
     density: Density = option("knn", "rho, Eq. 2: of the 5 nearest tokens, of all, or as it is printed (no density).")
     sequence: Literal["reduced", "full"] = option(

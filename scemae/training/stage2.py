@@ -1,6 +1,7 @@
-"""Stage 2: the projector, learned by selective correspondence enhancement (paper Sec. 3.2 and Sec. 3.3).
+"""Stage 2: trains the projector by selective correspondence enhancement (paper Sec. 3.2 and Sec. 3.3).
 
-CARB chooses the tokens (Sec. 3.2: Eq. 1, Eq. 2, Eq. 3), LCR is their loss (Sec. 3.3: Eq. 4, Eq. 5, Eq. 6, Eq. 7).
+The tokens are selected by Eq. 1, Eq. 2, Eq. 3 (Sec. 3.2) and approximated by CARB (Sec. 3.3); the loss is LCR
+(Sec. 3.3: Eq. 4, Eq. 5, Eq. 6, Eq. 7).
 
 scemae train stage2 --model RUN1/model --data PACK --out RUN2
 """
