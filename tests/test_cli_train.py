@@ -125,8 +125,8 @@ def test_help_shows_the_values_of_the_presets(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--learning-rate FLOAT Peak learning rate, reached after the warm-up. [cpu: 0.001, paper: 0.0003]" in text
     assert (
-        "--mask-ratio FLOAT Fraction of the patches hidden from the encoder; the paper gives no number, He et al. have "
-        "this one. [0.75]"
+        "--mask-ratio FLOAT Fraction of the patches hidden from the encoder; the paper gives none, this is that of "
+        "He et al. [0.75]"
     ) in text
     assert "Runtime options (do not affect the result): --resume" in text
     assert "Model-card metadata: --name" in text

@@ -24,9 +24,12 @@ def check(args: argparse.Namespace) -> tuple[Any, str]:
 def add_data_check(commands: Any, common: argparse.ArgumentParser) -> None:
     """Register `check NAME PATH` among the sub-commands of `scemae data`."""
     parser = commands.add_parser("check", help=check.__doc__, description=check.__doc__, parents=[common])
-    parser.add_argument("name", choices=sorted(DATASETS), help="name of the data set")
-    parser.add_argument("path", type=Path, help="folder that the data set was unpacked to")
+    parser.add_argument("name", choices=sorted(DATASETS), help="Name of the dataset.")
+    parser.add_argument("path", type=Path, help="Folder that the dataset was unpacked to.")
     parser.add_argument(
-        "--annotations", type=Path, metavar="CSV", help="aflw_r only: other labels of the test faces (path,name,x,y)"
+        "--annotations",
+        type=Path,
+        metavar="CSV",
+        help="For aflw_r only: other labels of the test faces (path,name,x,y).",
     )
     parser.set_defaults(run=check)

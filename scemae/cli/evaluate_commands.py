@@ -115,7 +115,7 @@ def evaluate_ablation(args: argparse.Namespace) -> Outcome:
 
 def evaluate(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """Add the four commands to the parser of `scemae eval`; `common` has --json."""
-    commands = parser.add_subparsers(required=True, metavar="WHAT")
+    commands = parser.add_subparsers(required=True, metavar="TASK")
     data, features, pairs, output = _data_parser(), _features_parser(), _pairs_parser(), _output_parser()
     model = argparse.ArgumentParser(add_help=False)
     _add_model_options(model.add_argument_group("model"))
@@ -132,52 +132,57 @@ def evaluate(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -
     matching = add("matching", evaluate_matching, features, pairs)
     matching.add_argument(
         "--prior", type=float, metavar="PX",
-        help="sigma of the prior on the place, in input px; 0 for none (default: the model's, 0 with --no-align)",
+        help="Sigma of the position prior, in input px; 0 for none (default: the model's, 0 with --no-align).",
     )  # fmt: skip
     detection = add("detection", evaluate_detection, features)
-    detection.add_argument("--pool", metavar="SPLIT", help="split to fit on (default: the benchmark's)")
+    detection.add_argument("--pool", metavar="SPLIT", help="Split to fit on (default: the benchmark's).")
     detection.add_argument(
         "--annotated", default="1,5,10,20,50,100", metavar="N,N,...",
-        help="numbers of annotated faces to fit on, or 'all' (default: %(default)s)",
+        help="Numbers of annotated faces to fit on, or 'all' (default: %(default)s).",
     )  # fmt: skip
     detection.add_argument(
-        "--head", action="append", choices=list(HEADS), help="the detector's head; may be repeated (default: cascade)"
+        "--head", action="append", choices=list(HEADS), help="Head of the detector; may be repeated (default: cascade)."
     )
     for command in (matching, detection):
         command.add_argument(
-            "--pictures", type=int, default=0, metavar="N", help="draw N good and N bad results into OUT/pictures"
+            "--pictures", type=int, default=0, metavar="N", help="Draw N good and N bad results to OUT/pictures."
         )
     add("silhouette", evaluate_silhouette, features).add_argument(
-        "--runs", type=int, default=100, metavar="N", help="number of t-SNE embeddings (default: %(default)s)"
+        "--runs", type=int, default=100, metavar="N", help="Number of t-SNE embeddings (default: %(default)s)."
     )
     add("ablation", evaluate_ablation, model, pairs).add_argument(
-        "--row", action="append", metavar="LABEL=MODEL", help="also measure another model; may be repeated"
+        "--row", action="append", metavar="LABEL=MODEL", help="Also measure this model; may be repeated."
     )
 
 
 def _data_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("dataset", choices=sorted(DATASETS), help="name of the data set")
+    parser.add_argument("dataset", choices=sorted(DATASETS), help="Name of the dataset.")
     group = parser.add_argument_group("faces")
     group.add_argument(
-        "--data", type=Path, required=True, metavar="FOLDER", help="folder that the data set was unpacked to"
+        "--data", type=Path, required=True, metavar="FOLDER", help="Folder that the dataset was unpacked to."
     )
-    group.add_argument("--test", metavar="SPLIT", help="split to measure on (default: the benchmark's)")
-    group.add_argument("--faces", type=int, metavar="N", help="measure on the first N faces only")
-    group.add_argument("--partial", action="store_true", help="use what is there of an incomplete data set")
+    group.add_argument("--test", metavar="SPLIT", help="Split to measure on (default: the benchmark's).")
+    group.add_argument("--faces", type=int, metavar="N", help="Measure on the first N faces only.")
     group.add_argument(
-        "--annotations", type=Path, metavar="CSV", help="aflw_r only: other labels of the test faces (path,name,x,y)"
+        "--partial", action="store_true", help="Accept an incomplete dataset and use the files that are present."
+    )
+    group.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="CSV",
+        help="For aflw_r only: other labels of the test faces (path,name,x,y).",
     )
     return parser
 
 
 def _add_model_options(group: Any) -> None:
     group.add_argument(
-        "--model", default="scemae-tiny", help="name of a model, or local-dir:PATH (default: %(default)s)"
+        "--model", default="scemae-tiny", help="Name of a model, or local-dir:PATH (default: %(default)s)."
     )
     group.add_argument(
         "--dtype", choices=DTYPES, default="float32",
-        help="of the encoder; bfloat16 is faster on many processors (default: %(default)s)",
+        help="Data type of the encoder; bfloat16 is faster on many processors (default: %(default)s).",
     )  # fmt: skip
 
 
@@ -186,16 +191,16 @@ def _features_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model and features")
     _add_model_options(group)
     group.add_argument(
-        "--extractor", help=f"measure other features, one of {SPELLINGS}; --model then only aligns the faces"
+        "--extractor", help=f"Measure other features, one of {SPELLINGS}; --model then only aligns the faces."
     )
-    group.add_argument("--no-align", action="store_true", help="use the fixed crop, as the paper does")
-    group.add_argument("--expansion", type=int, choices=(1, 2, 4, 8), help="cells per patch side")
+    group.add_argument("--no-align", action="store_true", help="Use the fixed crop, as the paper does.")
+    group.add_argument("--expansion", type=int, choices=(1, 2, 4, 8), help="Cells per patch side.")
     group.add_argument(
         "--margin", choices=("context", "reflect"), default="context",
-        help="what the encoder sees beyond the view: the photo, or the view mirrored, as in the paper "
-        "(default: %(default)s)",
+        help="What the encoder sees beyond the view: the photo, or the view mirrored, as in the paper "
+        "(default: %(default)s).",
     )  # fmt: skip
-    group.add_argument("--use", choices=("backbone", "projected", "both"), help="which features of the model")
+    group.add_argument("--use", choices=("backbone", "projected", "both"), help="Features of the model to use.")
     return parser
 
 
@@ -203,17 +208,17 @@ def _pairs_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("pairs")
     group.add_argument(
-        "--pairs", type=int, default=500, metavar="N", help="number of pairs of each kind (default: %(default)s)"
+        "--pairs", type=int, default=500, metavar="N", help="Number of pairs of each kind (default: %(default)s)."
     )
     group.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="draw the warps N times (default: %(default)s)"
+        "--seeds", type=int, default=1, metavar="N", help="Draw the warps N times (default: %(default)s)."
     )
     group.add_argument(
         "--source", choices=("twice", "original"), default="twice",
-        help="warp the source twice, as in the code of DVE and CL, or not at all, as the paper says "
-        "(default: %(default)s)",
+        help="Warp the source twice, as in the code of DVE and CL, or not at all, as the paper says "
+        "(default: %(default)s).",
     )  # fmt: skip
-    group.add_argument("--exact", action="store_true", help="do not round the labels to whole pixels")
+    group.add_argument("--exact", action="store_true", help="Do not round the labels to whole pixels.")
     return parser
 
 
@@ -221,9 +226,9 @@ def _output_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="folder for predictions, scores and tables"
+        "--out", type=Path, required=True, metavar="FOLDER", help="Folder for predictions, scores and tables."
     )
-    group.add_argument("--overwrite", action="store_true", help="start again if the folder holds another evaluation")
+    group.add_argument("--overwrite", action="store_true", help="Start again if the folder holds another evaluation.")
     return parser
 
 

@@ -10,7 +10,7 @@ import scemae
 
 
 def export(args: argparse.Namespace) -> tuple[Any, str]:
-    """Write a model or a fitted detector as one file that runs without scemae; it is compared with torch first."""
+    """Export a model or a fitted detector to one file that runs without scemae, after comparing it with torch."""
     report = scemae.export_graph(
         _load_source(args),
         args.out,
@@ -25,22 +25,22 @@ def export(args: argparse.Namespace) -> tuple[Any, str]:
 def add_commands(add: Any) -> None:
     """Add the command to the parser; `add(run, *parents)` makes a sub-command of a function."""
     command = add(export)
-    command.add_argument("source", metavar="NAME|REGRESSOR", help="a model, or the file of a fitted detector")
-    command.add_argument("out", metavar="FILE", help=".onnx, or .pt2 for torch.export")
-    command.add_argument("--model", help="model that the detector was fitted on; default: the one it names")
+    command.add_argument("source", metavar="NAME|DETECTOR", help="A model, or the file of a fitted detector.")
+    command.add_argument("out", metavar="FILE", help="File to write: .onnx, or .pt2 for torch.export.")
+    command.add_argument("--model", help="The model that the detector was fitted on. Default: found by its name.")
     command.add_argument(
         "--expansion",
         type=int,
         choices=(1, 2, 4, 8),
-        help="cells per patch side of a model's maps; default: the model's",
+        help="Cells per patch side of a model's maps. Default: the model's choice.",
     )
-    command.add_argument("--faces", type=int, default=100, help="number of faces on which to compare with torch")
+    command.add_argument("--faces", type=int, default=100, help="Number of faces on which to compare with torch.")
     command.add_argument(
         "--tolerance",
         type=float,
-        help="largest accepted difference from torch; default: 0.01 px for landmarks, 0.001 std for maps",
+        help="Largest accepted difference from torch. Default: 0.01 px for landmarks, 0.001 of the maps' std.",
     )
-    command.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    command.add_argument("--overwrite", action="store_true", help="Replace FILE if it exists.")
 
 
 def _load_source(args: argparse.Namespace) -> Any:

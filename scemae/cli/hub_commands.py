@@ -26,13 +26,13 @@ def download(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def verify(args: argparse.Namespace) -> tuple[Any, str]:
-    """Check the SHA-256 of a model or detector on this machine, without a request."""
+    """Check the SHA-256 of a model or detector on this machine, without any network request."""
     found = weights.verify(args.source, cache_dir=args.cache_dir)
     return [_to_json(files) for files in found], "\n".join(_to_text(files) for files in found)
 
 
 def push(args: argparse.Namespace) -> tuple[Any, str]:
-    """Upload a model folder or a detector to the Hub, after showing what will be uploaded and asking."""
+    """Upload a model folder or a detector to the Hub, after showing the files and asking for confirmation."""
     files = collect_files(args.path, args.repo)
     _show_files(files, args)
     _confirm_upload(args)
@@ -44,28 +44,28 @@ def push(args: argparse.Namespace) -> tuple[Any, str]:
 def add_commands(add: Any) -> None:
     """Add the commands to the parser. `add(run, *parents)` makes a sub-command of a function."""
     endpoint = argparse.ArgumentParser(add_help=False)
-    endpoint.add_argument("--endpoint", metavar="URL", help="URL of a mirror of the Hub (default: $HF_ENDPOINT)")
+    endpoint.add_argument("--endpoint", metavar="URL", help="URL of a mirror of the Hub (default: $HF_ENDPOINT).")
     cache = argparse.ArgumentParser(add_help=False)
-    cache.add_argument("--cache-dir", metavar="DIR", help="cache of the Hub's files (default: $HF_HUB_CACHE)")
+    cache.add_argument("--cache-dir", metavar="DIR", help="Cache of the Hub's files (default: $HF_HUB_CACHE).")
 
     command = add(download, endpoint, cache)
-    command.add_argument("source", help="name of a released model, or hf-hub:ORG/REPO[@REVISION]")
-    command.add_argument("--to", metavar="DIR", help="copy the files into DIR/NAME; SCEMAE_WEIGHTS_DIR may name DIR")
-    command.add_argument("--overwrite", action="store_true", help="replace files in DIR/NAME that differ")
+    command.add_argument("source", help="Name of a released model, or hf-hub:ORG/REPO[@REVISION].")
+    command.add_argument("--to", metavar="DIR", help="Copy the files into DIR/NAME; SCEMAE_WEIGHTS_DIR may name DIR.")
+    command.add_argument("--overwrite", action="store_true", help="Replace files in DIR/NAME that differ.")
     command = add(verify, cache)
     command.add_argument(
         "source",
         nargs="?",
         default=DEFAULT,
-        help="name of a released model, hf-hub:ORG/REPO[@REVISION], the folder of a model or detector, or a folder of "
-        f"such folders (default: {DEFAULT})",
+        help="Name of a released model, hf-hub:ORG/REPO[@REVISION], the folder of a model or detector, or a folder of "
+        f"such folders (default: {DEFAULT}).",
     )
     command = add(push, endpoint)
-    command.add_argument("path", help="model folder, or file of a detector")
-    command.add_argument("repo", metavar="ORG/REPO", help="repository to upload to; created if it does not exist")
-    command.add_argument("--private", action="store_true", help="create a private repository")
-    command.add_argument("--tag", help="name the new commit")
-    command.add_argument("--yes", action="store_true", help="upload without asking")
+    command.add_argument("path", help="Model folder, or file of a detector.")
+    command.add_argument("repo", metavar="ORG/REPO", help="Repository to upload to; created if it does not exist.")
+    command.add_argument("--private", action="store_true", help="Create a private repository.")
+    command.add_argument("--tag", help="Tag to give the new commit.")
+    command.add_argument("--yes", action="store_true", help="Upload without asking.")
 
 
 def _show_files(files: Mapping[str, Path | bytes], args: argparse.Namespace) -> None:

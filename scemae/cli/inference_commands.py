@@ -106,7 +106,7 @@ def predict(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def demo(args: argparse.Namespace) -> tuple[Any, str]:
-    """Find eight points of one sample face on the other; draws a picture and prints the error."""
+    """Match eight points between the two sample faces, draw a picture and print the error."""
     import numpy as np
 
     from scemae.metrics import distance_between, normalised_errors
@@ -151,7 +151,7 @@ def doctor(args: argparse.Namespace) -> tuple[Any, str]:
 def add_commands(add: Any) -> None:
     """Add the commands to the parser. `add(run, *parents)` makes a sub-command named after its function."""
     model, boxes, extraction = _model_options(), _box_options(), _extraction_options()
-    picture = _out_options("Draw the landmarks to this picture, .png for example.")
+    picture = _out_options("Save a picture of the landmarks to this file, such as landmarks.png.")
 
     add(models).add_argument("pattern", nargs="?", default="*", help='Only models whose name matches, "*small" say.')
     add(info).add_argument("model", nargs="?", default="scemae-tiny", help=MODEL_HELP)
@@ -173,7 +173,7 @@ def add_commands(add: Any) -> None:
         "--prior",
         type=float,
         metavar="PX",
-        help="Prefer places near the reference's, within about PX of the 96 pixels of the input; 0 turns it off. "
+        help="Prefer matches near the reference's position, within about PX of the input's 96 pixels; 0 is off. "
         "Default: the model's choice.",
     )
 
@@ -184,7 +184,7 @@ def add_commands(add: Any) -> None:
     command.add_argument(
         "--head",
         default="cascade",
-        help="What is fitted: cascade, a cascade of ridge regressions (default), or heatmap, the paper's head.",
+        help="Head to fit: cascade, a cascade of ridge regressions (default), or heatmap, the paper's head.",
     )
 
     command = add(predict, boxes, picture)
@@ -192,7 +192,7 @@ def add_commands(add: Any) -> None:
     command.add_argument("regressor", metavar="DETECTOR", help="File written by scemae fit.")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face.")
 
-    add(demo, model, _out_options("Draw the matches to this picture. Default: scemae-demo.png."))
+    add(demo, model, _out_options("Save the picture of the matches to this file. Default: scemae-demo.png."))
     add(doctor)
 
 
@@ -224,7 +224,7 @@ def _extraction_options() -> argparse.ArgumentParser:
         help="Map cells per patch side: more give a finer map and take longer. Default: the model's choice.",
     )
     parser.add_argument(
-        "--use", choices=("backbone", "projected", "both"), help="Which features. Default: the model's choice."
+        "--use", choices=("backbone", "projected", "both"), help="Features to use. Default: the model's choice."
     )
     return parser
 

@@ -22,7 +22,7 @@ from scemae.errors import ScemaeError
 TRAINING = {  # command -> module, function there, what it is
     "train": ("scemae.cli.train_commands", "add_train_commands", "Train a model on your own faces."),
     "data": ("scemae.cli.train_commands", "add_data_commands", "Prepare faces for training."),
-    "eval": ("scemae.cli.evaluate_commands", "evaluate", "Evaluate a model, or features of another one."),
+    "eval": ("scemae.cli.evaluate_commands", "evaluate", "Evaluate a model, or the features of another network."),
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands `scemae train STAGE` and `scemae data VERB`; `scemae.cli.main` loads them when one is called."""
+"""The commands `scemae train STAGE` and `scemae data COMMAND`; `scemae.cli.main` loads them when one is called."""
 
 from __future__ import annotations
 
@@ -82,17 +82,19 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
 
 def add_data_commands(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """Add the commands of `scemae data`."""
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    pack = _add_command(verbs, "pack", run_pack, common)
-    pack.add_argument("images", help="Folder, .tar, or .parquet with a column `image`.")
-    pack.add_argument("out", help="Folder to write.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    pack = _add_command(commands, "pack", run_pack, common)
+    pack.add_argument("images", metavar="IMAGES", help="Folder, .tar, or .parquet with a column `image`.")
+    pack.add_argument("out", metavar="OUT", help="Folder to write.")
     pack.add_argument(
-        "--boxes", metavar="CSV", help="Face boxes, path,x0,y0,x1,y1; of a tar, path is the name in the archive."
+        "--boxes",
+        metavar="CSV",
+        help="Table path,x0,y0,x1,y1 with the box of each face; for a tar, path is the name in the archive.",
     )
     pack.add_argument(
         "--split",
         metavar="DATASET/SPLIT",
-        help="Only the faces of this split of a data set, framed as its benchmark frames them, such as celeba/train; "
+        help="Only the faces of this split of a dataset, such as celeba/train, framed as in its benchmark; "
         "IMAGES is its folder.",
     )
     pack.add_argument(
@@ -107,16 +109,16 @@ def add_data_commands(parser: argparse.ArgumentParser, common: argparse.Argument
     pack.add_argument(
         "--skip-at-most", type=float, default=0.01, help="Fraction of the images that may be unusable [0.01]."
     )
-    align = _add_command(verbs, "align", run_data_align, common)
+    align = _add_command(commands, "align", run_data_align, common)
     align.add_argument("pack", metavar="PACK", help="Faces, as written by `scemae data pack`.")
-    align.add_argument("out", help="Folder to write.")
+    align.add_argument("out", metavar="OUT", help="Folder to write.")
     align.add_argument(
-        "--model", default="scemae-tiny", help="Whose aligner: name of a model, or local-dir:PATH [scemae-tiny]."
+        "--model", default="scemae-tiny", help="Model whose aligner is used: its name, or local-dir:PATH [scemae-tiny]."
     )
     align.add_argument(
-        "--steps", type=int, default=4, help="Number of steps of the model's alignment, the last ones [4]."
+        "--steps", type=int, default=4, help="How many of the last steps of the model's alignment to take [4]."
     )
-    add_data_check(verbs, common)
+    add_data_check(commands, common)
     for writing in (pack, align):
         writing.add_argument("--overwrite", action="store_true", help="Replace the pack if it exists.")
 
@@ -136,7 +138,7 @@ def run_stage1(args: argparse.Namespace) -> Outcome:
 
 
 def run_stage2(args: argparse.Namespace) -> Outcome:
-    """Stage 2: train the projector by CARB and LCR (paper Sec. 3.2, Sec. 3.3)."""
+    """Stage 2: train the projector with CARB and LCR (paper Sec. 3.2, Sec. 3.3)."""
     from scemae.training.stage2 import Stage2
 
     config = replace(STAGE2_PRESETS[args.preset or "paper"], **given_fields(args, Stage2Config))
@@ -146,7 +148,7 @@ def run_stage2(args: argparse.Namespace) -> Outcome:
 
 
 def run_discriminant(args: argparse.Namespace) -> Outcome:
-    """Another stage 2: the projector in closed form, a positional discriminant of moved faces (not in the paper)."""
+    """Alternative stage 2: fit the projector in closed form, as a positional discriminant (not in the paper)."""
     from scemae.training.discriminant import train_discriminant
 
     config = DiscriminantConfig(**given_fields(args, DiscriminantConfig))
@@ -156,7 +158,7 @@ def run_discriminant(args: argparse.Namespace) -> Outcome:
 
 
 def run_align(args: argparse.Namespace) -> Outcome:
-    """Fit the aligner, without labels, to known motions of the faces (docs/alignment.md; not in the paper)."""
+    """Fit the aligner without labels, from known motions of the faces (docs/alignment.md; not in the paper)."""
     from scemae.training.fit_aligner import train_align
 
     config = AlignConfig(**given_fields(args, AlignConfig))
@@ -184,7 +186,7 @@ def run_publish(args: argparse.Namespace) -> Outcome:
 
 
 def run_data_align(args: argparse.Namespace) -> Outcome:
-    """Write a pack of the same faces, upright and centred by the model's aligner."""
+    """Write a pack of the same faces, made upright and centred by the model's aligner."""
     from scemae.training.fit_aligner import align_pack
     from scemae.training.pack import Pack
     from scemae.weights.zoo import load_model
@@ -195,7 +197,7 @@ def run_data_align(args: argparse.Namespace) -> Outcome:
 
 
 def run_pack(args: argparse.Namespace) -> Outcome:
-    """Decode every image once into a pack, so that the data loader of the training need not."""
+    """Decode every image once into a pack, so that training does not have to."""
     from scemae.training.pack import pack_faces
 
     source, boxes = Path(args.images), None
@@ -308,7 +310,7 @@ def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", required=True, help="Faces: a pack, or images, of which a pack is made first, in RUN/pack."
+        "--data", required=True, help="Faces: a pack, or images, from which a pack is made first in RUN/pack."
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="Folder of the run; the model goes to RUN/model.")
 
@@ -320,10 +322,12 @@ def _add_model_argument(parser: argparse.ArgumentParser, what: str = "Model to s
 def _add_gradient_options(
     parser: argparse.ArgumentParser, config: type[RunConfig], title: str, presets: Mapping[str, RunConfig]
 ) -> None:
-    """Add what trainings with gradient steps have: presets, how the run goes, the fields of the configuration."""
+    """Add the options of gradient-based training: presets, run options, the fields of the configuration."""
     default = next(iter(presets))
     parser.add_argument(
-        "--preset", choices=tuple(presets), help=f"Values of the configuration that are not given [{default}]."
+        "--preset",
+        choices=tuple(presets),
+        help=f"Supplies the values of configuration options that are not given [{default}].",
     )
     add_fields(parser, RunOptions, "Runtime options (do not affect the result)", {"": RunOptions()})
     add_fields(parser, config, CONFIG_TITLE.format(title), presets)

@@ -77,14 +77,19 @@ class RunConfig(TrainingConfig):
 
     batch_size: int = option(128, "Images per step, over all processes.")
     accumulate: int = option(1, "Forward and backward passes per step and process; more passes need less memory.")
-    steps: int = option(9000, "Updates of the weights in the whole schedule, at whose end the learning rate is 0.")
+    steps: int = option(9000, "Weight updates in the whole schedule, at the end of which the learning rate is 0.")
     learning_rate: float = option(1e-3, "Peak learning rate, reached after the warm-up.")
     warmup: float = option(
-        0.05, "Fraction of the steps over which the learning rate rises from 0; after it, half a cosine down to 0."
+        0.05,
+        "Fraction of the steps over which the learning rate rises from 0; then it follows half a cosine down to 0.",
     )
     betas: tuple[float, float] = option((0.9, 0.95), "Both betas of AdamW.")
-    weight_decay: float = option(0.05, "Weight decay of AdamW; not applied to biases, norms and single tokens.")
-    clip_norm: float | None = option(None, "Longest gradient: longer ones are scaled down to this norm; none: never.")
+    weight_decay: float = option(
+        0.05, "Weight decay of AdamW; not applied to biases, norms, or the CLS and mask tokens."
+    )
+    clip_norm: float | None = option(
+        None, "Maximum norm of the gradient, which is scaled down if it is larger; none: no clipping."
+    )
     seed: int = option(0, "Seed of the weights, the order of the images and everything random in a step.")
 
     def __post_init__(self) -> None:
@@ -106,20 +111,22 @@ class Stage1Config(RunConfig):
     mean: tuple[float, float, float] = option((0.5, 0.5, 0.5), "Mean that pixels are normalised with, RGB in 0..1.")
     std: tuple[float, float, float] = option((0.25, 0.25, 0.25), "Standard deviation that pixels are normalised with.")
     continue_from: str | None = option(
-        None, "Model to start from: its encoder, and its decoder if it is there and has this shape; none: from scratch."
+        None, "Model to start from: its encoder, and its decoder if it has one of this shape; none: train from scratch."
     )
     mask_ratio: float = option(
-        0.75, "Fraction of the patches hidden from the encoder; the paper gives no number, He et al. have this one."
+        0.75, "Fraction of the patches hidden from the encoder; the paper gives none, this is that of He et al."
     )
     decoded_ratio: float = option(0.5, "Fraction of the hidden patches that are reconstructed; fewer take less time.")
     decoder_width: int = option(128, "Width of the decoder's tokens.")
     decoder_depth: int = option(4, "Blocks of the decoder.")
     decoder_heads: int = option(4, "Attention heads of the decoder.")
-    normalise_pixels: bool = option(True, "Reconstruct each patch with its own mean and contrast taken out.")
+    normalise_pixels: bool = option(True, "Reconstruct each patch normalised by its own mean and standard deviation.")
     crop_area: tuple[float, float] = option(
         (0.4, 1.0), "Smallest and largest area of the random crop, as fractions of the packed square (augmentation)."
     )
-    crop_ratio: tuple[float, float] = option((3 / 4, 4 / 3), "Smallest and largest width over height of that crop.")
+    crop_ratio: tuple[float, float] = option(
+        (3 / 4, 4 / 3), "Smallest and largest aspect ratio (width over height) of that crop."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,8 +159,10 @@ class RunOptions:
     resume: bool = option(False, "Continue the run in this folder, if there is one.")
     overwrite: bool = option(False, "Replace the run in this folder, if there is one.")
     max_hours: float = option(math.inf, "Write a checkpoint and the model after this many hours, and stop.")
-    precision: Literal["auto", Precision] = option("auto", "Precision of matrix products; auto: the fastest here.")
-    compile: bool | None = option(None, "Use torch.compile; with neither option: on a CPU that has a C++ compiler.")
+    precision: Literal["auto", Precision] = option(
+        "auto", "Precision of matrix products; auto: the fastest on this machine."
+    )
+    compile: bool | None = option(None, "Use torch.compile; by default only on a CPU, if there is a C++ compiler.")
     checkpoint_minutes: float = option(5.0, "Minutes between two checkpoints: the most that a killed run can lose.")
 
     def __post_init__(self) -> None:
@@ -163,7 +172,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CardFields:
-    """What its maker says of a model; it cannot be measured."""
+    """What the author of a model states about it; none of this can be measured."""
 
     name: str = field(metadata={"help": "Name of the model on its card."})
     training_data: str = field(metadata={"help": "Faces that the model was trained on, and where they come from."})
@@ -173,14 +182,14 @@ class CardFields:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishConfig(CardFields):
-    """What the maker of a published model says of it, and its defaults for users."""
+    """What the author of a published model states about it, and its defaults for users."""
 
     description: str = field(metadata={"help": "One or two sentences about the model for its card."})
     matching_use: Use = field(metadata={"help": "Features that match_landmarks compares by default."})
     regression_use: Use = field(metadata={"help": "Features that fit_regressor learns from by default."})
     few_shot_use: Use = field(metadata={"help": "The same with at most five annotated faces."})
     prior_sigma: float = field(
-        metadata={"help": "Strength of match_landmarks' prior on the place, input px; 0 switches it off."}
+        metadata={"help": "Standard deviation of match_landmarks' position prior, input px; 0 switches it off."}
     )
 
 
@@ -229,30 +238,33 @@ class Stage2Config(MotionConfig, RunConfig):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 5e-4
     warmup: float = 0.0
-    attentive_ratio: float = option(0.1, "eta: fraction of the tokens that count as attentive (Sec. 3.2, 4.1).")
-    num_clusters: int = option(4, "K_c: cluster centres that stand for the inattentive tokens (Sec. 3.2, 4.1).")
+    attentive_ratio: float = option(0.1, "eta: fraction of the tokens that count as attentive (Sec. 3.2, 4).")
+    num_clusters: int = option(4, "K_c: cluster centres that stand for the inattentive tokens (Sec. 3.2, 4).")
     cluster_block: int = option(3, "Block of the backbone after which the tokens are clustered (Sec. 4).")
-    cls_mean_heads: bool = option(True, "Eq. 1 as the mean over the attention heads; without: as it is printed.")
-    density: Density = option("knn", "rho, Eq. 2: of the 5 nearest tokens, of all, or as it is printed (no density).")
+    cls_mean_heads: bool = option(True, "Compute Eq. 1 as the mean over the attention heads; off: as printed.")
+    density: Density = option("knn", "rho, Eq. 2: from the 5 nearest tokens, from all, or as printed (not a density).")
     sequence: Literal["reduced", "full"] = option(
         "reduced", "Tokens that the blocks after the clustering see: only the kept ones, or all of them."
     )
     projector_dim: int = option(64, "D: dimensions of the projected features (Sec. 3.3, Table 1).")
     projector_mode: ProjectorMode = option("linear", "What follows the projector's 1 x 1 convolution (Sec. 3.3).")
     temperature: float = option(
-        1 / 8, "tau, Eq. 4; the paper gives none: the compared method CL has 1/8 at D = 64, 1/7 at 128 and 256."
+        1 / 8, "tau, Eq. 4; the paper gives none: CL, which it compares with, has 1/8 at D = 64, 1/7 at 128 and 256."
     )
     attentive_repellence: float = option(5.0, "lambda, Eq. 6, between two attentive tokens.")
     mixed_repellence: float = option(5.0, "lambda, Eq. 6, between an attentive token and a cluster centre.")
     center_repellence: float = option(2.0, "lambda, Eq. 6, between two cluster centres.")
-    locality: Locality = option("log", "f_loc of two tokens at distance d: log(d + 1) (Eq. 5), or the root of d (CL).")
-    reduction: Reduction = option("sum", "Eq. 7 summed over the pairs of tokens, or that divided by their number.")
+    locality: Locality = option("log", "f_loc of two tokens at distance d: log(d + 1) (Eq. 5), or sqrt(d) (CL).")
+    reduction: Reduction = option(
+        "sum", "Eq. 7 summed over the pairs of tokens, or that sum divided by the number of tokens."
+    )
     amplitude: float = option(
-        0.0, "How far faces are moved, see --rotation; 0: not. Distances in Eq. 5 are those of the unmoved faces."
+        0.0,
+        "How far faces are moved, see --rotation; 0: not at all. Distances in Eq. 5 are those of the unmoved faces.",
     )
     faces_together: int = option(1, "Faces whose tokens share the softmax of Eq. 4 (in the paper each has its own).")
     keys: Literal["all", "others"] = option("all", "Keys of that softmax: all tokens, or those of other faces only.")
-    held_out: int = option(200, "Faces kept back to measure the matching error on, against warped copies of them.")
+    held_out: int = option(200, "Faces held out to measure the matching error between them and warped copies of them.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -299,7 +311,7 @@ class DiscriminantConfig(MotionConfig):
     cells: int = option(20, "Classes of position along one axis of the face.")
     shrinkage: float = option(0.1, "Multiple of its mean variance added to the scatter within the classes.")
     batch_size: int = option(256, "Views encoded at a time.")
-    held_out: int = option(200, "Faces kept back to measure the matching error on, against warped copies of them.")
+    held_out: int = option(200, "Faces held out to measure the matching error between them and warped copies of them.")
     seed: int = option(0, "Seed of the held-out faces, the order of the others and their motions.")
 
     def __post_init__(self) -> None:
@@ -324,7 +336,7 @@ class AlignConfig(MotionConfig):
 
     amplitudes: tuple[float, ...] = option((1.0, 0.5, 0.3), "How far faces are moved, one trained stage for each.")
     steps: tuple[int, ...] = option((0, 0, 0, 1, 1, 2, 2, 2, 2), "Stage that each step of the alignment uses, from 0.")
-    similarity_steps: int = option(5, "Number of the first steps that only rotate, scale and shift.")
+    similarity_steps: int = option(5, "Number of initial steps that only rotate, scale and shift.")
     residual: float = option(
         0.05, "Movement in the last step, in half-sides of the view, that means a confidence of one half."
     )
@@ -336,7 +348,7 @@ class AlignConfig(MotionConfig):
     ridges: tuple[float, ...] = option(
         (0.1, 0.3, 1.0), "Ridge penalties tried on the held-out faces, as multiples of the mean variance."
     )
-    held_out: int = option(1000, "Faces kept back to choose the ridge penalty and to measure the error on.")
+    held_out: int = option(1000, "Faces held out to choose the ridge penalty and to measure the error.")
     batch_size: int = option(100, "Views encoded at a time.")
     seed: int = option(0, "Seed of the held-out faces, the order of the others and their motions.")
 
