@@ -12,7 +12,7 @@ from scemae.errors import DataError
 
 
 def check(args: argparse.Namespace) -> tuple[Any, str]:
-    """Check that a folder holds a data set: counts, missing and extra files, labels that cannot be right."""
+    """Check that a folder holds a dataset: counts, missing and extra files, labels that cannot be right."""
     report = check_dataset(args.name, args.path, annotations=args.annotations)
     if report.problems:
         count = len(report.problems)

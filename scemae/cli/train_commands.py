@@ -300,7 +300,7 @@ def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
 
 
 def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:
-    """The boxes of a data set's split, as `pack_faces` wants them."""
+    """The boxes of a dataset's split, as `pack_faces` wants them."""
     name, _, part = split.partition("/")
     dataset = read_dataset(name, folder, part, exclude=exclude)
     if any(sample.resized for sample in dataset.samples):

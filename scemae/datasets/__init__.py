@@ -1,6 +1,6 @@
-"""The field's annotated data sets: for each face its image, the box that is the protocol's crop, and its landmarks.
+"""The field's annotated datasets: for each face its image, the box that is the protocol's crop, and its landmarks.
 
-The table `DATASETS` gives the splits of each data set, where its files come from, and how its crop follows the protocol
+The table `DATASETS` gives the splits of each dataset, where its files come from, and how its crop follows the protocol
 of DVE, CL and the paper (Sec. 4) or differs from it.
 """
 

@@ -1,4 +1,4 @@
-"""`DATASETS`, the data sets that are known; `read_dataset`, name, folder and split -> checked annotated faces."""
+"""`DATASETS`, the datasets that are known; `read_dataset`, name, folder and split -> checked annotated faces."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ EXACT = "The box is the protocol's crop. Landmarks are scaled by pixel centres; 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """What a data set is.
+    """What a dataset is.
 
     Attributes:
-        read: reads the samples of a split from the data set's folder.
+        read: reads the samples of a split from the dataset's folder.
         splits: number of faces of each split.
         fit_split: the benchmark's split to fit detectors on.
         test_split: the benchmark's split to test on.
@@ -119,11 +119,11 @@ def read_dataset(
     annotations: Path | None = None,
     partial: bool = False,
 ) -> FaceDataset:
-    """One split of a data set, in the order of its protocol.
+    """One split of a dataset, in the order of its protocol.
 
     Args:
         name: a key of `DATASETS`.
-        path: the folder that the data set was unpacked to, laid out as it comes.
+        path: the folder that the dataset was unpacked to, laid out as it comes.
         split: one of the splits of its `DatasetSpec`.
         exclude: CelebA only: "mafl" leaves out all 20,000 images of MAFL (as DVE and CL train), "none" does not.
         annotations: AFLW_R only: a table path,name,x,y (pixels of the files) of other labels, such as AFLW_RC's.
@@ -131,7 +131,7 @@ def read_dataset(
 
     Raises:
         DataError: files are missing (the message says where they come from), or labels cannot be right.
-        OptionError: an unknown data set or split, or an option that the data set does not have.
+        OptionError: an unknown dataset or split, or an option that the dataset does not have.
     """
     dataset, problems = inspect_split(name, path, split, exclude=exclude, annotations=annotations)
     if problems and not partial:
@@ -181,7 +181,7 @@ def inspect_split(
 
 def _find_spec(name: str, split: str, exclude: str, annotations: Path | None) -> DatasetSpec:
     if name not in DATASETS:
-        raise OptionError(f"There is no data set {name!r}; there are {', '.join(DATASETS)}.")
+        raise OptionError(f"There is no dataset {name!r}; there are {', '.join(DATASETS)}.")
     if split not in DATASETS[name].splits:
         raise OptionError(f"{name} has no split {split!r}; it has {', '.join(DATASETS[name].splits)}.")
     if exclude not in ("mafl", "none"):

@@ -1,4 +1,4 @@
-"""Is a folder the data set it should be, complete and sane?"""
+"""Is a folder the dataset it should be, complete and sane?"""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class DatasetReport:
 
 
 def check_dataset(name: str, path: Path, *, annotations: Path | None = None) -> DatasetReport:
-    """Read every split of a data set and the header of every image.
+    """Read every split of a dataset and the header of every image.
 
     Finds wrong counts, missing and extra files, images that cannot be read or have another size, labels that are
-    outside their image, coincide or are mirrored. Raises OptionError for an unknown data set.
+    outside their image, coincide or are mirrored. Raises OptionError for an unknown dataset.
     """
     if name not in DATASETS:
-        raise OptionError(f"There is no data set {name!r}; there are {', '.join(DATASETS)}.")
+        raise OptionError(f"There is no dataset {name!r}; there are {', '.join(DATASETS)}.")
     counts: dict[str, int] = {}
     problems: list[str] = []
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""Checks of a data set; each returns its problems as clauses of a message, an empty list if there are none."""
+"""Checks of a dataset; each returns its problems as clauses of a message, an empty list if there are none."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Sample:
         path: the image file.
         box: what the model sees, pixel edges of `image()`.
         landmarks: (K, 2), pixels of `image()`; nan where not annotated.
-        size: (width, height) that the file must have; None where the data set does not say.
+        size: (width, height) that the file must have; None where the dataset does not say.
         resized: side in px of the square that the protocol stretches the file to; None: the file is used as it is.
         pose: a key of `POSES`; None where unknown.
     """
@@ -58,7 +58,7 @@ class FaceDataset:
         samples: the faces, in the order of the protocol.
         names: the names of the K landmarks.
         eyes: indices of the two landmarks whose distance normalises errors.
-        annotations: file name of the labels that replace the data set's own; None: its own.
+        annotations: file name of the labels that replace the dataset's own; None: its own.
         notes: sentences to print with results.
     """
 

@@ -19,7 +19,7 @@ from scemae.geometry import Array
 from scemae.metrics import distance_between, normalised_errors
 
 FAILURE = 10.0  # % of the inter-ocular distance: a face with a larger mean error counts as a failure
-# The column of the paper's Table 2 to print beside a data set; corrected labels of aflw_r have their own, "aflw_rc".
+# The column of the paper's Table 2 to print beside a dataset; corrected labels of aflw_r have their own, "aflw_rc".
 PUBLISHED_SETS = {
     "mafl": "mafl", "celeba": "mafl", "aflw_m": "aflw_m", "mtfl": "aflw_m", "aflw_r": "aflw_ro", "300w": "300w"
 }  # fmt: skip

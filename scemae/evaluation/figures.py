@@ -1,4 +1,4 @@
-"""Images of results: cumulative error curves, good and bad examples. They show faces of the data set."""
+"""Images of results: cumulative error curves, good and bad examples. They show faces of the dataset."""
 
 from __future__ import annotations
 

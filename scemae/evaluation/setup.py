@@ -82,7 +82,7 @@ class EvaluationSetup:
         return extract_features(self.extractor, images, boxes=list(boxes), **self._extraction_options())
 
     def stream(self, dataset: FaceDataset, batch_size: int = 16) -> Iterator[FaceFeatures]:
-        """Features of a data set in its order, one batch at a time."""
+        """Features of a dataset in its order, one batch at a time."""
         images = (sample.image() for sample in dataset.samples)
         options = self._extraction_options()
         return iter_features(self.extractor, images, boxes=dataset.boxes, batch_size=batch_size, **options)

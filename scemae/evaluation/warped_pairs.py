@@ -1,6 +1,6 @@
 """The pairs of the landmark-matching protocol: faces warped once and twice, with their landmarks (paper Sec. 4.1).
 
-As in the code of DVE and CL: of two neighbours in the data set the first is warped twice and is the source. Each of the
+As in the code of DVE and CL: of two neighbours in the dataset the first is warped twice and is the source. Each of the
 two, warped once, is a target: the same face, and a different face. All this happens in a frame of 136 px, whose central
 96 px are the input. Each warp rounds the landmarks to whole pixels.
 """
@@ -30,7 +30,7 @@ BATCH = 16  # faces warped together
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WarpedPairs:
-    """N faces of a data set, two by two, and how they are warped.
+    """N faces of a dataset, two by two, and how they are warped.
 
     Attributes:
         dataset: the N faces.
