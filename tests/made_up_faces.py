@@ -1,17 +1,12 @@
-"""Small data sets for the tests of evaluation, of the two sample faces or of no faces at all; and a quick model."""
-
-from contextlib import contextmanager
-from dataclasses import replace
+"""Small data sets for the tests of evaluation, of the two sample faces or of no faces at all."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from scemae.datasets import FaceDataset, Sample
 from scemae.datasets.sample import FIVE
 from scemae.geometry import Crop
 from scemae.images import cut_square, iter_photos
-from scemae.model.config import BACKBONES
 from scemae.samples import sample_faces
 
 FIVE_NAMES = ("left_eye", "right_eye", "nose_tip", "left_mouth", "right_mouth")  # the names of FIVE in the samples
@@ -58,11 +53,3 @@ def coloured_faces(root, count):
         box = (inset, inset, 150 - inset, 150 - inset)
         samples.append(Sample(path=path, box=box, landmarks=xy + i % 3, size=(150, 150)))
     return FaceDataset(name="made-up", split="test", samples=tuple(samples), names=FIVE, eyes=(0, 1))
-
-
-@contextmanager
-def two_block_folder(aligning_in):
-    """Folder of the released model with two blocks, aligning in one step: for tests that are not about its weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "test-two-blocks", replace(BACKBONES["deit-tiny"], depth=2))
-        yield aligning_in(2, architecture="test-two-blocks")

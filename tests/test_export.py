@@ -16,6 +16,7 @@ from small_models import load_small_model
 
 import scemae
 from scemae.cli.main import main
+from scemae.detector.cascade import CascadeHead
 from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import ExportError, MissingExtraError, NotFittedError, OptionError, OutputError
 from scemae.export import graphs
@@ -29,9 +30,9 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "onnx_landmarks.py"
 
 
 @pytest.fixture(scope="module")
-def short_model(aligning_in):
-    """A third of the encoder passes to export."""
-    return load_model(aligning_in(0, 1, 2))
+def short_model(aligning_in, two_block_folder):
+    """Two blocks and two steps of alignment: an export takes as long as its graph is large."""
+    return load_model(aligning_in(0, 2, architecture="test-two-blocks"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def regressor(short_model, samples):
 def fit(model, samples, **options):
     paths, boxes = [s.path for s in samples], [s.box for s in samples]
     landmarks = [s.landmarks for s in samples]
-    return scemae.fit_regressor(model, paths, landmarks, boxes=boxes, **{"expansion": 1, "mirror": "off"} | options)
+    options = {"expansion": 1, "mirror": "off", "head": CascadeHead(sigmas=(6.0, 1.0))} | options
+    return scemae.fit_regressor(model, paths, landmarks, boxes=boxes, **options)
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scemae.detector.heads import HeatmapHead
 from small_models import load_small_model
 
 import scemae
+from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.extraction import features_through_crops
 from scemae.geometry import sample_view

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from made_up_faces import two_block_folder
 
 import scemae
 from scemae.errors import IncompatibleFeaturesError, IncompatibleWeightsError, OptionError
@@ -18,45 +17,39 @@ from scemae.evaluation.setup import EvaluationSetup
 from scemae.model.backbone import Backbone, initialise_backbone
 
 
-@pytest.fixture(scope="module")
-def small_model(aligning_in):
-    with two_block_folder(aligning_in) as folder:
-        yield scemae.load_model(folder)
-
-
 @pytest.fixture
-def same(small_model):
+def same(two_block_model):
     """Our own model as an external extractor."""
-    grid = small_model.grid(2)
-    encode = lambda views: small_model(small_model.normalise(views), 2)  # noqa: E731
+    grid = two_block_model.grid(2)
+    encode = lambda views: two_block_model(two_block_model.normalise(views), 2)  # noqa: E731
     encoder = Encoder(name="same", encode=encode, view_margin=4, origin=grid.origin, step=grid.step)
-    return ExternalExtractor(encoder, small_model)
+    return ExternalExtractor(encoder, two_block_model)
 
 
 @pytest.mark.parametrize("align", [True, False])
 @pytest.mark.parametrize("margin", ["context", "reflect"])
-def test_our_model_as_an_external_extractor_gives_the_same(small_model, same, samples, landmarks, align, margin):
+def test_our_model_as_an_external_extractor_gives_the_same(two_block_model, same, samples, landmarks, align, margin):
     arguments = [s.path for s in samples], {"boxes": [s.box for s in samples], "align": align, "margin": margin}
-    ours = scemae.extract_features(small_model, arguments[0], expansion=2, **arguments[1])
+    ours = scemae.extract_features(two_block_model, arguments[0], expansion=2, **arguments[1])
     theirs = scemae.extract_features(same, arguments[0], **arguments[1])
     assert torch.equal(ours.backbone_map, theirs.backbone_map)
     assert ours.grid == theirs.grid
     expected = scemae.match_landmarks(ours[0], landmarks[0], ours[1], use="backbone", prior=0)
     np.testing.assert_array_equal(scemae.match_landmarks(theirs[0], landmarks[0], theirs[1]).xy, expected.xy)
     detector = scemae.fit_regressor(same, theirs[0], landmarks[:1])
-    reference = scemae.fit_regressor(small_model, ours[0], landmarks[:1], use="backbone")
+    reference = scemae.fit_regressor(two_block_model, ours[0], landmarks[:1], use="backbone")
     assert detector.mirrored_
     assert reference.mirrored_
     np.testing.assert_array_equal(detector.predict(theirs).xy, reference.predict(ours).xy)
 
 
 @pytest.mark.parametrize("size", [48, 96, 192])
-def test_cells_are_where_the_grid_says_whatever_the_size_of_the_views(small_model, size):
+def test_cells_are_where_the_grid_says_whatever_the_size_of_the_views(two_block_model, size):
     """A picture of its own coordinates, read at a point of the picture, gives that point."""
     columns, rows = np.meshgrid(np.arange(256), np.arange(256))
     ramp = np.stack([columns, rows, rows], axis=-1).astype(np.uint8)
     extractor = ExternalExtractor(
-        Encoder(name="colours", encode=lambda views: 255 * views, view_size=size), small_model
+        Encoder(name="colours", encode=lambda views: 255 * views, view_size=size), two_block_model
     )
     faces = scemae.extract_features(extractor, ramp, boxes=(40, 60, 200, 220), align=False)
     points = np.random.default_rng(0).uniform((45, 65), (195, 215), (1, 30, 2))
@@ -93,8 +86,8 @@ def test_gradients_tell_directions_apart():
 @pytest.mark.parametrize(
     ("spelling", "channels", "step"), [("pixels", 243, 2), ("gradients", 36, 4), ("random-vit", 192, 4)]
 )
-def test_features_without_weights(small_model, samples, landmarks, spelling, channels, step):
-    extractor = build_extractor(spelling, small_model, None)
+def test_features_without_weights(two_block_model, samples, landmarks, spelling, channels, step):
+    extractor = build_extractor(spelling, two_block_model, None)
     faces = scemae.extract_features(extractor, [s.path for s in samples], boxes=[s.box for s in samples])
     assert faces.backbone_map.shape[1] == channels
     assert faces.grid.step == step
@@ -119,19 +112,19 @@ def test_random_vit_has_the_numbers_that_training_starts_from(model, tmp_path):
     torch.testing.assert_close(build_extractor("random-vit", model, 1)(views), wanted)
 
 
-def test_a_callable_of_the_users(small_model, monkeypatch):
+def test_a_callable_of_the_users(two_block_model, monkeypatch):
     module = types.ModuleType("their_features")
     module.colours = lambda views: views[..., ::4, ::4]
     module.colours.view_size, module.colours.origin, module.colours.step = 48, 0.0, 4.0
     monkeypatch.setitem(sys.modules, "their_features", module)
-    extractor = build_extractor("python:their_features:colours", small_model, None)
+    extractor = build_extractor("python:their_features:colours", two_block_model, None)
     assert extractor.channels == 3
     assert extractor.grid(1).step == 8
     assert extractor.grid(1).origin == 0.5  # the centre of pixel 0 of 48 is between pixels 0 and 1 of 96
     with pytest.raises(OptionError, match="python:MODULE:NAME"):
-        build_extractor("python:their_features:nothing", small_model, None)
+        build_extractor("python:their_features:nothing", two_block_model, None)
     with pytest.raises(OptionError, match="cannot be found"):
-        build_extractor("python:no_such_module:f", small_model, None)
+        build_extractor("python:no_such_module:f", two_block_model, None)
 
 
 @pytest.mark.parametrize(
@@ -145,15 +138,15 @@ def test_a_callable_of_the_users(small_model, monkeypatch):
         (lambda views: views / 0, "nan or infinite"),
     ],
 )
-def test_maps_of_another_kind_are_refused(small_model, encode, words):
+def test_maps_of_another_kind_are_refused(two_block_model, encode, words):
     with pytest.raises(IncompatibleFeaturesError, match=words):
-        ExternalExtractor(Encoder(name="theirs", encode=encode), small_model)
+        ExternalExtractor(Encoder(name="theirs", encode=encode), two_block_model)
 
 
-def test_maps_that_change_their_shape_are_refused(small_model, samples):
+def test_maps_that_change_their_shape_are_refused(two_block_model, samples):
     sizes = iter([1, 2])
     extractor = ExternalExtractor(
-        Encoder(name="theirs", encode=lambda views: views[..., :: next(sizes), :]), small_model
+        Encoder(name="theirs", encode=lambda views: views[..., :: next(sizes), :]), two_block_model
     )
     with pytest.raises(IncompatibleFeaturesError, match=r"wanted \(1, 3, 96, 96\)"):
         scemae.extract_features(extractor, samples[0].path, boxes=samples[0].box, align=False)
@@ -168,9 +161,9 @@ def test_maps_that_change_their_shape_are_refused(small_model, samples):
         pytest.param("timm:resnet18", None, "cannot be loaded", id="no network"),
     ],
 )
-def test_wrong_spellings_are_refused(small_model, spelling, expansion, words):
+def test_wrong_spellings_are_refused(two_block_model, spelling, expansion, words):
     with pytest.raises(OptionError, match=words):
-        build_extractor(spelling, small_model, expansion)
+        build_extractor(spelling, two_block_model, expansion)
 
 
 def test_without_a_spelling_the_model_is_the_extractor(model):
@@ -191,19 +184,19 @@ def untrained(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **rest: create(name, pretrained=False, **rest))
 
 
-def test_models_of_timm(small_model, untrained):
-    extractor = build_extractor("timm:resnet18:2,3", small_model, None)
+def test_models_of_timm(two_block_model, untrained):
+    extractor = build_extractor("timm:resnet18:2,3", two_block_model, None)
     assert extractor.view_size == 224
     assert extractor.channels == 128 + 256
     assert extractor.grid(1).step == 96 / 28
-    assert build_extractor("timm:resnet18", small_model, None).channels == 512
+    assert build_extractor("timm:resnet18", two_block_model, None).channels == 512
 
 
-def test_hypercolumns_with_anybodys_checkpoint(small_model, untrained, tmp_path):
+def test_hypercolumns_with_anybodys_checkpoint(two_block_model, untrained, tmp_path):
     network = timm.create_model("resnet18", pretrained=False)
     state = {f"module.encoder.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"model": state, "epoch": 3}, tmp_path / "checkpoint.pth")
-    extractor = build_extractor(f"hypercolumn:resnet18:{tmp_path / 'checkpoint.pth'}", small_model, None)
+    extractor = build_extractor(f"hypercolumn:resnet18:{tmp_path / 'checkpoint.pth'}", two_block_model, None)
     assert extractor.shape == (64 + 128 + 256 + 512, 48, 48)
     views = torch.rand(1, 3, 96, 96)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in baseline_features.CELEBA)
@@ -215,10 +208,10 @@ def test_hypercolumns_with_anybodys_checkpoint(small_model, untrained, tmp_path)
     state.pop("module.encoder.layer4.1.bn2.weight")
     torch.save(state, tmp_path / "less.pth")
     with pytest.raises(IncompatibleWeightsError, match=r"lacks 1 of the .*layer4.1.bn2.weight"):
-        build_extractor(f"hypercolumn:resnet18:{tmp_path / 'less.pth'}", small_model, None)
+        build_extractor(f"hypercolumn:resnet18:{tmp_path / 'less.pth'}", two_block_model, None)
     (tmp_path / "no.pth").write_text("no checkpoint")
     with pytest.raises(IncompatibleWeightsError, match="cannot be read"):
-        build_extractor(f"hypercolumn:resnet18:{tmp_path / 'no.pth'}", small_model, None)
+        build_extractor(f"hypercolumn:resnet18:{tmp_path / 'no.pth'}", two_block_model, None)
 
 
 def test_setups_describe_themselves(model, same):

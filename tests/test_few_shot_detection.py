@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_up_faces import coloured_faces, mtfl_folder, two_block_folder
+from made_up_faces import coloured_faces, mtfl_folder
 
-from scemae import load_model, plots
+from scemae import plots
 from scemae.cli.evaluate_commands import evaluate
 from scemae.datasets import DATASETS, read_dataset
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
@@ -27,24 +27,13 @@ from scemae.evaluation.silhouette import DESCRIPTORS, embed_descriptors, silhoue
 from scemae.weights.model_folder import save_model
 
 
-@pytest.fixture(scope="module")
-def small_folder(aligning_in):
-    with two_block_folder(aligning_in) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def small_model(small_folder):
-    return load_model(small_folder)
-
-
 @pytest.fixture
-def flat(small_model):
+def flat(two_block_model):
     """Features that are the same for every face."""
     encoder = Encoder(
         name="flat", encode=lambda views: views.new_ones(len(views), 4, 12, 12) * torch.arange(144).view(12, 12)
     )
-    return EvaluationSetup.of(ExternalExtractor(encoder, small_model), align=False)
+    return EvaluationSetup.of(ExternalExtractor(encoder, two_block_model), align=False)
 
 
 def run_detection(path, setup, pool, test, fits):
@@ -118,12 +107,12 @@ def test_planted_errors_come_back(tmp_path):
     assert errors.by_fit[Fit("cascade", 5, 0)].shape == (4, 3)
 
 
-def test_an_interrupted_detection_is_resumed(small_model, tmp_path, monkeypatch):
+def test_an_interrupted_detection_is_resumed(two_block_model, tmp_path, monkeypatch):
     counts = mtfl_folder(tmp_path / "mtfl", test=1, training=4)
     for split in ("lfw_5590", "net_7876"):
         assert counts[split] == 4
     pool, test = (read_dataset("mtfl", tmp_path / "mtfl", s, partial=True) for s in ("net_7876", "lfw_5590"))
-    setup = EvaluationSetup.of(small_model, expansion=1)
+    setup = EvaluationSetup.of(two_block_model, expansion=1)
     stream = EvaluationSetup.stream
     monkeypatch.setattr(EvaluationSetup, "stream", lambda self, dataset: stream(self, dataset, batch_size=2))
     fits = [Fit("cascade", 1, 0), Fit("mean-shape", 2, 1)]
@@ -198,13 +187,13 @@ def test_silhouette_of_planted_clusters(flat, tmp_path):
     assert silhouette_scores(run)["embedded"] == scores["embedded"]
 
 
-def test_silhouette_descriptors_are_sampled_at_the_labels(small_model, tmp_path):
+def test_silhouette_descriptors_are_sampled_at_the_labels(two_block_model, tmp_path):
     def places(views):
         """Each cell's own place in the view, px; and 48."""
         across = (8 * torch.arange(12) + 3.5).expand(12, 12)
         return torch.stack([across, across.T, torch.full((12, 12), 48.0)]).expand(len(views), -1, -1, -1)
 
-    setup = EvaluationSetup.of(ExternalExtractor(Encoder(name="places", encode=places), small_model), align=False)
+    setup = EvaluationSetup.of(ExternalExtractor(Encoder(name="places", encode=places), two_block_model), align=False)
     dataset = coloured_faces(tmp_path, 20)  # more than a batch, whose landmarks are not all the same
     run = EvaluationFolder.open(tmp_path / "run", silhouette_settings(setup, dataset, 0))
     embed_descriptors(setup, "backbone", dataset, run)
@@ -261,7 +250,7 @@ def mtfl(tmp_path_factory):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, small_folder, mtfl):
+def command(tmp_path, monkeypatch, two_block_folder, mtfl):
     """Run a command on a made-up MTFL with the quick model, unless told otherwise; returns its result and text."""
     folder, counts = mtfl
     shutil.copytree(folder, tmp_path / "mtfl")
@@ -273,16 +262,16 @@ def command(tmp_path, monkeypatch, small_folder, mtfl):
 
     def run(name, *arguments):
         words = (name, "mtfl", "--data", tmp_path / "mtfl", "--out", tmp_path / name)
-        words += ("--model", f"local-dir:{small_folder}", *arguments)
+        words += ("--model", f"local-dir:{two_block_folder}", *arguments)
         args = parser.parse_args([str(word) for word in words])
         return args.run(args)
 
     return run
 
 
-def test_the_matching_command(command, tmp_path, small_model):
+def test_the_matching_command(command, tmp_path, two_block_model):
     folder = tmp_path / "with-prior"
-    save_model(folder, small_model.state_dict(), replace(small_model.config, prior_sigma=40.0), "")
+    save_model(folder, two_block_model.state_dict(), replace(two_block_model.config, prior_sigma=40.0), "")
     arguments = ("matching", "--expansion", "1", "--test", "lfw_5590", "--model", f"local-dir:{folder}")
     result, text = command(*arguments, "--pictures", "1")
     assert result["same"]["pairs"] == 2
@@ -339,10 +328,10 @@ def test_the_silhouette_command(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ablation_command(command, tmp_path, monkeypatch, small_folder):
+def test_the_ablation_command(command, tmp_path, monkeypatch, two_block_folder):
     monkeypatch.setattr(ablation, "model_rows", lambda model: [ablation.variant_row("projected, expansion 4", model)])
     result, text = command(
-        "ablation", "--pairs", "1", "--test", "lfw_5590", "--row", f"the same again=local-dir:{small_folder}"
+        "ablation", "--pairs", "1", "--test", "lfw_5590", "--row", f"the same again=local-dir:{two_block_folder}"
     )
     same = [result["rows"][label]["different"] for label in ("projected, expansion 4", "the same again")]
     assert same[0] == same[1]

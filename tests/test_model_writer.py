@@ -162,7 +162,7 @@ def test_bad_publications_are_refused(run, evaluation, tmp_path):
         publish_model(source, tmp_path / "mine", {}, [], "", overwrite=True)
     (tmp_path / "mine" / "config.json").touch()
     (tmp_path / "mine" / "letter.txt").touch()
-    with pytest.raises(OutputError, match=r"mine is not replaced: letter\.txt"):
+    with pytest.raises(OutputError, match=r"mine was not replaced: it contains letter\.txt"):
         publish_model(source, tmp_path / "mine", {}, [], "", overwrite=True)
 
 
@@ -282,6 +282,6 @@ def test_the_loss_plot_falls_on_a_logarithmic_axis():
 
 
 def test_plots_without_matplotlib_name_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"matplotlib: pip install \"scemae\[train\]\""):
         plot_loss([])

@@ -18,9 +18,9 @@ def default_dtype(dtype):
         torch.set_default_dtype(torch.float32)
 
 
-def points(samples):
+def points(folder, samples):
     """Landmarks by all verbs, from loading the model on: matched, detected after a fit."""
-    model = scemae.load_model(device="cpu")
+    model = scemae.load_model(folder, device="cpu")
     features = scemae.extract_features(model, [s.path for s in samples], boxes=[s.box for s in samples])
     matches = scemae.match_landmarks(features[0], samples[0].landmarks, features, use="both", subpixel=True)
     regressor = scemae.fit_regressor(model, features, [s.landmarks for s in samples], use="both")
@@ -29,8 +29,8 @@ def points(samples):
 
 
 @pytest.fixture(scope="module")
-def wanted(samples):
-    return points(samples)
+def wanted(two_block_folder, samples):
+    return points(two_block_folder, samples)
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def wanted(samples):
         pytest.param(torch.inference_mode, id="inference mode"),
     ],
 )
-def test_what_the_caller_has_set_changes_nothing(samples, wanted, setting):
+def test_what_the_caller_has_set_changes_nothing(two_block_folder, samples, wanted, setting):
     with setting():
-        found = points(samples)
+        found = points(two_block_folder, samples)
     assert np.abs(found - wanted).max() < 1e-3

@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_up_faces import coloured_faces, two_block_folder
+from made_up_faces import coloured_faces
 
-import scemae
 from scemae.errors import OptionError, OutputError, RunError
 from scemae.evaluation import pair_matching
 from scemae.evaluation.ablation import (
@@ -27,12 +26,6 @@ from scemae.evaluation.setup import EvaluationSetup
 from scemae.evaluation.warped_pairs import INSET, draw_pairs, load_or_draw_pairs
 
 COUNT = 12  # pairs of each kind
-
-
-@pytest.fixture(scope="module")
-def small_model(aligning_in):
-    with two_block_folder(aligning_in) as folder:
-        yield scemae.load_model(folder)
 
 
 @pytest.fixture
@@ -102,10 +95,10 @@ def least_errors(pairs, times, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "times"), [("twice", 2), ("original", 0)])
-def test_perfect_features_give_the_floor_of_the_rounded_labels(small_model, dataset, tmp_path, source, times):
+def test_perfect_features_give_the_floor_of_the_rounded_labels(two_block_model, dataset, tmp_path, source, times):
     pairs = draw_pairs(dataset, COUNT, 0)
     perfect = Perfect(pairs, times)
-    setup = EvaluationSetup.of(ExternalExtractor(Encoder(name="perfect", encode=perfect), small_model), align=False)
+    setup = EvaluationSetup.of(ExternalExtractor(Encoder(name="perfect", encode=perfect), two_block_model), align=False)
     perfect.seen.clear()
     run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, source=source))
     match_pairs(setup, dataset, run)
@@ -130,8 +123,8 @@ def flat_setup(model):
     )
 
 
-def test_flat_features_are_reported_as_ties_in_the_corner(small_model, dataset, tmp_path):
-    setup = flat_setup(small_model)
+def test_flat_features_are_reported_as_ties_in_the_corner(two_block_model, dataset, tmp_path):
+    setup = flat_setup(two_block_model)
     run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=2))
     match_pairs(setup, dataset, run)
     assert matching_scores(run)["same"]["ties"] == 1
@@ -139,8 +132,8 @@ def test_flat_features_are_reported_as_ties_in_the_corner(small_model, dataset, 
 
 
 @pytest.mark.slow
-def test_no_motion_is_the_distance_of_the_labels(small_model, dataset, tmp_path):
-    setup = flat_setup(small_model)
+def test_no_motion_is_the_distance_of_the_labels(two_block_model, dataset, tmp_path):
+    setup = flat_setup(two_block_model)
     run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset))
     match_pairs(setup, dataset, run)
     labels = draw_pairs(dataset, COUNT, 0).landmarks
@@ -193,9 +186,9 @@ def test_pairs_are_frozen_and_a_function_of_seed_and_face(dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_matching_is_resumed(small_model, dataset, tmp_path, monkeypatch):
+def test_an_interrupted_matching_is_resumed(two_block_model, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(pair_matching, "CHUNK", 2)
-    setup = EvaluationSetup.of(small_model, align=False, expansion=1, use="backbone")
+    setup = EvaluationSetup.of(two_block_model, align=False, expansion=1, use="backbone")
     settings = make_settings(setup, dataset, pairs=6)
     whole = EvaluationFolder.open(tmp_path / "whole", settings)
     match_pairs(setup, dataset, whole)
@@ -220,45 +213,45 @@ def test_an_interrupted_matching_is_resumed(small_model, dataset, tmp_path, monk
     assert (resumed.path / PREDICTIONS).read_text() == (whole.path / PREDICTIONS).read_text()
 
 
-def test_other_settings_are_refused(small_model, dataset, tmp_path):
-    setup = flat_setup(small_model)
+def test_other_settings_are_refused(two_block_model, dataset, tmp_path):
+    setup = flat_setup(two_block_model)
     EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset))
     with pytest.raises(RunError, match=r"pairs: 12 -> 3.*--overwrite"):
         EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=3))
     EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=3), overwrite=True)
     (tmp_path / "run" / "letter.txt").write_text("dear")
-    with pytest.raises(OutputError, match=r"run is not replaced: letter\.txt"):
+    with pytest.raises(OutputError, match=r"run was not replaced: it contains letter\.txt"):
         EvaluationFolder.open(tmp_path / "run", {}, overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="does not hold an evaluation"):
         EvaluationFolder.open(tmp_path / "mine", {}, overwrite=True)
     assert (tmp_path / "mine" / "letter.txt").exists()
-    aligned, aligned_otherwise = copy.copy(setup.extractor), copy.copy(small_model)
+    aligned, aligned_otherwise = copy.copy(setup.extractor), copy.copy(two_block_model)
     aligned.aligning_model = aligned_otherwise
-    aligned_otherwise.id = small_model.id._replace(sha256="0" * 64)
+    aligned_otherwise.id = two_block_model.id._replace(sha256="0" * 64)
     first, second = (make_settings(EvaluationSetup.of(extractor), dataset) for extractor in (setup.extractor, aligned))
     assert {name for name in first if first[name] != second[name]} == {"aligned_by"}
     with pytest.raises(OptionError, match="nothing to match"):
         make_settings(setup, dataset[:1])
 
 
-def test_an_aligned_view_that_leaves_a_landmark_out_still_counts_it(small_model, dataset, tmp_path):
+def test_an_aligned_view_that_leaves_a_landmark_out_still_counts_it(two_block_model, dataset, tmp_path):
     """Alignment of pictures without faces puts the view anywhere; no landmark is left out, as in the protocol."""
-    setup = EvaluationSetup.of(small_model, expansion=1)
+    setup = EvaluationSetup.of(two_block_model, expansion=1)
     run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=4))
     match_pairs(setup, dataset, run)
     assert matching_scores(run)["same"]["pairs"] == 4
 
 
-def test_the_table_of_matching(small_model, dataset, tmp_path):
-    setup = EvaluationSetup.of(small_model, align=False, expansion=1, use="projected")
+def test_the_table_of_matching(two_block_model, dataset, tmp_path):
+    setup = EvaluationSetup.of(two_block_model, align=False, expansion=1, use="projected")
     run = EvaluationFolder.open(tmp_path / "run", make_settings(setup, dataset, pairs=2, seeds=2))
     match_pairs(setup, dataset, run)
     scores = matching_scores(run)
     run.write_scores(scores, matching_table(setup, dataset, 0.0, scores))
     text = (run.path / "tables.md").read_text()
-    assert f"| {small_model.config.name}, projected, not aligned | {small_model.config.projector_dim} |" in text
+    assert f"| {two_block_model.config.name}, projected, not aligned | {two_block_model.config.projector_dim} |" in text
     assert "±" in text
     assert "| perfect match, whole pixels |" in text
     assert "SCE-MAE DeiT-B, published (MAFL) | 256 | 0.27 | 1.61" in text
@@ -270,9 +263,11 @@ def test_the_table_of_matching(small_model, dataset, tmp_path):
     assert saved["settings"]["pairs"] == 2
 
 
-def test_ablation(small_model, dataset, tmp_path):
+def test_ablation(two_block_model, dataset, tmp_path):
     variants = (("raw, a", "backbone"), ("projected", "projected"))
-    rows = [Row(label, EvaluationSetup.of(small_model, align=False, expansion=1, use=use)) for label, use in variants]
+    rows = [
+        Row(label, EvaluationSetup.of(two_block_model, align=False, expansion=1, use=use)) for label, use in variants
+    ]
     run = EvaluationFolder.open(tmp_path / "run", {})
     scores = measure_rows(rows, dataset, run, make_options(pairs=2))
     assert (run.path / "rows" / "raw-a" / PREDICTIONS).exists()
@@ -284,8 +279,8 @@ def test_ablation(small_model, dataset, tmp_path):
         measure_rows([rows[0], rows[0]], dataset, run, make_options(pairs=2))
 
 
-def test_rows_of_a_model(small_model):
-    model = copy.copy(small_model)
+def test_rows_of_a_model(two_block_model):
+    model = copy.copy(two_block_model)
     model.config = dataclasses.replace(model.config, prior_sigma=40.0)
     labels = [row.label for row in model_rows(model)]
     assert labels[:3] == [f"{name}, expansion 4" for name in ("raw backbone", "projected", "concatenated")]

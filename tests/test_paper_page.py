@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_docs import FENCE, options_of
+from test_docs import FENCE, parse_words
 
 from scemae.evaluation import paper_results
 from scemae.training.run_config import STAGE1_PRESETS, STAGE2_PRESETS
@@ -76,13 +76,13 @@ def test_the_commands_parse(command):
     words = shlex.split(command)
     if len(words) == 1 or (len(words) == 2 and words[0] in GROUPS):  # only named
         with pytest.raises(SystemExit) as end:
-            options_of([*words, "--help"])
+            parse_words([*words, "--help"])
         assert end.value.code == 0
         return
     words += LEFT_OUT.get(words[0], "").split()
     if words[0] == "train" and words[1] != "stage1":
         words += ["--model", "local-dir:RUN1/model"]
-    options_of(words)
+    parse_words(words)
 
 
 def test_the_settings_are_those_of_the_presets():
