@@ -47,7 +47,7 @@ def draw_faces():
 
 
 def draw_curve():
-    """Error over the number of annotated faces, from docs/benchmarks.md and the paper's Table 3."""
+    """Error against the number of annotated faces, from docs/benchmarks.md and the paper's Table 3."""
     table = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     [row] = re.findall(r"^\| cascade on .*?\| (.*) \|$", table, re.MULTILINE)
     errors, deviations = zip(*(map(float, cell.split(" ± ")) for cell in row.split(" | ")), strict=True)

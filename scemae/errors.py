@@ -25,7 +25,7 @@
         ├── ExportError
         └── RunError
 
-Each message says what came, what was wanted and what to do next.
+Each message says what was given, what was expected and what to do next.
 """
 
 
@@ -38,11 +38,11 @@ class ImageInputError(ScemaeError, ValueError):
 
 
 class BoxInputError(ScemaeError, ValueError):
-    """A face box is inverted, outside its image or too small, or the number of boxes is not that of the images."""
+    """A face box is inverted, outside its image or too small, or the numbers of boxes and images differ."""
 
 
 class LandmarkInputError(ScemaeError, ValueError):
-    """Landmarks have the wrong shape, lie outside their image, or belong to another number of images."""
+    """Landmarks have the wrong shape, are outside their image, or are not for as many images as were given."""
 
 
 class OptionError(ScemaeError, ValueError):

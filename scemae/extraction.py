@@ -29,7 +29,7 @@ Boxes = ArrayLike | Iterable[ArrayLike | None] | None
 
 
 class Extractor(Protocol):
-    """What extraction needs of a model. `SceMae` is one; anything that turns views of faces into maps can be.
+    """What extraction needs from a model. `SceMae` is one; anything that turns views of faces into maps can be.
 
     A view shows the face's crop at `view_size` x `view_size` px, with `view_margin` px of surroundings on each side.
     """
@@ -62,7 +62,7 @@ class Extractor(Protocol):
         """Normalised views (B, 3, S, S), S = view_size + 2 view_margin, to maps (B, D, h, w)."""
 
     def grid(self, expansion: int) -> CellGrid:
-        """Where the cells of these maps lie, in input pixels; raises OptionError for an expansion it does not have."""
+        """Where the cells of these maps are, in input pixels; raises OptionError for an expansion it does not have."""
 
 
 def extract_features(
@@ -80,13 +80,13 @@ def extract_features(
 
     Args:
         model: from `load_model`.
-        images: one image or any iterable of them, of any kinds: path, bytes, file object, PIL image, array
+        images: one image or any iterable of them, of any type: path, bytes, file object, PIL image, array
             (H, W, 3), tensor (3, H, W), RGB. EXIF rotation is applied.
         boxes: one (x0, y0, x1, y1) per image, pixel edges of the upright image, around the face from brow to chin;
-            one that is not square grows to a square. None uses the central 96/136 of the largest centred square, for
-            images in which the face fills the frame as in the datasets.
-        align: turn, scale and centre each face first, learned without labels (default: yes if the model can). False
-            is the paper's fixed crop.
+            one that is not square is extended to a square. None uses the central 96/136 of the largest centred square,
+            for images in which the face fills the frame as in the datasets.
+        align: rotate, scale and centre each face first, learned without labels (default: yes if the model has an
+            aligner). False is the paper's fixed crop.
         expansion: cells per patch side gained by cover-and-stride, 1, 2, 4 or 8; the time grows with its square.
             Default: the model's.
         margin: what the shifts see beyond the view: "context", the photo's own pixels, or "reflect", the view
@@ -99,7 +99,7 @@ def extract_features(
 
     Raises:
         ImageInputError: an image cannot be used; the message names it.
-        BoxInputError: a box cannot be right, or there is not one per image.
+        BoxInputError: a box is invalid, or there is not one per image.
         OptionError: the model does not have this expansion or has no aligner, or margin is neither of the two.
     """
     batch = _open_batch(images, boxes)
@@ -131,7 +131,7 @@ def stream_features(
     margin: Margin = "context",
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
-    """What `iter_features` gives, of images that were opened already. Options are checked before it returns."""
+    """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
     if align and model.aligner is None:
         raise OptionError(f"Model {model.config.name!r} has no aligner; pass align=False.")
     if margin not in ("context", "reflect"):

@@ -31,7 +31,7 @@ class Face:
         image_size: (width, height) of the upright image, px.
         crop: the square that the model saw.
         patch: the pixels around it.
-        alignment: what alignment did to the crop of the box; None where it was off.
+        alignment: what alignment did to the crop of the box; None if it was off.
     """
 
     source: str
@@ -81,7 +81,7 @@ class FaceFeatures:
 
     Attributes:
         backbone_map: (B, D, h, w), float32.
-        grid: where its cells lie, in input pixels of each face's crop.
+        grid: where its cells are, in input pixels of each face's crop.
         faces: the B faces, with crops and patches.
         expansion: cells per patch side.
         aligned: whether the faces were aligned.
@@ -162,7 +162,7 @@ class FaceFeatures:
         return read.masked_fill(places.isnan().any(-1, keepdim=True), torch.nan)
 
     def draw(self, use: Use = "backbone") -> Image.Image:
-        """The faces as the model saw them, above their maps: three principal components as red, green and blue."""
+        """The faces as the model saw them, above their maps: the first three principal components as RGB."""
         maps = self.map(use).permute(0, 2, 3, 1).float().cpu().numpy()
         views = [draw.row([face.view()], [_alignment_caption(face.alignment)]) for face in self.faces]
         colours = draw.principal_colours(maps, (views[0].width, views[0].width))

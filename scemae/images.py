@@ -79,7 +79,7 @@ class ImageBatch:
 
 
 def iter_photos(images: ImageLike | Iterable[ImageLike]) -> Iterator[Photo]:
-    """One image or any iterable of images, of any kinds, as upright RGB photos, read one at a time.
+    """One image or any iterable of images, of any type, as upright RGB photos, read one at a time.
 
     An image is a path, the bytes of a file, a binary file object, a PIL image of any mode, an array (H, W),
     (H, W, 1 | 3 | 4) or (B, H, W, 3), or a tensor (3, H, W) or (B, 3, H, W); arrays and tensors are RGB, uint8,

@@ -26,7 +26,7 @@ def validate_landmarks(
         landmarks: (K, 2) for one face, (B, K, 2), a dict name -> (x, y) for one face, a list of such dicts, Landmarks,
             or the dicts of their `to_dict`.
         faces: the B faces.
-        names: of the landmarks, in their order; default: those of `landmarks`.
+        names: the names of the landmarks, in their order; default: those of `landmarks`.
         allow_missing: nan, None, or a name missing from a dict means "not annotated".
 
     Raises:

@@ -25,8 +25,8 @@ class Landmarks:
 
     Attributes:
         xy: (B, K, 2), pixels of each face's own upright image.
-        scores: (B, K); what they mean is said by the function that returned them.
-        names: of the K landmarks, or None.
+        scores: (B, K); the function that returned them says what they mean.
+        names: the names of the K landmarks, or None.
         faces: the B faces.
     """
 
@@ -46,7 +46,7 @@ class Landmarks:
         return (self[i] for i in range(len(self)))
 
     def labels(self) -> list[str]:
-        """The names, or "0", "1", ... where there are none."""
+        """The names, or "0", "1", ... if the landmarks have none."""
         return list(self.names) if self.names else [str(k) for k in range(self.xy.shape[1])]
 
     def to_dict(self) -> list[dict[str, Any]]:

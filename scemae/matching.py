@@ -43,10 +43,10 @@ def match_landmarks(
             (x, y), or a list of dicts. With several references nan marks landmarks that one of them does not show.
         targets: features of B faces, from the same model and settings.
         use: which features: "backbone", "projected" or "both". Default: the model's choice.
-        prior: standard deviation, input pixels, of a Gaussian prior on the place. Parts of aligned faces are at about
-            the same place, so d^2 / (2 prior^2) is subtracted from the similarity at distance d from the reference's
-            place. 0 turns it off, as in the paper. Default: the model's choice, 0 without alignment. Scores never
-            include it.
+        prior: standard deviation, input pixels, of a Gaussian prior on position. Parts of aligned faces are at about
+            the same position, so d^2 / (2 prior^2) is subtracted from the similarity at distance d from the
+            reference's position. 0 turns it off, as in the paper. Default: the model's choice, 0 without alignment.
+            Scores never include it.
         combine: with several references, "mean" averages their unit descriptors; "best" takes the most similar
             reference for each landmark on each target.
         subpixel: refine each match by a parabola through its neighbours; otherwise it is a whole input pixel, as in
@@ -168,13 +168,13 @@ def _read_descriptors(reference: FaceFeatures, xy_input: Array, use: Use) -> Ten
 
 
 def _average_references(descriptors: Tensor, xy_input: Array) -> tuple[Tensor, Array]:
-    """R references as one: unit mean descriptors (1, K, C) and mean places (1, K, 2), without the nan ones."""
+    """R references as one: unit mean descriptors (1, K, C) and mean positions (1, K, 2), ignoring nan."""
     mean = F.normalize(torch.nanmean(descriptors, dim=0, keepdim=True), dim=-1)
     return mean, np.nanmean(xy_input, axis=0, keepdims=True)
 
 
 def _find_peaks(similarity: Tensor, xy_input: Array, sigma: float, subpixel: bool) -> tuple[Array, Array, Array]:
-    """Best places (K, 2) in input px, their scores (K,), and the maps (K, size, size) of the references they come from.
+    """Best positions (K, 2) in input px, their scores (K,), and the maps (K, size, size) of the chosen references.
 
     `similarity` (R, K, size, size) has a map for each reference, whose landmarks are at `xy_input` (R, K, 2).
     """
@@ -193,7 +193,7 @@ def _find_peaks(similarity: Tensor, xy_input: Array, sigma: float, subpixel: boo
 
 
 def _prior_penalty(xy_input: Tensor, size: int, sigma: float) -> Tensor:
-    """d^2 / (2 sigma^2), (R, K, size, size), d the distance of every input pixel from places (R, K, 2)."""
+    """d^2 / (2 sigma^2), (R, K, size, size), d the distance of every input pixel from positions (R, K, 2)."""
     axis = torch.arange(size, dtype=torch.float64)
     x, y = ((axis - xy_input[..., i, None]) ** 2 for i in (0, 1))
     return ((y[..., :, None] + x[..., None, :]) / (2 * sigma**2)).float()

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def pixel_errors(found_px: Array, truth_px: Array) -> Array:
-    """Distance (B, K) of each landmark from its truth, in the pixels that both are given in."""
+    """Distance (B, K) of each landmark from the ground truth, in the pixels that both are given in."""
     return np.linalg.norm(found_px - truth_px, axis=-1)
 
 

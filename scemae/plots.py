@@ -38,7 +38,7 @@ def line_plot(
         x_label, y_label: what the axes show, with its unit.
         title: above the plot; "" for none.
         x_scale, y_scale: a logarithmic axis leaves out values that are not positive.
-        marker: matplotlib's sign for each point, "o" for example; "" for lines only.
+        marker: matplotlib's marker for each point, such as "o"; "" for lines only.
 
     Raises MissingExtraError where matplotlib is not installed.
     """

@@ -1,6 +1,6 @@
 """Random thin-plate-spline and affine warps that move landmarks with the image, in DVE's parametrisation.
 
-A warp is a backward map: for each pixel of the warped image, the place in the original that it shows. In unit
+A warp is a backward map: for each pixel of the warped image, the position in the original that it shows. In unit
 coordinates (-1..1 between the centres of the outermost pixels) it is
 
     source(u) = a + A u + sum_i w_i U(|u - c_i|^2),    U(r) = r log(r + 1e-5),

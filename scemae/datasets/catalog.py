@@ -33,7 +33,7 @@ class DatasetSpec:
         test_split: the benchmark's split to test on.
         source: where the files come from.
         framing: how the box follows the protocol, and what differs.
-        names: of the landmarks.
+        names: the names of the landmarks.
         eyes: indices of the two landmarks whose distance normalises errors.
         notes: what to print with results on a split.
         lists_all_images: its folders hold only the images of its splits, so any other image is worth a note.
@@ -127,10 +127,10 @@ def read_dataset(
         split: one of the splits of its `DatasetSpec`.
         exclude: CelebA only: "mafl" leaves out all 20,000 images of MAFL (as DVE and CL train), "none" does not.
         annotations: AFLW_R only: a table path,name,x,y (pixels of the files) of other labels, such as AFLW_RC's.
-        partial: use what is there; otherwise every file and every face of the split is required.
+        partial: use the files that are present; otherwise every file and every face of the split is required.
 
     Raises:
-        DataError: files are missing (the message says where they come from), or labels cannot be right.
+        DataError: files are missing (the message says where they come from), or labels are invalid.
         OptionError: an unknown dataset or split, or an option that the dataset does not have.
     """
     dataset, problems = inspect_split(name, path, split, exclude=exclude, annotations=annotations)

@@ -1,4 +1,4 @@
-"""Is a folder the dataset it should be, complete and sane?"""
+"""Checks whether a folder holds the dataset it should, complete and with plausible labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DatasetReport:
         name: a key of `DATASETS`.
         path: the folder.
         splits: number of faces of each split that could be read.
-        problems: what must be mended before a split can be measured on.
+        problems: what must be fixed before a split can be measured on.
         notes: what to know about the results.
     """
 

@@ -1,4 +1,4 @@
-"""One annotated face, and many."""
+"""`Sample`, one annotated face, and `FaceDataset`, the faces of one split."""
 
 from __future__ import annotations
 

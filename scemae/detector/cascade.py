@@ -21,23 +21,23 @@ FIXED_CROP_SIGMAS = (12.0, 9.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0)  # unaligned faces
 RIDGES = (0.25, 1.0, 4.0, 16.0)
 SINGLE_BLOCK_RIDGE = 4.0  # where no face can be held out
 COMPONENTS = 128  # of the maps' channels; more cost much time and gain 1 % with a hundred faces, nothing with twenty
-OFFSETS = (-5.0, 0.0, 5.0)  # input px: a place is described by the 3 x 3 descriptors around it
+OFFSETS = (-5.0, 0.0, 5.0)  # input px: a position is described by the 3 x 3 descriptors around it
 PUSH = 3.0  # input px, for the confidence
 LANDMARKS_IN_MEMORY = 8  # whose ridge systems are kept: those of one landmark take 0.4 GB with many faces
 
 
 class CascadeHead:
     """Supervised descent in closed form: from the mean shape, each stage moves each landmark by a ridge regression
-    of the descriptors around its present place.
+    of the descriptors around its current position.
 
     After Xiong & De la Torre, "Supervised Descent Method", CVPR 2013; not in the paper. After `fit`: `ridge_`, the
     penalty that was chosen; `components_` (D, C), the directions of the channels that it reads; `cascade_`.
 
     Args:
-        sigmas: input px, one for each stage: how far from the truth its training shapes start.
+        sigmas: input px, one for each stage: how far from the ground truth its training shapes start.
         ridge: penalty over the mean diagonal; None chooses one of `RIDGES` on held-out faces.
         samples: jittered shapes of each face and of each of its copies.
-        seed: of the jitter.
+        seed: the seed of the jitter.
     """
 
     name: ClassVar[str] = "cascade"
@@ -258,7 +258,7 @@ def jitter_shapes(landmarks: Tensor, sigma: float, samples: int, rng: torch.Gene
 
 
 def describe_places(maps: Tensor, grid: CellGrid, places: Tensor) -> Tensor:
-    """Descriptors (n, K, 9 D + 1) at 3 x 3 points around places (n, K, 2), and a constant 1."""
+    """Descriptors (n, K, 9 D + 1) at 3 x 3 points around places (n, K, 2), input px, and a constant 1."""
     offsets = torch.tensor(list(itertools.product(OFFSETS, OFFSETS)), dtype=places.dtype)  # (9, 2)
     points = (places[:, :, None] + offsets).flatten(1, 2)  # (n, 9 K, 2)
     read = sample_at(maps, grid, points).unflatten(1, (-1, len(offsets))).flatten(2)  # (n, K, 9 D)
@@ -266,5 +266,5 @@ def describe_places(maps: Tensor, grid: CellGrid, places: Tensor) -> Tensor:
 
 
 def descend_stage(maps: Tensor, grid: CellGrid, places: Tensor, weights: Tensor) -> Tensor:
-    """Places (n, K, 2) moved by the weights (K, F, 2) of one stage."""
+    """Places (n, K, 2), input px, moved by the weights (K, F, 2) of one stage."""
     return places + torch.einsum("nkf,kfd->nkd", describe_places(maps, grid, places), weights).double()

@@ -38,7 +38,7 @@ class FittedDetector:
         head: fitted.
         reader: which maps the head reads.
         kind: of the features: the model, and how they were extracted.
-        names: of the K landmarks, or None.
+        names: the names of the K landmarks, or None.
         mirrored: whether the head was fitted on mirror images too.
         held_out_errors: (n, K), of the n annotated faces, as a fraction of the normalizer; nan where not known.
     """

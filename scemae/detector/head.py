@@ -22,7 +22,7 @@ class AnnotatedMaps:
         landmarks: (n, K, 2), input px of each face's crop, float64; nan where not annotated.
         blocks: (n,), from 0: faces of one block are held out together.
         mirrored: (n,), whether a face is a mirror image, or a moved copy of one.
-        moved: (n,), whether a face is a copy that was turned, scaled and shifted.
+        moved: (n,), whether a face is a copy that was rotated, scaled and shifted.
     """
 
     maps: Tensor

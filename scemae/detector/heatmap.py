@@ -14,7 +14,7 @@ from scemae.geometry import CellGrid, pixels_to_unit, soft_argmax, unit_to_pixel
 
 
 class HeatmapNet(nn.Module):
-    """Maps (n, C, h, w) -> `heatmaps` soft-argmax places per landmark -> landmarks (n, K, 2) in -1..1.
+    """Maps (n, C, h, w) -> `heatmaps` soft-argmax positions per landmark -> landmarks (n, K, 2) in -1..1.
 
     `block` puts a 3 x 3 convolution, batch norm and ReLU in front of the 1 x 1 convolution.
     """
@@ -39,19 +39,19 @@ class HeatmapNet(nn.Module):
 
 
 class HeatmapHead:
-    """The paper's head (Sec. 4.2, after DVE): soft-argmax places of many heat maps per landmark, mixed linearly.
+    """The paper's head (Sec. 4.2, after DVE): soft-argmax positions of many heat maps per landmark, mixed linearly.
 
     Trained with AdamW on smooth L1 of 10 x the coordinates, in batches of 32, with a cosine learning rate; all mirror
     images are used. Much slower than the cascade: it is here for comparison. After `fit`: `net_`.
 
     Args:
-        heatmaps: of each landmark.
+        heatmaps: number of heat maps per landmark.
         block: see `HeatmapNet`; the paper has it with all annotations, not with few.
-        steps: of the optimizer.
-        rate: the learning rate at its start.
-        weight_decay: of AdamW.
-        multiplier: of the activations before the softmax.
-        seed: of the initial weights and the batches.
+        steps: number of optimizer steps.
+        rate: the initial learning rate.
+        weight_decay: the weight decay of AdamW.
+        multiplier: factor on the activations before the softmax.
+        seed: the seed of the initial weights and the batches.
     """
 
     name: ClassVar[str] = "heatmap"

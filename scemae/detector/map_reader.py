@@ -1,4 +1,4 @@
-"""What a detector reads of a face: which features, standardised."""
+"""What a detector reads from a face: which features, standardised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MapReader:
 
     Attributes:
         use: which features.
-        mean, std: (C,), of each channel over all cells of the annotated faces.
+        mean, std: (C,), the mean and standard deviation of each channel over all cells of the annotated faces.
     """
 
     use: Use

@@ -21,7 +21,7 @@ def normalizer_lengths(
 ) -> NDArray[np.float64]:
     """The normalizer (n,) of faces with landmarks (n, K, 2), both image px; nan where it is not annotated.
 
-    What it is: `fit_regressor`. Raises LandmarkInputError if no face has it.
+    See `fit_regressor` for what it is. Raises LandmarkInputError if no face has it.
     """
     if normalizer is not None:
         first, second = (landmark_index(landmark, names, xy.shape[1], "normalizer") for landmark in normalizer)

@@ -52,16 +52,16 @@ def fit_regressor(
     """Fit a landmark detector on annotated faces; seconds on a CPU with the default head.
 
     Args:
-        model: what `load_model` gives.
+        model: a model from `load_model`.
         images: n images (see `extract_features`), or their FaceFeatures.
         landmarks: (n, K, 2), image pixels, nan where a face is not annotated; or n dicts of name -> (x, y).
         boxes: one face box per image, as in `extract_features`.
-        names: of the K landmarks.
+        names: the names of the K landmarks.
         head: "cascade" (closed form), "heatmap" (the paper's, slow), or an instance of a head: one of these with
             other params, or your own (`scemae.detector.head.Head`).
         mirror: learn from mirror images too. A list of pairs, by name or number, says which landmarks change places
             (others are their own mirror image); "auto" finds the pairs by names such as left_eye and right_eye, and
-            the remaining ones by reflecting the mean shape; "off" does without mirror images. The cascade uses them
+            the remaining ones by reflecting the mean shape; "off" uses no mirror images. The cascade uses them
             if the error on held-out faces is smaller with them, "heatmap" always.
         use: which features; default: the model's choice for this number of faces.
         expansion, align: as in `extract_features`; for FaceFeatures, what they were made with.
@@ -76,7 +76,7 @@ def fit_regressor(
 
     Raises:
         ImageInputError: an image that cannot be used; says which.
-        BoxInputError: a box that cannot be right, or not one per image.
+        BoxInputError: a box that is invalid, or not one box per image.
         LandmarkInputError: wrong shape or count, outside the image, a landmark that is annotated on no face, a face
             without any landmark.
         IncompatibleFeaturesError: FaceFeatures of another model.
@@ -98,7 +98,7 @@ def fit_regressor(
 
 
 class LandmarkRegressor(Estimator):
-    """A landmark detector fitted on a few annotated faces; an estimator of scikit-learn.
+    """A landmark detector fitted on a few annotated faces; a scikit-learn estimator.
 
     Parameters:
         model, names, head, mirror, use, expansion, align, normalizer: as in `fit_regressor`.
@@ -108,7 +108,7 @@ class LandmarkRegressor(Estimator):
         reader_: which features the head reads, and how they are standardised.
         kind_: the kind of features: the model, and how they were extracted.
         use_: which features.
-        names_: of the landmarks, or None.
+        names_: the names of the landmarks, or None.
         landmarks_: their number, K.
         faces_: the number of annotated faces, n.
         mirrored_: whether mirror images were used.
@@ -244,12 +244,12 @@ class LandmarkRegressor(Estimator):
         head: type[Head] | None = None,
         **hub: Unpack[HubOptions],
     ) -> LandmarkRegressor:
-        """Read what `save` wrote, or "hf-hub:ORG/REPO[@REVISION]", what `scemae push` made of it.
+        """Read a file that `save` wrote, or "hf-hub:ORG/REPO[@REVISION]", to which `scemae push` uploaded one.
 
-        Its arguments are those that it was made with, so `fit` chooses again what they leave open.
+        Its arguments are those that it was created with, so `fit` chooses again what they leave open.
 
         Args:
-            path: of the file, or on the Hub.
+            path: the path of the file, or its source on the Hub.
             model: the one that it was fitted on; None loads it by its name.
             head: the class of a head of your own that it was fitted with.
             hub: as in `load_model`, whose errors a file on the Hub raises too.

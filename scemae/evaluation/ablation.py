@@ -23,7 +23,7 @@ ROWS = "rows"
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One variant to measure: its name, its features, and the sigma of its place prior (input px; 0: none)."""
+    """One variant to measure: its name, its features, and the sigma of its position prior (input px; 0: none)."""
 
     label: str
     setup: EvaluationSetup
@@ -36,7 +36,7 @@ class Row:
 
 
 def model_rows(model: SceMae) -> list[Row]:
-    """The variants of one model: which features, expansion, aligned or not, with its place prior or without."""
+    """The variants of one model: which features, expansion, aligned or not, with its position prior or without."""
     rows = []
     uses: tuple[Use, ...] = ("backbone",) if model.projector is None else ("backbone", "projected", "both")
     names = {"backbone": "raw backbone", "projected": "projected", "both": "concatenated"}

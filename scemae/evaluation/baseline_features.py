@@ -25,7 +25,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def pixel_patches(views: Tensor) -> Tensor:
-    """The 9 x 9 pixels around every second one, minus their mean: (B, 243, h/2, w/2); cosine is cross-correlation."""
+    """The 9 x 9 pixels around every second pixel, minus their mean: (B, 243, h/2, w/2); cosine is cross-correlation."""
     reach = PATCH // 2
     # Cells tile the view, so cell m is at 2 m + 0.5: views are shifted by half a pixel to centre odd patches there.
     shifted = F.avg_pool2d(F.pad(views, (reach, reach + 1, reach, reach + 1), mode="replicate"), 2, stride=1)

@@ -25,14 +25,14 @@ OWN_FILES = (
 
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """Where one evaluation is written. Predictions of the same settings that are there already are kept."""
+    """Where one evaluation is written. Predictions that are already there, with the same settings, are kept."""
 
     path: Path
     settings: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> EvaluationFolder:
-        """Make the folder, or go on with it; raises RunError if it holds other settings or no evaluation.
+        """Create the folder, or continue with it; raises RunError if it holds other settings or no evaluation.
 
         `overwrite` starts again; raises OutputError if the folder holds files that are not an evaluation's.
         """

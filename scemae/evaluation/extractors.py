@@ -1,4 +1,4 @@
-"""Features of other models in our geometry: `ExternalExtractor` makes an extractor of anything that encodes views."""
+"""Features of other models in our geometry: `ExternalExtractor` makes an extractor from anything that encodes views."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Encoder:
         name: what tables call it.
         encode: RGB views 0..1 (B, 3, S, S) to maps (B, C, h, w), S = view_size + 2 view_margin.
         view_size: side of a view without its margin, px.
-        view_margin: pixels of surroundings that it wants on each side of a view.
+        view_margin: pixels of surroundings that it needs on each side of a view.
         origin: centre of the first cell, px of the view without its margin; None: the cells tile the view.
-        step: distance of the cells, px; None: the cells tile the view.
+        step: distance between the cells, px; None: the cells tile the view.
     """
 
     name: str

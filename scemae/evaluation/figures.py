@@ -1,4 +1,4 @@
-"""Images of results: cumulative error curves, good and bad examples. They show faces of the dataset."""
+"""Figures of results: cumulative error curves, and good and bad examples, which show faces of the dataset."""
 
 from __future__ import annotations
 

@@ -67,8 +67,9 @@ def match_pairs(
 ) -> None:
     """Write a line for each pair and kind that has none yet; landmarks in input px (96 x 96).
 
-    `origin`: landmarks of the source. `truth`, `found`: those of the target. `ties`: several places are the most
-    similar, of which the first was taken. `perfect`: what a perfect matcher finds, known for the same face only.
+    `origin`: landmarks of the source. `truth`, `found`: those of the target. `ties`: several positions are
+    tied for the most similar, and the first was taken. `perfect`: what a perfect matcher finds, known for the same
+    face only.
 
     The warps are saved in the evaluation's folder, or in `pairs_folder` to be shared with other evaluations.
     """

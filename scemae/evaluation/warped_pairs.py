@@ -30,7 +30,7 @@ BATCH = 16  # faces warped together
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WarpedPairs:
-    """N faces of a dataset, two by two, and how they are warped.
+    """N faces of a dataset, in pairs, and how they are warped.
 
     Attributes:
         dataset: the N faces.

@@ -137,7 +137,7 @@ def _copy_to_cpu(model: SceMae) -> SceMae:
 def _linear_step(aligner: FaceAligner, step: int) -> tuple[Tensor, Tensor]:
     """`aligner.affines` of a step as a linear map: constant (2, 3) + flat points (2 P) @ slopes (2 P, 2, 3), float64.
 
-    A least-squares fit to fixed places is linear in what is fitted, so probing it with unit vectors gives all of it.
+    A least-squares fit to fixed points is linear in what is fitted, so probing it with unit vectors gives all of it.
     """
     count = len(aligner.config.points)
     probes = torch.cat([torch.zeros(1, 2 * count), torch.eye(2 * count)]).unflatten(1, (count, 2))

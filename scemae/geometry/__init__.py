@@ -1,4 +1,4 @@
-"""The coordinate law: every conversion between image, input and cell coordinates happens here.
+"""The coordinate conventions: every conversion between image, input and cell coordinates happens here.
 
 A point is (x, y), float, and (0, 0) is the centre of the top-left pixel. There are three frames: *image* pixels (what
 the user passed, upright), *input* pixels (the square that the model sees) and *cells* (of a feature map).

@@ -45,7 +45,7 @@ def fit_similarity(source: ArrayLike, target: ArrayLike) -> Array:
 
 
 def similarity(rotation: float, scale: float, centre: Array, shift: Array) -> Array:
-    """The (2, 3) affine that turns by `rotation` radians and scales about `centre` (x, y), then moves by `shift`."""
+    """The (2, 3) affine that rotates by `rotation` radians and scales about `centre` (x, y), then moves by `shift`."""
     linear = scale * np.array([[np.cos(rotation), -np.sin(rotation)], [np.sin(rotation), np.cos(rotation)]])
     return np.column_stack([linear, centre - linear @ centre + shift])
 

@@ -1,4 +1,4 @@
-"""Crops: where in an image the square lies that the model sees, and what alignment did to it."""
+"""Crops: where the square that the model sees is in an image, and what alignment did to it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Crop:
 
     @classmethod
     def from_box(cls, box: Box, size: int = CENTRAL) -> Crop:
-        """The crop that shows `box` = (x0, y0, x1, y1), pixel edges in image pixels, grown to a square if it is not."""
+        """The crop that shows `box` = (x0, y0, x1, y1), pixel edges in image pixels, extended to a square."""
         x0, y0, x1, y1 = box
         scale = max(x1 - x0, y1 - y0) / size
         centre = np.array([(x0 + x1) / 2 - 0.5, (y0 + y1) / 2 - 0.5])
@@ -72,11 +72,11 @@ class Crop:
         return Crop(compose(self.to_image_affine, affine), self.size)
 
     def mirror(self) -> Crop:
-        """The same place with left and right exchanged."""
+        """The same square with left and right exchanged."""
         return self.refine(np.array([[-1.0, 0.0, self.size - 1.0], [0.0, 1.0, 0.0]]))
 
     def resample(self, size: int) -> Crop:
-        """The same place with `size` pixels a side."""
+        """The same square with `size` pixels a side."""
         scale = self.size / size
         shift = scale / 2 - 0.5
         return Crop(self.refine(np.array([[scale, 0, shift], [0, scale, shift]])).to_image_affine, size)
@@ -105,10 +105,10 @@ class Alignment:
     """What alignment did to one face, relative to the crop it started from.
 
     Attributes:
-        rotation: by how much the face was turned in the picture, degrees, positive clockwise as seen.
+        rotation: by how much the face was rotated in the image, degrees, positive clockwise as seen.
         scale: side of the aligned square over that of the start.
         shift: (x, y) from the start's centre to the new one, in sides of the start.
-        confidence: 0..1, from how far the last step still moved the face; 0 where that step was refused.
+        confidence: 0..1, from how far the last step still moved the face; 0 if that step was rejected.
     """
 
     rotation: float

@@ -125,7 +125,7 @@ class CellGrid:
 def sample_at(maps: Tensor, grid: CellGrid, xy_input: Tensor) -> Tensor:
     """Read maps (B, C, h, w) at points (B, K, 2) in input pixels, bilinearly: (B, K, C).
 
-    Points beyond the outermost cell centres read the nearest place on their hull.
+    Points beyond the outermost cell centres read the nearest position on their hull.
     """
     height, width = maps.shape[-2:]
     extent = torch.tensor([width - 1, height - 1], dtype=xy_input.dtype, device=xy_input.device).clamp(min=1)
@@ -135,7 +135,7 @@ def sample_at(maps: Tensor, grid: CellGrid, xy_input: Tensor) -> Tensor:
 
 
 def soft_argmax(heatmaps: Tensor, grid: CellGrid) -> Tensor:
-    """Expected place (B, K, 2), input pixels, of heat maps (B, K, h, w) that each sum to one."""
+    """Expected position (B, K, 2), input pixels, of heat maps (B, K, h, w) that each sum to one."""
     columns = grid.centres(heatmaps.shape[-1]).to(heatmaps)
     rows = grid.centres(heatmaps.shape[-2]).to(heatmaps)
     return torch.stack([heatmaps.sum(-2) @ columns, heatmaps.sum(-1) @ rows], dim=-1)

@@ -70,7 +70,7 @@ class FaceAligner(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its buffers are."""
+        """The device of its buffers."""
         return next(self.buffers()).device
 
     def forward(self, patch_tokens: Tensor, stage: int) -> Tensor:
@@ -107,7 +107,7 @@ class FaceAligner(nn.Module):
         return found, residuals
 
     def affines(self, points: Tensor, step: int) -> list[tuple[Array, float]]:
-        """For each face the (2, 3) affine from the canonical view to the present one, input px, and its residual.
+        """For each face the (2, 3) affine from the canonical view to the current one, input px, and its residual.
 
         In the first `similarity_steps` steps it is a similarity.
 

@@ -1,4 +1,4 @@
-"""The encoder: timm's VisionTransformer, held by composition (paper Sec. 3.1, 4.1)."""
+"""The encoder: timm's VisionTransformer, held by composition (paper Sec. 3.1, 4)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
     def embed_patches(self, patches: Tensor) -> Tensor:
         """Normalised pixels (B, M, 3 * p * p) of any patches, channel by channel, to tokens (B, M, D) without position.
 
-        The same numbers as `embed` gives, for those patches only.
+        Gives the same numbers as `embed`, for those patches only.
         """
         projection = self.vit.patch_embed.proj
         return F.linear(patches, projection.weight.flatten(1), projection.bias)

@@ -44,7 +44,7 @@ class AlignerConfig:
     points: tuple[tuple[float, float], ...]  # canonical places that it predicts, (x, y) in half-sides of the frame
     scale: float  # the part of that frame, by side, that the canonical view shows
     steps: tuple[int, ...]  # which stage each step uses
-    # How many steps, from the first, only turn, scale and shift: shear and aspect are hard to see, and errors in them
+    # How many steps, from the first, only rotate, scale and shift: shear and aspect are hard to see, and errors in them
     # take many steps to undo while the face is still askew.
     similarity_steps: int
     projection_dim: int  # numbers kept of each token
@@ -107,7 +107,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Read config.json; raises IncompatibleWeightsError where a field is missing, unknown or no JSON at all."""
+        """Read config.json; raises IncompatibleWeightsError if a field is missing or unknown, or if it is not JSON."""
         try:
             fields: dict[str, Any] = {**json.loads(text)}
             fields.pop("interpolation", None)  # a field of older folders that nothing ever read

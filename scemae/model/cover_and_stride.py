@@ -34,14 +34,14 @@ def shifts(expansion: int, patch_size: int = 8) -> list[int]:
 
 
 def cell_grid(expansion: int, patch_size: int = 8) -> CellGrid:
-    """Where the cells of an expanded map lie; for patches of 8 px: origin 3.5, 1.5, 0.5, 0.5, step 8, 4, 2, 1 px."""
+    """Where the cells of an expanded map are; for patches of 8 px: origin 3.5, 1.5, 0.5, 0.5, step 8, 4, 2, 1 px."""
     return CellGrid((patch_size - 1) / 2 + shifts(expansion, patch_size)[0], patch_size / expansion)
 
 
 def expand(
     encode: Callable[[Tensor], Tensor], views: Tensor, expansion: int, patch_size: int = 8, chunk: int | None = 64
 ) -> Tensor:
-    """Interleave the maps of all shifts of views (B, 3, H, W) to one map (B, D, expansion * h, expansion * w).
+    """Interleave the maps of all shifts of views (B, 3, H, W) into one map (B, D, expansion * h, expansion * w).
 
     The views have `view_margin(patch_size)` px of margin on each side. `encode` takes windows without margin to maps
     (b, D, h, w); the shifts of the whole batch go through it together, at most `chunk` windows at a time (None: all).

@@ -14,7 +14,7 @@ SHARPNESS = 7.0  # of the softmax over places, as in ContrastLandmark's projecto
 class Projector(nn.Conv2d):
     """Backbone map (B, D, h, w) -> projected map (B, C, h, w).
 
-    In mode "spatial_softmax" each channel is a distribution over the map's places, and depends on the map's size.
+    In mode "spatial_softmax" each channel is a distribution over the map's cells, and depends on the map's size.
     """
 
     def __init__(self, width: int, dim: int, mode: ProjectorMode = "linear") -> None:

@@ -1,4 +1,4 @@
-"""SceMae: normalised views in, maps out. It knows nothing of files and photos."""
+"""SceMae: normalised views in, maps out. It knows nothing about files and photos."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class SceMae(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
+        """The device of the model's weights."""
         return self.mean.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the encoder computes in."""
+        """The data type that the encoder computes in."""
         return self.backbone.cls_token.dtype
 
     @property
@@ -71,7 +71,7 @@ class SceMae(nn.Module):
     def forward(self, views: Tensor, expansion: int = 1) -> Tensor:
         """Normalised views with margin (B, 3, S, S) to the backbone map (B, D, h * expansion, w * expansion), float32.
 
-        S is `view_size` + 2 `view_margin`: 104 px for an input of 96 px and patches of 8 px. The map's cells lie at
+        S is `view_size` + 2 `view_margin`: 104 px for an input of 96 px and patches of 8 px. The map's cells are at
         `grid(expansion)`. All shifts go through the encoder as one batch, in chunks of about `CPU_PASS_MEMORY`
         (`GPU_PASS_MEMORY`) bytes of activations; in a compiled or exported graph in one piece.
         """
@@ -79,7 +79,7 @@ class SceMae(nn.Module):
         return cover_and_stride.expand(self._encode, views, expansion, self.config.patch_size, chunk)
 
     def grid(self, expansion: int) -> CellGrid:
-        """Where the cells of `forward(views, expansion)` lie, in input pixels."""
+        """Where the cells of `forward(views, expansion)` are, in input pixels."""
         return cover_and_stride.cell_grid(expansion, self.config.patch_size)
 
     def project(self, backbone_map: Tensor) -> Tensor:

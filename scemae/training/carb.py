@@ -25,7 +25,7 @@ class Selection:
 
     attentive: Tensor  # (B, A), indices in rising order
     centers: Tensor  # (B, K), indices in rising order, of some of the inattentive tokens
-    substitute: Tensor  # (B, N), for each token the place in `kept` of the one that stands for it
+    substitute: Tensor  # (B, N), for each token the index in `kept` of the one that stands for it
 
     @property
     def kept(self) -> Tensor:

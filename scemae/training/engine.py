@@ -58,10 +58,10 @@ class Recipe(Protocol):
         """The arguments of the module, from what `load` returned, now on the module's device."""
 
     def draw_report(self) -> Image.Image:
-        """A picture of what the present weights do; called on the first process only, like `measure`."""
+        """A picture of what the current weights do; called on the first process only, like `measure`."""
 
     def measure(self) -> dict[str, float]:
-        """What is logged of the present weights besides the loss."""
+        """What is logged about the current weights besides the loss."""
 
     def export(self, folder: Path, history: History) -> None:
         """Fill an empty folder with the model."""

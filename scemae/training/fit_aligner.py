@@ -1,4 +1,4 @@
-"""The aligner, learned without labels from known motions of roughly aligned faces, closed form (docs/alignment.md).
+"""The aligner, learned without labels from known motions of roughly aligned faces, in closed form (docs/alignment.md).
 
 scemae train align --model MODEL --data PACK --out RUN
 """

@@ -64,7 +64,7 @@ def regressor_card(header: dict[str, Any], held_out_error: float, repo: str, sha
 
     Args:
         header: the JSON in the detector's file.
-        held_out_error: as a part of the unit of `error_unit`; nan if it is not known.
+        held_out_error: as a fraction of the length that `error_unit` names; nan if it is not known.
         repo: "ORG/REPO".
         sha256, size: of the detector's file; the size in bytes.
     """

@@ -46,7 +46,7 @@ def push(
         tag: a name for the new commit.
         endpoint, token: as in `load_model`.
 
-    Returns "hf-hub:ORG/REPO@COMMIT", which loads the very files that were uploaded. A damaged folder or file raises
+    Returns "hf-hub:ORG/REPO@COMMIT", which loads exactly the files that were uploaded. A damaged folder or file raises
     what `load_model` or `LandmarkRegressor.load` does.
 
     Raises:

@@ -103,14 +103,14 @@ def load_model(
     dtype: str = "float32",
     **hub: Unpack[HubOptions],
 ) -> SceMae:
-    """A trained model, ready to use, its SHA-256 checked.
+    """Load a trained model, ready to use, after checking its SHA-256.
 
     Args:
         source: the name of a released model (`list_models`): taken from the package, else from the folder that
             SCEMAE_WEIGHTS_DIR names, else from the Hub's cache, else fetched. Its SHA-256 is that of the release.
-            "hf-hub:ORG/REPO" or "hf-hub:ORG/REPO@REVISION": a repository that `scemae push` has made.
-            "local-dir:PATH" or a pathlib.Path: a model folder. Of both, the SHA-256 must be as their card states; a
-            folder without a card is checked for the names and shapes of its tensors only.
+            "hf-hub:ORG/REPO" or "hf-hub:ORG/REPO@REVISION": a repository that `scemae push` wrote.
+            "local-dir:PATH" or a pathlib.Path: a model folder. For both, the SHA-256 must be the one that the card
+            states; a folder without a card is checked for the names and shapes of its tensors only.
         device: "auto" (the first CUDA GPU, Apple's MPS, else the CPU) or any torch device.
         dtype: "float32", or "bfloat16" for an encoder that is faster on processors with bf16 instructions.
         **hub: how to reach the Hub: `endpoint`, `cache_dir`, `token`, `local_files_only` (HubOptions).
