@@ -56,9 +56,9 @@ def chosen_rows(index: Index, count: int) -> list[int]:
 class FeatureKind:
     """What features must have in common to be compared or regressed together."""
 
-    model: ModelId
+    model: ModelId  # that made them
     expansion: int  # cells per patch side
-    aligned: bool
+    aligned: bool  # whether the faces were aligned first
     margin: str  # "context" or "reflect", see `extract_features`
 
     def __str__(self) -> str:

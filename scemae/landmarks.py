@@ -19,7 +19,7 @@ from scemae.geometry import Crop
 PANEL_OVER_CROP = 1.4  # side of a drawn face over the side of its crop
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Landmarks:
     """K points on each of B faces. `landmarks[0]`, `landmarks[1:]`, `landmarks[[3, 5]]` are Landmarks too.
 
@@ -74,7 +74,7 @@ class Landmarks:
         return [draw.legend(self.names, draw.PANEL, values)] if self.names else []
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LandmarkMatches(Landmarks):
     """Landmarks of a reference face, found on B target faces; `scores` are cosine similarities.
 

@@ -91,7 +91,7 @@ def match_landmarks(
         scores=np.stack(scores),
         names=names,
         faces=targets.faces,
-        reference=Landmarks(xy, np.ones(xy.shape[:2]), names, reference.faces),
+        reference=Landmarks(xy=xy, scores=np.ones(xy.shape[:2]), names=names, faces=reference.faces),
         similarity=np.stack(similarity) if keep_similarity else None,
     )
 

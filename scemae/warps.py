@@ -34,9 +34,9 @@ class WarpSettings:
 
     all_sd: float = 0.0005  # of the spline weights
     subset_sd: float = 0.005  # of half of the spline weights, instead (each with probability 1/2)
-    shift_sd: float = 0.05
-    scale_sd: float = 0.05  # about 1
-    turn_sd: float = 2.5  # degrees
+    shift_sd: float = 0.05  # of the shift of the affine part
+    scale_sd: float = 0.05  # of its scale, about 1
+    turn_sd: float = 2.5  # of its rotation, degrees
     control_points: int = 10  # along each side, not a deviation
 
 

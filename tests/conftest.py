@@ -83,7 +83,7 @@ def aligning_in(model, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two_block_folder(aligning_in):
-    """Folder of the released model's first two blocks, aligning in one step: where its weights are not what is tested."""
+    """Folder of the released model's first two blocks, aligning in one step: for tests that are not about weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "test-two-blocks", replace(BACKBONES["deit-tiny"], depth=2))
         yield aligning_in(2, architecture="test-two-blocks")

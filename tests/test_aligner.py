@@ -122,12 +122,12 @@ def test_points_are_found_again_on_moved_copies(model, samples):
         picture = Image.open(sample.path).convert("RGB")
         x0, y0, x1, y1 = sample.box
         points = np.random.default_rng(0).uniform((x0, y0), (x1 - 1, y1 - 1), size=(100, 2))
-        reference = scemae.extract_features(model, picture, boxes=sample.box, expansion=4)
+        reference = scemae.extract_features(model, picture, boxes=sample.box)
         for degrees in (30, -30):
             for scale in (0.8, 1.25):
                 for shift in ((0.1, 0.0), (0.0, -0.1)):
                     copy, affine = moved_copy(picture, sample.box, degrees, scale, shift)
-                    target = scemae.extract_features(model, copy, boxes=sample.box, expansion=4)
+                    target = scemae.extract_features(model, copy, boxes=sample.box)
                     truth = target.to_input(apply_affine(affine, points)[None])
                     found = target.to_input(scemae.match_landmarks(reference, points, target, prior=0).xy)
                     near.append((np.linalg.norm(found - truth, axis=-1) <= 2).mean())

@@ -201,7 +201,7 @@ class LandmarkRegressor(Estimator):
                 places, confidence = self.head_.predict(self.reader_(part), part.grid)
             found.append((part.to_image(places.numpy()), confidence.numpy(), part.faces))
         xy, scores, faces = zip(*found, strict=True)
-        return Landmarks(np.concatenate(xy), np.concatenate(scores), self.names_, sum(faces, ()))
+        return Landmarks(xy=np.concatenate(xy), scores=np.concatenate(scores), names=self.names_, faces=sum(faces, ()))
 
     def score(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> float:
         """Minus the mean error as a fraction of the normalizer (NME): higher is better, 0 is perfect.

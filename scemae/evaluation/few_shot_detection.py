@@ -57,7 +57,7 @@ class MeanShape:
     def predict(self, features: FaceFeatures) -> Landmarks:
         """The same points in every crop."""
         xy = features.to_image(np.broadcast_to(self.shape, (len(features), *self.shape.shape)))
-        return Landmarks(xy, np.ones(xy.shape[:2]), None, features.faces)
+        return Landmarks(xy=xy, scores=np.ones(xy.shape[:2]), names=None, faces=features.faces)
 
     def save(self, path: Path, *, overwrite: bool) -> None:
         """Write the shape as a safetensors file."""

@@ -60,21 +60,21 @@ class AlignerConfig:
 class ModelConfig:
     """Everything that defines a model except its weights, and how to feed it."""
 
-    name: str
+    name: str  # what `load_model` takes, of a released model
     architecture: str  # a key of `BACKBONES`
     mean: tuple[float, float, float]  # of the normalisation, RGB of 0..1
-    std: tuple[float, float, float]
+    std: tuple[float, float, float]  # of the normalisation
     images_seen: int  # in training, with repetitions
-    training_data: str
-    description: str
+    training_data: str  # for the card, with its credit
+    description: str  # for the card
     license: str = "other"  # as the Hub spells it
-    license_link: str = ""
+    license_link: str = ""  # URL of its text
     projector_dim: int | None = None  # channels of the projected map; None: the model has no projector
-    projector_mode: ProjectorMode = "linear"
+    projector_mode: ProjectorMode = "linear"  # see Projector
     aligner: AlignerConfig | None = None  # None: the model cannot align faces
     expansion: int = 2  # the default: cells per patch side
-    matching_use: Use = "backbone"
-    regression_use: Use = "backbone"
+    matching_use: Use = "backbone"  # the default features of match_landmarks
+    regression_use: Use = "backbone"  # of fit_regressor
     few_shot_use: Use = "backbone"  # for a regressor on at most regressor.FEW annotated faces
     prior_sigma: float = 0.0  # input px: see match_landmarks; 0 switches the prior off
     input_size: int = 96  # px: side of the square that the model sees, without margin

@@ -72,7 +72,7 @@ def train_discriminant(
         unseen = HeldOutFaces(model, pack, held_out)
         hardware = describe_hardware(model.device, 1, fastest_precision(model.device))
         rows = describe_run((time.monotonic() - start) / 3600, hardware)
-        section = CardSection("stage 2 by positional discriminant", rows, config)
+        section = CardSection(title="stage 2 by positional discriminant", rows=rows, config=config)
         measured = unseen.measure(projector)
         write_projected(folder, model, source, projector, section, measured, card_fields)
     return measured

@@ -74,7 +74,7 @@ class History:
     lines: list[dict[str, float]]  # of its log
     step: int  # updates of the weights
     hours: float  # of work, over all resumes
-    hardware: str
+    hardware: str  # that the last part of it ran on
 
 
 def train(recipe: Recipe, out: Path, options: RunOptions) -> History:

@@ -223,6 +223,6 @@ def train_align(
         model_config = dataclasses.replace(model.config, aligner=config.aligner, **(card_fields or {}))
         tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("aligner.")}
         tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
-        section = CardSection("alignment", rows, config, pictures)
+        section = CardSection(title="alignment", rows=rows, config=config, pictures=pictures)
         write_model(folder, model_config, tensors, section, locate_model(source).folder)
     return errors

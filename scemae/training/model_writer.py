@@ -27,13 +27,13 @@ from scemae.weights.model_folder import CARD, WEIGHTS, file_sha256, save_model
 MAX_LOG_LINES = 200  # that a model folder keeps
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CardSection:
     """What a card says of one run."""
 
-    title: str
+    title: str  # what was run, after "How it was made: "
     rows: Mapping[str, str]  # of its table
-    config: TrainingConfig
+    config: TrainingConfig  # printed whole
     pictures: Mapping[str, Image.Image] = field(default_factory=dict)  # by caption
     log: Sequence[Mapping[str, float]] = ()  # the lines of the run's log
 
@@ -47,7 +47,8 @@ class CardSection:
             "last loss": f"{history.lines[-1]['loss']:.4f}" if history.lines else "none logged",
             **describe_run(history.hours, history.hardware),
         }
-        return cls(title, rows, config, {"loss over steps": plot_loss(history.lines), **pictures}, history.lines)
+        pictures = {"loss over steps": plot_loss(history.lines), **pictures}
+        return cls(title=title, rows=rows, config=config, pictures=pictures, log=history.lines)
 
 
 def describe_run(hours: float, hardware: str) -> dict[str, str]:

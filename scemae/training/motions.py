@@ -102,13 +102,13 @@ def token_encoder(model: SceMae) -> Encode:
 class TokenSource:
     """Moved views of faces of a pack, and their tokens."""
 
-    encode: Encode
-    pack: Pack
+    encode: Encode  # views to tokens, see `token_encoder`
+    pack: Pack  # of the faces
     faces: NDArray[np.int64]  # rows of the pack
-    config: MotionConfig
+    config: MotionConfig  # the deviations at amplitude 1
     amplitude: float  # of the motions
     batch_size: int  # views at a time
-    seed: tuple[int, ...]
+    seed: tuple[int, ...]  # of the order of the faces and the motions
     bar: tqdm[None]  # counts the views
 
     def iter_tokens(self, views: int, purpose: int) -> Iterator[tuple[Tensor, Moves]]:

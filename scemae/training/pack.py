@@ -36,11 +36,11 @@ MARGIN = 20 / 96  # of a square on each side of its input, in sides of the input
 SQUARES, INDEX = "squares.uint8", "pack.json"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Pack:
     """N faces as squares, of each of which the central `input_size` px are what the model sees at the usual framing."""
 
-    folder: Path
+    folder: Path  # where it is stored
     squares: NDArray[np.uint8]  # (N, size, size, 3), RGB, mapped from disk
     names: tuple[str, ...]  # of the images
     source: str  # what it was made of
@@ -93,7 +93,14 @@ class Pack:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             names, size = tuple(index["names"]), int(index["size"])
             squares = np.memmap(folder / SQUARES, dtype=np.uint8, mode="r").reshape(len(names), size, size, 3)
-            return cls(folder, squares, names, index["source"], index["skipped"], int(index.get("input_size", 96)))
+            return cls(
+                folder=folder,
+                squares=squares,
+                names=names,
+                source=index["source"],
+                skipped=index["skipped"],
+                input_size=int(index.get("input_size", 96)),
+            )
         except OSError as error:
             raise DataError(f"{folder} is not a pack that can be read: {error}. Make one: {_COMMAND}.") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -118,7 +125,14 @@ def sample_pack(input_size: int = 96) -> Pack:
         for sample in samples
     ]
     names = tuple(sample.path.name for sample in samples)
-    return Pack(samples[0].path.parent, np.stack(squares), names, "sample faces", {}, input_size)
+    return Pack(
+        folder=samples[0].path.parent,
+        squares=np.stack(squares),
+        names=names,
+        source="sample faces",
+        skipped={},
+        input_size=input_size,
+    )
 
 
 def pack_faces(

@@ -51,7 +51,7 @@ class Release:
 class ModelInfo:
     """One row of `list_models`."""
 
-    config: ModelConfig
+    config: ModelConfig  # what its config.json says
     files: dict[str, int]  # file name -> size in bytes
     bundled: bool  # whether the weights come with the package
     repo: str | None = None  # of a released model, on the Hub
