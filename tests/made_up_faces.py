@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from scemae.datasets import FaceDataset, Sample
-from scemae.datasets.sample import FIVE
+from scemae.datasets.annotated_face import FIVE
 from scemae.geometry import Crop
 from scemae.images import cut_square, iter_photos
 from scemae.samples import sample_faces

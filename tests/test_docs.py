@@ -20,7 +20,7 @@ import scemae
 from scemae.cli.main import TRAINING, build_parser, main
 from scemae.detector.cascade import CascadeHead
 from scemae.model.config import BACKBONES, BackboneConfig
-from scemae.weights import transfer, zoo
+from scemae.weights import download_files, zoo
 from scemae.weights.model_folder import CONFIG, WEIGHTS, file_sha256
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +166,7 @@ def here(short_folder, tmp_path, monkeypatch):
     """The current folder, empty; scemae-tiny is its stand-in."""
     sha256 = {name: file_sha256(short_folder / name) for name in (WEIGHTS, CONFIG)}
     monkeypatch.setitem(zoo.RELEASED, zoo.DEFAULT, replace(zoo.RELEASED[zoo.DEFAULT], sha256=sha256))
-    for module in (zoo, transfer):
+    for module in (zoo, download_files):
         monkeypatch.setattr(module, "packaged_folder", lambda _name: short_folder)
     folder = tmp_path / "here"
     folder.mkdir()

@@ -4,8 +4,8 @@ The table `DATASETS` gives the splits of each dataset, where its files come from
 of DVE, CL and the paper (Sec. 4) or differs from it.
 """
 
+from scemae.datasets.annotated_face import FaceDataset, Sample
 from scemae.datasets.catalog import DATASETS, DatasetSpec, read_dataset
 from scemae.datasets.check import DatasetReport, check_dataset
-from scemae.datasets.sample import FaceDataset, Sample
 
 __all__ = ["DATASETS", "DatasetReport", "DatasetSpec", "FaceDataset", "Sample", "check_dataset", "read_dataset"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scemae.datasets.sample import FIVE, Sample, read_matlab
+from scemae.datasets.annotated_face import FIVE, Sample, read_matlab
 from scemae.errors import DataError
 from scemae.geometry import Array, central_box
 from scemae.tables import read_annotations

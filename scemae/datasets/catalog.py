@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scemae.datasets.aflw import read_aflw_m, read_aflw_r, read_mtfl
+from scemae.datasets.annotated_face import FIVE, FaceDataset, Sample
 from scemae.datasets.celeba import read_celeba, read_mafl, remove_mafl
 from scemae.datasets.problems import check_count, check_eyes, check_files, check_labels_inside, find_usable
-from scemae.datasets.sample import FIVE, FaceDataset, Sample
 from scemae.datasets.three_hundred_w import POINTS, read_300w
 from scemae.errors import DataError, OptionError
 

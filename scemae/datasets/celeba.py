@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scemae.datasets.sample import Sample
+from scemae.datasets.annotated_face import Sample
 from scemae.errors import DataError
 from scemae.geometry import Array, central_part
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
+from scemae.datasets.annotated_face import Sample
 from scemae.datasets.catalog import DATASETS, inspect_split
 from scemae.datasets.problems import check_image, list_examples
-from scemae.datasets.sample import Sample
 from scemae.errors import DataError, OptionError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from scemae.datasets.sample import FaceDataset, Sample
+from scemae.datasets.annotated_face import FaceDataset, Sample
 
 EXAMPLES = 3  # named in a message
 OUTSIDE = 0.01  # fraction of the faces that may have a label outside the image; more is a mistake

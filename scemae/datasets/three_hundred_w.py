@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scemae.datasets.sample import Sample, read_matlab
+from scemae.datasets.annotated_face import Sample, read_matlab
 from scemae.errors import DataError
 from scemae.geometry import Array, central_part
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from scemae.datasets import FaceDataset
-from scemae.datasets.sample import POSES
+from scemae.datasets.annotated_face import POSES
 from scemae.evaluation import paper_results
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.few_shot_detection import Fit

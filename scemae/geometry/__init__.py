@@ -28,7 +28,12 @@ from scemae.geometry.crop import (
     crops_from_boxes,
     pad_crops,
 )
-from scemae.geometry.frames import half_sides_to_pixels, pixels_to_half_sides, pixels_to_unit, unit_to_pixels
+from scemae.geometry.normalised_coordinates import (
+    half_sides_to_pixels,
+    pixels_to_half_sides,
+    pixels_to_unit,
+    unit_to_pixels,
+)
 from scemae.geometry.sampling import (
     CellGrid,
     Patch,
