@@ -1,4 +1,4 @@
-"""Crops: image pixels to input pixels and back; where the square that the model sees is, and what alignment did to it."""
+"""Crops: image pixels to input pixels and back, where the model sees a face, and what alignment did to it."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ class MotionConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(MotionConfig, RunConfig):
-    """Stage 2: tokens selected as in Sec. 3.2, CARB and LCR (Sec. 3.3). The defaults are the preset "paper" for DeiT-T."""
+    """Stage 2: tokens selected as in Sec. 3.2; CARB and LCR (Sec. 3.3). The defaults are preset "paper" for DeiT-T."""
 
     batch_size: int = 256
     steps: int = 1560  # 10 epochs of 39,954 faces
