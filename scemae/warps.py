@@ -41,7 +41,6 @@ class WarpSettings:
 
 
 MATCHING = WarpSettings()  # the pairs of the landmark-matching protocol
-AFFINE = WarpSettings(all_sd=0.0, subset_sd=0.0)
 
 
 @dataclass(frozen=True, eq=False)

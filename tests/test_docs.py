@@ -11,13 +11,13 @@ import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from doc_blocks import blocks_of, commands_of, parse_words
 from PIL import Image
 
 import scemae
-from scemae.cli.main import TRAINING, build_parser, main
+from scemae.cli.main import TRAINING, main
 from scemae.detector.cascade import CascadeHead
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.weights import download_files, zoo
@@ -25,11 +25,6 @@ from scemae.weights.model_folder import CONFIG, WEIGHTS, file_sha256
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(
-    r"(?:^<!-- not run:(?P<reason>.*?)-->\n)?^```(?P<language>python|bash)\n(?P<code>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
-NOT_CODE = {"math", "text", "bibtex", "{toctree}", "{eval-rst}"}
 TINY = ROOT / "weights" / "scemae-tiny"
 
 FEW = "--overwrite --held-out 3 --batch-size 4"
@@ -50,39 +45,6 @@ SLOW = {  # pages whose blocks take seconds
     "python": {"export", "learning-curve", "own-detector", "quickstart"},
     "bash": {"README", "export", "hub", "own-detector", "quickstart", "training"},
 }
-
-
-class Block(NamedTuple):
-    """One block of code of a page; `reason`: why it is not run, or None."""
-
-    language: str
-    code: str
-    reason: str | None
-    line: int
-
-
-def blocks_of(text):
-    found = [
-        Block(match["language"], match["code"], match["reason"], text.count("\n", 0, match.start("code")) + 1)
-        for match in FENCE.finditer(text)
-    ]
-    fences = re.findall(r"^ *```+ *(\S+)", text, re.MULTILINE)
-    code = [language for language in fences if language not in NOT_CODE]
-    assert code == [block.language for block in found], f"of the fences {code} only some are understood"
-    for block in found:
-        assert block.reason is None or block.reason.strip(), f"line {block.line}: not run, but the reason is missing"
-    return found
-
-
-def commands_of(code):
-    """The lines of a bash block as words, without comments."""
-    lines = code.replace("\\\n", " ").splitlines()
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
-
-
-def parse_words(words):
-    """Parse the words after `scemae`; a renamed option ends in SystemExit."""
-    return build_parser(words).parse_args(words)
 
 
 def check_extras(words):

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_docs import FENCE, parse_words
+from doc_blocks import FENCE, parse_words
 
 from scemae.evaluation import paper_results
 from scemae.training.run_config import STAGE1_PRESETS, STAGE2_PRESETS

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from scemae.warps import AFFINE, MATCHING, Warps, WarpSettings, draw_warps
+from scemae.warps import MATCHING, Warps, WarpSettings, draw_warps
+
+AFFINE = WarpSettings(all_sd=0.0, subset_sd=0.0)
 
 STRONG = WarpSettings(all_sd=0.001, subset_sd=0.008, shift_sd=0.1, scale_sd=0.1, turn_sd=10)
 
