@@ -7,7 +7,7 @@ import torch
 from scemae.errors import OptionError
 from scemae.model.backbone import Backbone
 from scemae.model.config import BackboneConfig
-from scemae.training.carb import attentive_split, cluster_centers, log_density, pairwise_distances, select
+from scemae.training.carb import cluster_centers, log_density, pairwise_distances, select, split_attentive
 
 
 def planted(seed, outliers=3, width=192):
@@ -69,10 +69,10 @@ def test_attentive_split_rounds_down_and_prefers_the_first_of_equals():
     similarity = torch.zeros(1, 144)
     similarity[0, [140, 3]] = 1
     for ratio, count in ((0.1, 14), (0.25, 36), (0.001, 1)):
-        attentive, inattentive = attentive_split(similarity, ratio)
+        attentive, inattentive = split_attentive(similarity, ratio)
         assert attentive.shape[1] == count
         assert sorted(attentive[0].tolist() + inattentive[0].tolist()) == list(range(144))
-    attentive, _ = attentive_split(similarity, 4 / 144)
+    attentive, _ = split_attentive(similarity, 4 / 144)
     assert attentive.tolist() == [[0, 1, 3, 140]]
 
 

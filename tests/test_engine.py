@@ -85,12 +85,12 @@ def test_the_schedule_by_hand():
 
 
 def test_bf16_is_for_products_only_and_a_resume_keeps_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "fastest_precision", lambda device: "bf16")
+    monkeypatch.setattr(engine, "choose_precision", lambda device: "bf16")
     toy = Toy(replace(TOY, clip_norm=0.1), at={4: INTERRUPT})
     with pytest.raises(KeyboardInterrupt):
         train(toy, tmp_path / "run", fixed_options(precision="auto"))
     assert toy.module.inner.dtype == torch.bfloat16
-    monkeypatch.setattr(engine, "fastest_precision", lambda device: "float32")
+    monkeypatch.setattr(engine, "choose_precision", lambda device: "float32")
     toy = Toy(replace(TOY, clip_norm=0.1))
     history = train(toy, tmp_path / "run", fixed_options(precision="auto", resume=True))
     assert toy.module.inner.dtype == torch.bfloat16

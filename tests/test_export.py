@@ -205,24 +205,24 @@ def test_a_model_as_onnx(capsys, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_without_projector_gives_one_map(model, tmp_path):
-    unprojected = copy.deepcopy(model)
+def test_a_model_without_projector_gives_one_map(two_block_model, tmp_path):
+    unprojected = copy.deepcopy(two_block_model)
     unprojected.projector = None
     report = scemae.export_graph(unprojected, tmp_path / "maps.pt2", expansion=1, faces=2)
     assert report.outputs == ("backbone_map",)
 
 
 @pytest.mark.slow
-def test_a_graph_that_differs_is_not_left_on_disk(model, tmp_path, monkeypatch):
+def test_a_graph_that_differs_is_not_left_on_disk(two_block_model, tmp_path, monkeypatch):
     path = tmp_path / "maps.pt2"
     path.write_bytes(b"what was there")
     forward = graphs.MapsGraph.forward
     monkeypatch.setattr(graphs.MapsGraph, "forward", lambda self, views: [m * 1.01 for m in forward(self, views)])
     with pytest.raises(ExportError, match=r"maps.pt2 was not written.*--tolerance"):
-        scemae.export_graph(model, path, expansion=1, faces=2, overwrite=True)
+        scemae.export_graph(two_block_model, path, expansion=1, faces=2, overwrite=True)
     assert path.read_bytes() == b"what was there"
     assert [file.name for file in tmp_path.iterdir()] == ["maps.pt2"]
-    scemae.export_graph(model, path, expansion=1, faces=2, overwrite=True, tolerance=0.1)
+    scemae.export_graph(two_block_model, path, expansion=1, faces=2, overwrite=True, tolerance=0.1)
     assert path.stat().st_size > 1e6
 
 

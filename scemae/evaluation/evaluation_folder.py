@@ -68,7 +68,7 @@ class EvaluationFolder:
         predictions = (json.loads(line) for line in complete.splitlines())
         return list({prediction["key"]: prediction for prediction in predictions}.values())
 
-    def finished_keys(self) -> set[str]:
+    def read_finished_keys(self) -> set[str]:
         """The keys of the predictions so far."""
         return {prediction["key"] for prediction in self.read_predictions()}
 

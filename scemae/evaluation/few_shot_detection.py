@@ -142,7 +142,7 @@ def detect(
 
     Each batch of test faces is extracted once, for all detectors, and not kept.
     """
-    finished = folder.finished_keys()
+    finished = folder.read_finished_keys()
     todo = [i for i in range(len(test)) if str(i) not in finished]
     if not todo:
         return

@@ -73,7 +73,7 @@ def match_pairs(
 
     The warps are saved in the evaluation's folder, or in `pairs_folder` to be shared with other evaluations.
     """
-    finished = folder.finished_keys()
+    finished = folder.read_finished_keys()
     for seed in range(folder.settings["seeds"]):
         todo = [i for i in range(folder.settings["pairs"]) if f"{seed}/different/{i}" not in finished]
         if not todo:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def fastest_precision(device: torch.device) -> Literal["float32", "bf16"]:
+def choose_precision(device: torch.device) -> Literal["float32", "bf16"]:
     """bf16 on a GPU that has it, and on a CPU whose matrix products are faster in it (measured, in some 20 ms)."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

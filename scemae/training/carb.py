@@ -37,7 +37,7 @@ def select(
     tokens: Tensor, similarity: Tensor, attentive_ratio: float, num_clusters: int, density: Density
 ) -> Selection:
     """Split tokens (B, N, D) by their CLS similarity (B, N), and cluster the inattentive ones, if there are any."""
-    attentive, inattentive = attentive_split(similarity, attentive_ratio)
+    attentive, inattentive = split_attentive(similarity, attentive_ratio)
     if not inattentive.shape[1] and not num_clusters:
         return Selection(attentive, inattentive, attentive)
     if not 1 <= num_clusters <= inattentive.shape[1]:
@@ -56,7 +56,7 @@ def select(
     return Selection(attentive, inattentive.gather(1, centers), substitute)
 
 
-def attentive_split(similarity: Tensor, attentive_ratio: float) -> tuple[Tensor, Tensor]:
+def split_attentive(similarity: Tensor, attentive_ratio: float) -> tuple[Tensor, Tensor]:
     """Indices, in rising order, of the `attentive_ratio` (eta) of N tokens most similar to CLS, and of the others.
 
     eta N is rounded down, to at least 1; of equal tokens the first ones are attentive (paper Sec. 3.2).

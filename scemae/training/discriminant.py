@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from scemae.errors import OptionError
 from scemae.geometry import pixels_to_half_sides
 from scemae.model.projector import Projector
-from scemae.training.acceleration import fastest_precision
+from scemae.training.acceleration import choose_precision
 from scemae.training.engine import describe_hardware
 from scemae.training.held_out_matching import HeldOutFaces
 from scemae.training.model_writer import CardSection, describe_run
@@ -64,13 +64,13 @@ def train_discriminant(
             seed=(config.seed,),
             bar=bar,
         )
-        mean, projection = positional_projection(
+        mean, projection = learn_projection(
             tokens, views=config.views, cells=config.cells, dim=config.projector_dim, shrinkage=config.shrinkage
         )
         projector = Projector(len(mean), config.projector_dim)
         projector.load_state_dict({"weight": projection.T[..., None, None], "bias": -mean @ projection})
         unseen = HeldOutFaces(model, pack, held_out)
-        hardware = describe_hardware(model.device, 1, fastest_precision(model.device))
+        hardware = describe_hardware(model.device, 1, choose_precision(model.device))
         rows = describe_run((time.monotonic() - start) / 3600, hardware)
         section = CardSection(title="stage 2 by positional discriminant", rows=rows, config=config)
         measured = unseen.measure(projector)
@@ -78,7 +78,7 @@ def train_discriminant(
     return measured
 
 
-def positional_projection(
+def learn_projection(
     source: TokenSource, *, views: int, cells: int, dim: int, shrinkage: float
 ) -> tuple[Tensor, Tensor]:
     """Mean (D,) and projection (D, dim) of tokens, learned from `views` views: see `PositionalScatter`."""

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from scemae.errors import RunError
 from scemae.output import atomic_folder
-from scemae.training.acceleration import add_bias_after, can_compile, fastest_precision, fuse_attention
+from scemae.training.acceleration import add_bias_after, can_compile, choose_precision, fuse_attention
 from scemae.training.processes import catch_signals, check_same, make_accelerator, run_on_main
 from scemae.training.run_config import Precision, RunConfig, RunOptions
 from scemae.training.run_folder import MODEL, RunFolder
@@ -314,7 +314,7 @@ def _choose_precision(options: RunOptions, saved: dict[str, Any] | None, device:
     """The one in the options, or that of the run so far, or the fastest here."""
     if options.precision != "auto":
         return options.precision
-    return saved["precision"] if saved else fastest_precision(device)
+    return saved["precision"] if saved else choose_precision(device)
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:

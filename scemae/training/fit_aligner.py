@@ -26,8 +26,8 @@ from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides, s
 from scemae.model.aligner import AlignerStage, FaceAligner
 from scemae.model.sce_mae import SceMae
 from scemae.ridge import CentredSums, solve_ridge
-from scemae.training.acceleration import fastest_precision
-from scemae.training.discriminant import positional_projection
+from scemae.training.acceleration import choose_precision
+from scemae.training.discriminant import learn_projection
 from scemae.training.engine import describe_hardware
 from scemae.training.model_writer import CardSection, describe_run, draw_view, write_model
 from scemae.training.motions import Encode, Moves, TokenSource, random_motions, token_encoder
@@ -76,7 +76,7 @@ def fit_aligner(model: SceMae, pack: Pack, config: AlignConfig) -> tuple[FaceAli
                 bar=bar,
             )
             unseen = dataclasses.replace(source, faces=held_out, seed=(config.seed, number, 1))
-            stage.token_mean, stage.token_projection = positional_projection(
+            stage.token_mean, stage.token_projection = learn_projection(
                 source,
                 views=config.projection_views,
                 cells=config.cells,
@@ -217,7 +217,7 @@ def train_align(
             f"{error.predicted:.2f} px (held-out faces, ridge {error.ridge:g})"
             for number, error in enumerate(errors)
         }
-        hardware = describe_hardware(model.device, 1, fastest_precision(model.device))
+        hardware = describe_hardware(model.device, 1, choose_precision(model.device))
         rows |= describe_run((time.monotonic() - start) / 3600, hardware)
         pictures = {"before and after": draw_before_and_after(aligner, encode, config)}
         model_config = dataclasses.replace(model.config, aligner=config.aligner, **(card_fields or {}))

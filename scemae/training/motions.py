@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from scemae.geometry import Array, random_affines, sample_views
 from scemae.model.sce_mae import SceMae
-from scemae.training.acceleration import fastest_precision
+from scemae.training.acceleration import choose_precision
 from scemae.training.batches import Batches
 from scemae.training.pack import Pack
 from scemae.training.run_config import MotionConfig
@@ -89,7 +89,7 @@ def token_centres(grid: int, input_size: int) -> Array:
 
 def token_encoder(model: SceMae) -> Encode:
     """Views (B, 3, S, S), 0..1, to patch tokens (B, N, D), float32, at the machine's fastest precision."""
-    bf16 = fastest_precision(model.device) == "bf16"
+    bf16 = choose_precision(model.device) == "bf16"
 
     def encode(views: Tensor) -> Tensor:
         with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
