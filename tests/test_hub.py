@@ -1,5 +1,7 @@
 """The Hub through the real client: what resolves to what, and all that may go wrong on the way."""
 
+import base64
+import gzip
 import logging
 import os
 import shutil
@@ -15,7 +17,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 import pytest
-from fakehub import altered, cut, failing, page, slow
+from fakehub import altered, cut, endless, failing, lying, page, slow
 
 import scemae
 from scemae.errors import (
@@ -27,7 +29,7 @@ from scemae.errors import (
     WeightsIntegrityError,
     WeightsUnavailableError,
 )
-from scemae.weights import zoo
+from scemae.weights import endpoint_guard, zoo
 from scemae.weights.model_folder import CARD, CONFIG, WEIGHTS
 
 NAME, REPO = "scemae-other", "scemae/scemae-other"
@@ -87,6 +89,21 @@ def blob(reach, content):
     """The file of the cache with this content."""
     (path,) = (path for path in cached(reach) if path.read_bytes() == content)
     return path
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """Files of the user beside the cache. The test fails unless it leaves them, and all else there, as they are."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "key").write_bytes(b"private")
+
+    def listing():
+        paths = [path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "cache")]
+        return {p: p.is_file() and (p.read_bytes(), p.lstat().st_mtime_ns) for p in paths}
+
+    before = listing()
+    yield tmp_path / "outside"
+    assert listing() == before
 
 
 def unused_port():
@@ -160,9 +177,34 @@ def test_a_name_that_is_not_published_says_so(hub, reach, monkeypatch):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("source", ["hf-hub:", "hf-hub:name", "hf-hub:a/b/c", "hf-hub:a/b@", "hf-hub:a/b@c@d"])
-def test_what_names_no_repository(source):
-    refused(OptionError, "wanted 'hf-hub:ORG/REPO[@REVISION]'", source=source)
+NO_REPOSITORIES = [
+    "",
+    "name",
+    "a/b/c",
+    "a/b@",
+    "a/b@c@d",
+    "me/m.git",
+    "../x",
+    "-m/x",
+    "me/-m",
+    "me/a..b",
+    "me/m" + 96 * "m",
+]
+NO_REVISIONS = ["../../../x", "/abs/path", "a/../b", "a//b", "a/.", "..", "-b", "a\\b", "a\nb", "\x1b[31m", 201 * "v"]
+
+
+@pytest.mark.parametrize("name", NO_REPOSITORIES + [f"a/b@{revision}" for revision in NO_REVISIONS])
+def test_what_names_no_repository(hub, reach, outside, name):
+    """Faults C2 and D: the client makes paths of names and revisions, and errors of its own."""
+    refused(OptionError, "wanted 'hf-hub:ORG/REPO[@REVISION]'", source=f"hf-hub:{name}", **reach)
+    assert hub.requests == []
+    assert not reach["cache_dir"].exists()
+
+
+@pytest.mark.parametrize("revision", ["v1.0", "feature/new-head", "refs/pr/1", "v1.0+cpu", "_x"])
+def test_what_names_a_revision(hub, reach, revision):
+    hub.repos[REPO].tags[revision] = zoo.RELEASED[NAME].revision
+    assert folder_of(f"hf-hub:{REPO}@{revision}", **reach).name == zoo.RELEASED[NAME].revision
 
 
 def test_an_unknown_keyword_is_no_option_of_the_hub():
@@ -347,6 +389,138 @@ def test_a_card_that_vouches_for_nothing(hub, reach):
     hub.add("me/other", {**FILES, CARD: b"# A model of another library\n"})
     words = ("can be checked", "nothing", "scemae push")
     refused(IncompatibleWeightsError, *words, source="hf-hub:me/other", **reach)
+
+
+# ---- somebody hostile
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("header", "value", "words"),
+    [
+        ("ETag", "{outside}/key", "its ETag is "),
+        ("ETag", "{outside}/new", "its ETag is "),
+        ("ETag", "../../../outside/key", "its ETag is "),
+        ("X_Linked_Etag", '"{outside}/key"', "its ETag is "),
+        ("ETag", "0123456789", "wanted 40 or 64 hexadecimal digits"),
+        ("X_Repo_Commit", "../../../outside", "its commit is "),
+        ("X_Repo_Commit", "{outside}", "its commit is "),
+        ("X_Repo_Commit", 40 * "0", "wanted the one asked for"),
+    ],
+)
+def test_an_endpoint_that_would_choose_paths(hub, reach, outside, header, value, words, skip):
+    """Faults C1: the client makes paths of an answer's ETag and commit; of the first answer, or of a later one."""
+    hub.trouble = lying(skip, **{header: value.format(outside=outside)})
+    source = f"hf-hub:{REPO}@{zoo.RELEASED[NAME].revision}"
+    if skip < 3:  # of the card, its weights, its configuration
+        refused(WeightsUnavailableError, "what comes is refused", words, source=source, **reach)
+    else:
+        assert folder_of(source, **reach)
+    assert hub.count("HEAD") <= 3
+
+
+def test_an_endpoint_without_a_file_that_would_choose_paths(hub, reach, outside):
+    """Faults C1: the client notes which files a commit has not, at a path made of the commit."""
+    hub.add("me/empty", {"a.txt": b""})
+    hub.trouble = lying(X_Repo_Commit=str(outside / "new"))
+    refused(ModelNotFoundError, f"has no {CARD}", source="hf-hub:me/empty", **reach)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        pytest.param(lying(Content_Length=str(1 << 40)), "bytes there, and may have", id="a card of a terabyte"),
+        pytest.param(endless(b"x" * 65_536), "more than 1,048,576 bytes come", id="a card without an end"),
+        pytest.param(
+            endless(gzip.compress(bytes(1 << 20)), Content_Encoding="gzip"), "comes compressed", id="a gzip bomb"
+        ),
+        pytest.param(endless(b"x", 0.05), "not here after", id="a byte now and then"),
+        pytest.param(endless(b"x", 0.05, Content_Length="9999"), "not here after", id="a byte of many now and then"),
+    ],
+)
+def test_an_endpoint_that_would_fill_the_disk_or_never_end(hub, reach, outside, monkeypatch, trouble, words):
+    """Faults C7."""
+    monkeypatch.setattr(endpoint_guard, "PATIENCE", 0.3)
+    monkeypatch.setattr(endpoint_guard, "SLOWEST", 1e7)
+    hub.trouble = trouble
+    refused(WeightsUnavailableError, words, source=f"hf-hub:{REPO}", **reach)
+    assert sum(path.stat().st_size for path in reach["cache_dir"].rglob("*") if path.is_file()) <= 1 << 20
+
+
+def test_a_redirection_to_a_file_of_this_machine(hub, reach, outside, no_pauses):
+    def trouble(request):
+        etag = '"' + 40 * "0" + '"'
+        headers = {"Location": (outside / "key").as_uri(), "ETag": etag, "X_Repo_Commit": zoo.RELEASED[NAME].revision}
+        return request.send(b"private", 302, **headers) is None
+
+    hub.trouble = trouble
+    refused(WeightsUnavailableError, "cannot be fetched", source=f"hf-hub:{REPO}", **reach)
+    assert cached(reach) == []
+
+
+def test_a_server_that_starts_again_for_ever(hub, reach, outside, no_pauses):
+    """Faults C7: the client starts again without end where each answer breaks after more than 10 MB."""
+    hub.trouble = cut(WEIGHTS, at=0.999)
+    refused(WeightsUnavailableError, WEIGHTS, **reach)
+    assert hub.count("GET", WEIGHTS) <= endpoint_guard.TRIES + 1
+
+
+@pytest.mark.parametrize("source", [NAME, f"hf-hub:{REPO}"])
+def test_weights_larger_than_stated(hub, reach, outside, monkeypatch, source):
+    """Faults C7: the release, or the card, states the size."""
+    revision = hub.add(REPO, {WEIGHTS: FILES[WEIGHTS] + b"?"})
+    monkeypatch.setitem(zoo.RELEASED, NAME, replace(zoo.RELEASED[NAME], revision=revision))
+    size = len(FILES[WEIGHTS])
+    refused(WeightsUnavailableError, f"it has {size + 1:,} bytes there, and may have {size:,}", source=source, **reach)
+    assert hub.count("GET", WEIGHTS) == 0
+
+
+@pytest.mark.parametrize("path", ["../../../../outside/key", "{outside}/key", "../key"])
+def test_a_card_that_names_files_elsewhere(hub, reach, outside, path):
+    card = FILES[CARD].decode().replace(f"| {CONFIG} ", f"| {path.format(outside=outside)} ").encode()
+    hub.add(REPO, {CARD: card})
+    refused(WeightsIntegrityError, "wanted one each", source=f"hf-hub:{REPO}", **reach)
+
+
+def test_only_files_of_the_cache_are_removed(hub, reach, outside, model):
+    """Faults C1: links of the cache that lead elsewhere, as a hostile endpoint could make them with scemae 0.1.0."""
+    path = folder_of(NAME, **reach) / WEIGHTS
+    path.unlink()
+    path.symlink_to(outside / "key")
+    assert scemae.load_model(NAME, **reach).id == model.id
+    assert not (path.readlink()).is_absolute()
+
+
+def test_a_password_is_not_shown(hub, reach, outside, caplog, no_pauses, monkeypatch):
+    """Faults C5: in errors, their causes and logs; it reaches the server as before."""
+    asked = []
+
+    def proxy(request):
+        asked.append(request.headers.get("Authorization"))
+        del request.headers["Authorization"]
+        return request.path.endswith(WEIGHTS) and request.command == "GET" and request.send(b"", 503) is None
+
+    endpoint = hub.url.replace("//", "//me:pass%40word@")
+    hub.trouble = proxy
+    with caplog.at_level(logging.DEBUG):
+        error = refused(WeightsUnavailableError, hub.url, **{**reach, "endpoint": endpoint})
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)  # what HF_ENDPOINT does
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        refused(WeightsUnavailableError, hub.url, **{**reach, "endpoint": None})
+    hub.close()
+    refused(WeightsUnavailableError, hub.url, source="hf-hub:a/b", **{**reach, "endpoint": endpoint})
+    assert set(asked) == {"Basic " + base64.b64encode(b"me:pass@word").decode()}
+    assert "me:pass" not in caplog.text
+    while error:
+        assert "me:pass" not in str(error)
+        error = error.__cause__ or error.__context__
+    refused(OptionError, "is not a URL", source="hf-hub:a/b", endpoint="http://me:pass@[::1")
+
+
+def test_a_token_is_not_shown(hub, reach):
+    """Faults C5: the client's error for a token with a line break shows it."""
+    assert "secret" not in str(refused(OptionError, "token has a space", **reach, token="hf_secret\n"))
 
 
 # ---- the cache

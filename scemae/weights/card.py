@@ -6,12 +6,17 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from scemae.errors import WeightsIntegrityError
 from scemae.model.config import ModelConfig
-from scemae.weights.model_folder import CARD
+from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS
 
-FILE_ROW = re.compile(r"^\| ([\w-]+\.(?:safetensors|json)) \| [\d,]+ bytes, SHA-256 `([0-9a-f]{64})` \|$", re.M | re.A)
+MAX_CARD = 1 << 20  # bytes
+FILE_ROW = re.compile(
+    r"^\| ([\w-]+\.(?:safetensors|json)) \| ([\d,]{1,19}) bytes, SHA-256 `([0-9a-f]{64})` \|$", re.M | re.A
+)
+OURS = re.compile(r"^library_name: scemae$", re.M)
 LINKED = re.compile(r"\]\(([\w-]+\.(?:png|jsonl))\)", re.A)
 RUN_HEADING = "## How it was made: "  # of a section of a model's card
 PURPOSE = """\
@@ -106,15 +111,48 @@ def load_call(source: str) -> str:
     return f'load_model("{source}")'
 
 
+class StatedFile(NamedTuple):
+    """What a card states of a file."""
+
+    sha256: str
+    size: int  # in bytes
+
+
+def find_stated_files(card: str, where: object = "The card") -> dict[str, StatedFile]:
+    """File name -> what a card's table states of it; empty where the card is not one of ours.
+
+    Raises WeightsIntegrityError, which names `where`, if a card of ours lacks a row: without it nothing is checked.
+    """
+    rows = FILE_ROW.findall(card)
+    found = {name: StatedFile(sha256, int(size.replace(",", "") or 0)) for name, size, sha256 in rows}
+    complete = REGRESSOR in found or found.keys() >= {WEIGHTS, CONFIG}
+    if len(found) < len(rows) or (not complete and (found or OURS.search(card))):
+        raise WeightsIntegrityError(
+            f"{where} is damaged or was altered: its rows of files, sizes and SHA-256 are for "
+            f"{', '.join(row[0] for row in rows) or 'none'}; wanted one each for {WEIGHTS} and {CONFIG}, or for "
+            f"{REGRESSOR}. Get it again; or, if you changed the files, remove the card."
+        )
+    return found
+
+
 def find_card_hashes(card: str) -> dict[str, str]:
-    """File name -> SHA-256, as a card's table states them."""
-    return dict(FILE_ROW.findall(card))
+    """File name -> SHA-256, as a card's table states them; errors are those of `find_stated_files`."""
+    return {name: file.sha256 for name, file in find_stated_files(card).items()}
+
+
+def read_stated_files(folder: Path) -> dict[str, StatedFile]:
+    """What the card in a folder states of files; empty without a card of ours."""
+    card = folder / CARD
+    if not card.is_file():
+        return {}
+    if card.stat().st_size > MAX_CARD:
+        raise WeightsIntegrityError(f"{card} has {card.stat().st_size:,} bytes; a card has at most {MAX_CARD:,}.")
+    return find_stated_files(card.read_text(encoding="utf-8", errors="replace"), card)
 
 
 def read_card_hashes(folder: Path) -> dict[str, str]:
     """File name -> SHA-256, as the card in a folder states them; empty without a card of ours."""
-    card = folder / CARD
-    return find_card_hashes(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else {}
+    return {name: file.sha256 for name, file in read_stated_files(folder).items()}
 
 
 def linked_files(card: str, folder: Path) -> list[str]:
@@ -129,7 +167,7 @@ def copy_earlier_sections(source: Path, folder: Path) -> str:
     card = (source / CARD).read_text(encoding="utf-8")
     sections = card[card.find(f"\n{RUN_HEADING}") :] if RUN_HEADING in card else ""
     for name in linked_files(sections, source):
-        shutil.copyfile(source / name, folder / name)
+        shutil.copyfile(source / name, folder / name, follow_symlinks=False)  # a link may lead to a private file
     return sections
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
-from typing import Self, TypedDict
+from typing import TYPE_CHECKING, Self, TypedDict
 
 from scemae.errors import (
     GatedWeightsError,
@@ -21,12 +22,18 @@ from scemae.errors import (
     WeightsIntegrityError,
     WeightsUnavailableError,
 )
-from scemae.weights.card import read_card_hashes
+from scemae.weights.card import read_stated_files
+from scemae.weights.endpoint_guard import COMMIT, SMALL, RefusedAnswerError, guarding, split_endpoint
 from scemae.weights.model_folder import CARD, VerifiedFiles, check_sha256
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
+
 HUB = "hf-hub:"
-SOURCE = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?", re.ASCII)
-COMMIT = re.compile(r"[0-9a-f]{40}")
+REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+REVISION = re.compile(r"(?=.{1,200}$)\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)  # the client makes a path of it
+TOKEN = re.compile(r"[!-~]*")
+RETRIES = (1, 2, 4, 8, 8)  # s, pauses before a server that failed is asked again
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,24 @@ def validate_hub_options(hub: HubOptions) -> None:
     unknown = sorted(hub.keys() - known)
     if unknown:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}; those about the Hub are {', '.join(known)}")
+    validate_token(hub.get("token"))
+
+
+def validate_token(token: str | bool | None) -> None:
+    """Raise OptionError, which does not show the token, unless it can be sent: the client's own error would show it."""
+    if isinstance(token, str) and not TOKEN.fullmatch(token):
+        raise OptionError("token has a space, a line break or a letter that no token has; copy it again.")
+
+
+def is_repository(name: str) -> bool:
+    """Whether the Hub can have a repository "ORG/REPO" of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        return REPOSITORY.fullmatch(name) is not None
+    return False
 
 
 def fetch(source: str, wanted: Collection[str], hub: HubOptions) -> VerifiedFiles:
@@ -68,26 +93,26 @@ def fetch(source: str, wanted: Collection[str], hub: HubOptions) -> VerifiedFile
     validate_hub_options(hub)
     repository = Repository.parse(source, hub)
     card = repository.get_file(CARD)
-    stated = read_card_hashes(card.parent)
-    missing = sorted(set(wanted) - stated.keys())
-    if missing or not stated:
-        raise IncompatibleWeightsError(
-            f"{repository} has no {' and '.join(missing) or 'file'} that can be checked: its {CARD} states the SHA-256 "
-            f"of {', '.join(stated) or 'nothing'}. `scemae push` writes a card that does."
-        )
-    sha256 = {name: stated[name] for name in wanted or stated}
     try:
-        return replace(repository, revision=card.parent.name).get_verified_files(sha256)
+        stated = read_stated_files(card.parent)
+        missing = sorted(set(wanted) - stated.keys())
+        if missing or not stated:
+            raise IncompatibleWeightsError(
+                f"{repository} has no {' and '.join(missing) or 'file'} that can be checked: its {CARD} states the "
+                f"SHA-256 of {', '.join(stated) or 'nothing'}. `scemae push` writes a card that does."
+            )
+        files = {name: stated[name] for name in wanted or stated}
+        return replace(repository, revision=card.parent.name).get_verified_files(
+            {name: file.sha256 for name, file in files.items()}, {name: file.size for name, file in files.items()}
+        )
     except WeightsIntegrityError:
-        _remove_cached(card)  # it may be the card that is wrong
+        repository.remove_cached(card)  # it may be the card that is wrong
         raise
 
 
 def repository_url(repo: str, endpoint: str | None) -> str:
     """The page of a repository ("ORG/REPO")."""
-    from huggingface_hub import constants
-
-    return f"{endpoint or constants.ENDPOINT}/{repo}"
+    return f"{split_endpoint(endpoint)[0]}/{repo}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +127,30 @@ class Repository:
     @classmethod
     def parse(cls, source: str, hub: HubOptions) -> Self:
         """Read "hf-hub:ORG/REPO[@REVISION]"; raises OptionError."""
-        found = SOURCE.fullmatch(source.removeprefix(HUB))
-        if not found:
-            raise OptionError(f"{source!r} does not name a repository; wanted '{HUB}ORG/REPO[@REVISION]'.")
-        return cls(id=found["id"], revision=found["revision"] or "main", source=source, hub=hub)
+        name, at, revision = source.removeprefix(HUB).partition("@")
+        if not is_repository(name) or (at and not REVISION.fullmatch(revision)):
+            raise OptionError(
+                f"{source!r} does not name a repository; wanted '{HUB}ORG/REPO[@REVISION]': names of up to 96 letters, "
+                "digits and '-', '_', '.', and a branch, a tag or a commit."
+            )
+        return cls(id=name, revision=revision or "main", source=source, hub=hub)
 
     def __str__(self) -> str:
         return f"{repository_url(self.id, self.hub.get('endpoint'))} at revision {self.revision}"
 
-    def get_verified_files(self, sha256: Mapping[str, str]) -> VerifiedFiles:
-        """Files of a commit, each with the SHA-256 that is given; what is not in the cache is fetched."""
-        paths = [self._get_verified_file(name, expected) for name, expected in sha256.items()]
+    def get_verified_files(self, sha256: Mapping[str, str], sizes: Mapping[str, int]) -> VerifiedFiles:
+        """Files of a commit, each with the SHA-256 that is given; what is not in the cache is fetched.
+
+        `sizes`: the most bytes that are fetched of a file, where that is not a small one.
+        """
+        paths = [self._get_verified_file(name, sha256[name], sizes.get(name, SMALL)) for name in sha256]
         return VerifiedFiles(paths[0].parent, sha256)
 
-    def get_file(self, name: str) -> Path:
+    def get_file(self, name: str, limit: int = SMALL) -> Path:
         """A file, unchecked: that of a commit from the cache if it is there, else what the Hub has now.
 
-        Where the Hub cannot be reached, an older file of a branch is better than none; a warning is logged.
+        Where the Hub cannot be reached, an older file of a branch is better than none; a warning is logged. A file of
+        more than `limit` bytes is not fetched.
         """
         from huggingface_hub import try_to_load_from_cache
 
@@ -129,11 +161,11 @@ class Repository:
         if self._is_offline():
             raise self.unavailable(name, "this is offline (HF_HUB_OFFLINE or local_files_only)")
         try:
-            return self._fetch(name, retry=cached is None)
+            return self._fetch(name, limit, retry=cached is None)
         except WeightsUnavailableError as error:
             if not cached:
                 raise
-            logger.warning("Using the cached %s of %s, which may be outdated: %s", name, self, error.__cause__)
+            logger.warning("Using the cached %s of %s, which may be outdated: %s", name, self, error)
             return cached
 
     def unavailable(self, name: str, reason: str) -> WeightsUnavailableError:
@@ -159,9 +191,18 @@ class Repository:
 
         return self.hub.get("local_files_only") or constants.HF_HUB_OFFLINE
 
-    def _get_verified_file(self, name: str, expected: str, retry: bool = True) -> Path:
+    def remove_cached(self, path: Path) -> None:
+        """Remove a file of the cache: the link to it in the snapshot folder, and the blob, unless it is elsewhere."""
+        if self._is_offline() or not path.parent.resolve().is_relative_to(Path(self.cache_dir).resolve()):
+            return
+        with suppress(OSError):  # the cache may be read-only
+            if path.is_symlink():
+                self.remove_cached(path.parent / path.readlink())
+            path.unlink(missing_ok=True)
+
+    def _get_verified_file(self, name: str, expected: str, limit: int, retry: bool = True) -> Path:
         """A file with the SHA-256 `expected`; a file with another one is fetched again, once, and never kept."""
-        path, offline = self.get_file(name), self._is_offline()
+        path, offline = self.get_file(name, limit), self._is_offline()
         if offline:
             next_step = "Go online to have it fetched again."
         elif retry:
@@ -176,50 +217,61 @@ class Repository:
         except WeightsIntegrityError as error:
             if offline:
                 raise
-            _remove_cached(path)
+            self.remove_cached(path)
             if not retry:
                 raise
             logger.warning("%s", error)
-            return self._get_verified_file(name, expected, retry=False)
+            return self._get_verified_file(name, expected, limit, retry=False)
         return path
 
-    def _fetch(self, name: str, retry: bool) -> Path:
+    def _fetch(self, name: str, limit: int, retry: bool) -> Path:
         """Download a file into the cache. `retry`: whether a server's error (5xx) is worth more requests."""
         from huggingface_hub import constants, hf_hub_download
 
+        endpoint, header = split_endpoint(self.hub.get("endpoint"))
         try:
-            self._require_answer(name, retry)
-            path = hf_hub_download(
-                self.id,
-                name,
-                revision=self.revision,
-                endpoint=self.hub.get("endpoint"),
-                token=self.hub.get("token"),
-                cache_dir=self.hub.get("cache_dir"),
-                etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
-                library_name="scemae",
-            )
+            with guarding(limit, self.revision) as guard:
+                guard.check_metadata(self._get_metadata(name, retry))
+                path = hf_hub_download(
+                    self.id,
+                    name,
+                    revision=self.revision,
+                    endpoint=endpoint,
+                    headers={"accept-encoding": "identity", **header},
+                    token=self.hub.get("token"),
+                    cache_dir=self.hub.get("cache_dir"),
+                    etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                    library_name="scemae",
+                )
         except Exception as error:  # the transports of the client's versions have no common base class
             raise translate_hub_error(self, name, error) from error
         return Path(path)
 
-    def _require_answer(self, name: str, retry: bool) -> None:
-        """Raise the client's error at once where nobody answers: `hf_hub_download` alone would retry for minutes."""
+    def _get_metadata(self, name: str, retry: bool) -> HfFileMetadata:
+        """What the Hub says of a file, or the client's error: at once where nobody answers, `hf_hub_download` alone
+        would retry for minutes."""
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import FileMetadataError
 
-        endpoint = self.hub.get("endpoint")
+        endpoint, header = split_endpoint(self.hub.get("endpoint"))
         url = hf_hub_url(self.id, name, revision=self.revision, endpoint=endpoint)
-        try:
-            found = get_hf_file_metadata(
-                url, token=self.hub.get("token"), timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=endpoint
-            )
-        except Exception as error:
-            if retry and http_status(error) >= 500:
-                return
-            raise
+        for pause in (*RETRIES, None) if retry else (None,):
+            try:
+                found = get_hf_file_metadata(
+                    url,
+                    token=self.hub.get("token"),
+                    timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                    headers=header,
+                    endpoint=endpoint,
+                )
+                break
+            except Exception as error:
+                if pause is None or http_status(error) < 500:
+                    raise
+                time.sleep(pause)
         if found.commit_hash is None:
             raise FileMetadataError("what answers is not a Hub but, say, a proxy or a login page")
+        return found
 
 
 def translate_hub_error(repository: Repository, name: str, error: Exception) -> ScemaeError:
@@ -257,9 +309,12 @@ def describe_client_error(error: Exception) -> str:
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the client says "an error happened"; this is the error
+    if isinstance(error, RefusedAnswerError):
+        return f"what comes is refused: {error}"
     if "Timeout" in type(error).__name__:  # requests, httpx and Python each have their own
         return f"there was no answer within {constants.HF_HUB_ETAG_TIMEOUT:g} s (HF_HUB_ETAG_TIMEOUT)"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
+    text = "".join(c if c.isprintable() else " " for c in str(error)[:1000])  # a server may have written it
+    return f"{type(error).__name__}: {' '.join(text.split())}".rstrip(".: ")
 
 
 def http_status(error: Exception) -> int:
@@ -271,10 +326,3 @@ def _is_from_hub(error: Exception) -> bool:
     """Whether an HTTP error is the Hub's own, and not that of a proxy on the way."""
     headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
     return "X-Error-Code" in headers or "X-Error-Message" in headers
-
-
-def _remove_cached(path: Path) -> None:
-    """Remove a file of the cache: the blob, and the link to it in the snapshot folder."""
-    with suppress(OSError):  # the cache may be read-only
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scemae.errors import GatedWeightsError, IncompatibleWeightsError, OptionError, OutputError, ScemaeError
 from scemae.weights.card import linked_files, load_call, read_card_hashes, regressor_card
-from scemae.weights.hub import HUB, describe_client_error, http_status
+from scemae.weights.endpoint_guard import COMMIT, split_endpoint
+from scemae.weights.hub import HUB, REVISION, describe_client_error, http_status, is_repository, validate_token
 from scemae.weights.model_folder import (
     CARD,
     CONFIG,
@@ -59,7 +59,7 @@ def push(
 
 def collect_files(path: str | os.PathLike[str], repo: str) -> dict[str, Path | bytes]:
     """What `push` uploads, name -> path or content: the files of a model folder, or a detector and a card for it."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
+    if not is_repository(repo):
         raise OptionError(f"{repo!r} does not name a repository; wanted ORG/REPO.")
     path = Path(path)
     return _collect_regressor(path, repo) if path.is_file() else _collect_model(path, repo)
@@ -77,17 +77,23 @@ def push_files(
     """Upload files (name -> path or content) as one commit; arguments, result and errors are those of `push`."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api = HfApi(endpoint=endpoint, token=token, library_name="scemae")
+    if tag is not None and not REVISION.fullmatch(tag):
+        raise OptionError(f"{tag!r} cannot be a tag; wanted letters, digits and '-', '_', '.', such as 'v1.0'.")
+    validate_token(token)
+    url, header = split_endpoint(endpoint)
+    api = HfApi(endpoint=url if header else endpoint, token=token, headers=header, library_name="scemae")
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     try:
         _prepare_repository(api, repo, private, tag)
         commit = api.create_commit(repo, operations, commit_message="Upload by scemae").oid
+        if not COMMIT.fullmatch(commit):
+            raise OutputError(f"{repo} on {url} was written, but its commit is said to be {commit!r:.99}.")
         if tag:
             api.create_tag(repo, tag=tag, revision=commit)
     except ScemaeError:
         raise
     except Exception as error:  # the transports of the client's versions have no common base class
-        raise _translate_push_error(repo, api.endpoint, error) from error
+        raise _translate_push_error(repo, url, error) from error
     return f"{HUB}{repo}@{commit}"
 
 
@@ -129,7 +135,19 @@ def _collect_model(folder: Path, repo: str) -> dict[str, Path | bytes]:
     name = read_config(folder).name
     if name not in RELEASED:
         card = card.replace(load_call(name), load_call(HUB + repo))
-    return {CARD: card.encode(), **{name: folder / name for name in (CONFIG, WEIGHTS, *linked_files(card, folder))}}
+    names = (CONFIG, WEIGHTS, *linked_files(card, folder))
+    for name in (CARD, *names):
+        _check_inside(folder / name, folder)
+    return {CARD: card.encode(), **{name: folder / name for name in names}}
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    """Raise OptionError where a file is a link that leaves its folder: it may lead to a private file."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise OptionError(
+            f"{path} is a link to {path.resolve()}, outside of the folder, and nothing was uploaded. Put the file "
+            "itself there, or leave it out of the card."
+        )
 
 
 def _collect_regressor(path: Path, repo: str) -> dict[str, Path | bytes]:

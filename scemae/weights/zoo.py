@@ -200,7 +200,7 @@ def _locate_released(name: str, hub: HubOptions) -> VerifiedFiles:
             f"the one that {MIRROR} names; or use the model that comes with scemae, load_model()."
         )
     repository = Repository(id=release.repo, revision=release.revision, source=name, hub=hub)
-    return repository.get_verified_files(release.sha256)
+    return repository.get_verified_files(release.sha256, {WEIGHTS: release.weights_bytes})
 
 
 def _released_info(name: str) -> ModelInfo:

@@ -110,15 +110,17 @@ class Handler(BaseHTTPRequestHandler):
         """Answer a request of any method."""
         self.alter: Callable[[bytes], bytes] = bytes  # what is done to the body on its way
         self.pause = 0.0  # s, in the middle of the body
-        self.cut = False  # whether the connection breaks there
-        self.path = unquote(urlsplit(self.path).path)
+        self.cut: float | None = None  # the part of the body after which the connection breaks
+        self.other: dict[str, str] = {}  # headers to send in the place of the Hub's
+        quoted = urlsplit(self.path).path
+        self.path = unquote(quoted)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((self.command, self.path))
         if self.hub.trouble(self):
             return
         for methods, route, respond in ROUTES:
-            if self.command in methods and (found := re.fullmatch(route, self.path)):
-                respond(self, **found.groupdict())
+            if self.command in methods and (found := re.fullmatch(route, quoted)):
+                respond(self, **{name: unquote(value) for name, value in found.groupdict().items()})
                 return
         self.refuse(404, "Unknown", f"no route {self.command} {self.path}")
 
@@ -128,14 +130,14 @@ class Handler(BaseHTTPRequestHandler):
         """Send bytes as they are, anything else as JSON."""
         content = self.alter(body if isinstance(body, bytes) else json.dumps(body).encode())
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content_Length": str(len(content)), **headers, **self.other}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            middle = len(content) // 2
+            middle = int(len(content) * (0.5 if self.cut is None else self.cut))
             self.wfile.write(content[:middle])
             sleep(self.pause)
-            if self.cut:
+            if self.cut is not None:
                 self.connection.shutdown(socket.SHUT_RDWR)
             else:
                 self.wfile.write(content[middle:])
@@ -276,13 +278,42 @@ def altered(ending: str, alter: Callable[[bytes], bytes], times: int = 10**9) ->
     return trouble
 
 
-def cut(ending: str, times: int = 10**9) -> Callable[[Handler], bool]:
-    """Breaks the connection in the middle of the first GET answers for paths of this ending."""
+def cut(ending: str, times: int = 10**9, at: float = 0.5) -> Callable[[Handler], bool]:
+    """Breaks the connection at that part of the body of the first GET answers for paths of this ending."""
     left = iter(range(times))
 
     def trouble(request: Handler) -> bool:
         if request.command == "GET" and request.path.endswith(ending) and next(left, None) is not None:
-            request.cut = True
+            request.cut = at
+        return False
+
+    return trouble
+
+
+def lying(skip: int = 0, method: str = "HEAD", **headers: str) -> Callable[[Handler], bool]:
+    """Sends other headers than the Hub's in the answers to requests of this method, but for the first ones."""
+    left = iter(range(skip))
+
+    def trouble(request: Handler) -> bool:
+        if request.command == method and next(left, None) is None:
+            request.other = headers
+        return False
+
+    return trouble
+
+
+def endless(piece: bytes, seconds: float = 0.0, **headers: str) -> Callable[[Handler], bool]:
+    """Answers GET with these bytes again and again, with a pause before each, until the client has gone."""
+
+    def trouble(request: Handler) -> bool:
+        if request.command == "GET":
+            request.send_response(200)
+            for name, value in headers.items():
+                request.send_header(name.replace("_", "-"), value)
+            request.end_headers()
+            while True:
+                sleep(seconds)
+                request.wfile.write(piece)
         return False
 
     return trouble
