@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scemae.errors import OptionError
-from scemae.landmark_input import landmark_index
+from scemae.landmark_input import landmark_pair, warn_user
 
 Pairs = Sequence[tuple[str, str]] | Sequence[tuple[int, int]]
 Mirror = Literal["auto", "off"] | Pairs
 AXIS_SHIFT = 16.0  # input px, of the mirror axis from the middle, at most
 MIRROR_REACH = 0.35  # how far a landmark may be from its counterpart's reflection, as a fraction of the shape's width
+ASIDE = 0.1  # of the input's side: pairs that are this much above each other, on average, are not beside each other
 SIDE = re.compile("left|right|(?<![a-z])[lr](?![a-z])")  # of a name in lower case
 OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
@@ -24,6 +25,11 @@ def mirror_permutation(
     mirror: Mirror, shape: NDArray[np.float64], names: Sequence[str] | None, size: int
 ) -> list[int] | None:
     """For each landmark of a shape (K, 2), input px, the one whose place its mirror image takes; None: no mirroring."""
+    if lies_on_its_side(shape, names, size):
+        warn_user(
+            "The landmarks lie on their side: what is left and right of a face is above each other. Are they (x, y), "
+            "not (y, x), and are the images upright?"
+        )
     if isinstance(mirror, (Sequence, np.ndarray)) and not isinstance(mirror, str):
         return named_pairs(mirror, names, len(shape))
     if mirror not in ("auto", "off"):
@@ -41,12 +47,31 @@ def left_right_pairs(names: Sequence[str]) -> dict[int, int]:
     return {i: lower.index(other) for i, other in enumerate(others) if other != lower[i] and other in lower}
 
 
+def lies_on_its_side(shape: NDArray[np.float64], names: Sequence[str] | None, size: int) -> bool:
+    """Whether a shape (K, 2), input px, is that of a face whose landmarks are (y, x).
+
+    By the landmarks whose names tell a side; without such names, the shape is no face's but as (y, x).
+    """
+    pairs = left_right_pairs(names or ())
+    if pairs:
+        across, down = np.abs(shape[list(pairs)] - shape[list(pairs.values())]).mean(axis=0)
+        return bool(down > max(2 * across, ASIDE * size))
+    flat = np.ptp(shape[:, 0]) < 0.6 * np.ptp(shape[:, 1])  # a profile, or the ridge of a nose
+    if len(shape) < 4 or flat or mirror_pairs(shape, size, {}):
+        return False
+    other = mirror_pairs(shape[:, ::-1], size, {})
+    return other is not None and other != list(range(len(shape)))
+
+
 def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[int]:
     """For each of `count` landmarks the one whose place its mirror image takes: of `pairs`, by name or number, the
     other one; otherwise itself."""
-    swap = list(range(count))
+    swap, paired = list(range(count)), set[int]()
     for pair in pairs:
-        first, second = (landmark_index(landmark, names, count, "mirror") for landmark in pair)
+        first, second = landmark_pair(pair, names, count, "mirror")
+        if not paired.isdisjoint((first, second)):
+            raise OptionError(f"mirror has two pairs with a landmark of {tuple(pair)}; wanted each landmark once.")
+        paired |= {first, second}
         swap[first], swap[second] = second, first
     return swap
 
