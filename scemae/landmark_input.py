@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scemae.errors import LandmarkInputError, OptionError
+from scemae.errors import LandmarkInputError, OptionError, warn_user
 from scemae.features import Face, FaceFeatures
 from scemae.landmarks import Landmarks
 from scemae.metrics import box_diagonal, fill_masked
@@ -102,7 +100,7 @@ def _unwrap(values: Any) -> Any:
             raise LandmarkInputError(
                 f"landmarks cannot be read from a tensor ({error}); wanted a dense one."
             ) from error
-    if getattr(values, "dtype", None) == object and hasattr(values, "tolist"):
+    if getattr(values, "dtype", None) == np.object_ and hasattr(values, "tolist"):
         values = values.tolist()
     if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
         return [_unwrap(item) for item in values]
@@ -141,14 +139,6 @@ def _check_names(names: Sequence[str]) -> None:
                 f"The landmarks {other!r} and {name!r} have almost the same name. If they are one landmark, call it "
                 "the same on every face; if not, give them names that differ by more than case and spaces."
             )
-
-
-def warn_user(message: str) -> None:
-    """Warn where the user's code called scemae."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("scemae", "contextlib"):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
 
 
 def _check_face(face: Face, xy: Array, names: Sequence[str] | None, allow_missing: bool, allow_outside: bool) -> None:

@@ -133,12 +133,17 @@ def _upsampled_norms(feature_map: Tensor, rows: Tensor, columns: Tensor) -> Tens
     return squared.clamp(min=MIN_SQUARED_NORM).sqrt()
 
 
+def validate_prior(prior: float) -> None:
+    """Raise OptionError unless this is 0 or a distance."""
+    if isinstance(prior, bool) or not isinstance(prior, Real) or not 0 <= prior < np.inf:  # nan is neither
+        raise OptionError(f"prior is {prior!r}; it must be 0 (off) or a distance in input pixels.")
+
+
 def _choose_prior(reference: FaceFeatures, prior: float | None) -> float:
     """The prior's standard deviation in input px, 0 for none; raises OptionError."""
     if prior is None:
         return reference.config.prior_sigma if reference.aligned else 0.0
-    if isinstance(prior, bool) or not isinstance(prior, Real) or not 0 <= prior < np.inf:  # nan is neither
-        raise OptionError(f"prior is {prior!r}; it must be 0 (off) or a distance in input pixels.")
+    validate_prior(prior)
     if prior and not reference.aligned:
         raise OptionError("prior needs aligned faces: pass prior=0, or extract the features with align=True.")
     return float(prior)

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scemae.errors import OptionError
-from scemae.landmark_input import landmark_pair, warn_user
+from scemae.errors import OptionError, warn_user
+from scemae.landmark_input import landmark_pair
 
 Pairs = Sequence[tuple[str, str]] | Sequence[tuple[int, int]]
 Mirror = Literal["auto", "off"] | Pairs

@@ -77,8 +77,8 @@ def fit_regressor(
     Raises:
         ImageInputError: an image that cannot be used; says which.
         BoxInputError: a box that is invalid, not one box per image, or boxes beside FaceFeatures.
-        LandmarkInputError: wrong shape or count, outside the image and its mirrored surroundings, a landmark that is annotated on no face, a face
-            without any landmark.
+        LandmarkInputError: wrong shape or count, outside the image and its mirrored surroundings, a landmark that is
+            annotated on no face, a face without any landmark.
         IncompatibleFeaturesError: FaceFeatures of another model.
 
     Warns:
