@@ -18,7 +18,7 @@ from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
-from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError
+from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError
 from scemae.extraction import Boxes, Extractor, extract_features, stream_features
 from scemae.features import Face, FaceFeatures
 from scemae.images import ImageBatch, ImageLike
@@ -147,7 +147,16 @@ class LandmarkRegressor(Estimator):
     def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> Self:
         """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
         features = self._given(images, boxes)
-        if features is None:
+        if features is not None:
+            for name, asked, made in (
+                ("expansion", self.expansion, features.expansion),
+                ("align", self.align, features.aligned),
+            ):
+                if asked not in (None, made):
+                    raise OptionError(
+                        f"{name} is {asked!r}, but these FaceFeatures were made with {made}; leave it out."
+                    )
+        else:
             pictures: Any = images
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
         xy, names = validate_landmarks(landmarks, features.faces, self.names, allow_missing=True, allow_outside=True)
