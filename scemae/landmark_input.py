@@ -19,7 +19,9 @@ from scemae.metrics import box_diagonal, fill_masked
 
 Array = NDArray[Any]
 MISSING = (np.nan, np.nan)
-FAR, SMALL = 0.3, 0.1  # of a shape: its centre from the crop's, and its diagonal, in sides of the crop
+# In sides of the crop. A shape is odd whose centre is FAR from the crop's, or by ASIDE above and left of it, as what is
+# in percent or fractions, or whose diagonal is SMALL.
+FAR, ASIDE, SMALL = 0.4, 0.15, 0.1
 MANY_FACES, RARE = 5, 20  # of so many faces and more, a landmark is rare that one shows, or one in 20
 
 
@@ -147,7 +149,7 @@ def _check_face(face: Face, xy: Array, names: Sequence[str] | None, allow_missin
     inside = ((xy >= -0.5) & (xy <= np.array([width, height]) - 0.5)).all(axis=1)
     if allow_outside:
         surroundings = np.array(face.patch.pixels.shape[1::-1]) - 0.5
-        places = face.patch.to_patch(xy)
+        places = face.patch.to_patch(np.where(np.isfinite(xy), xy, np.nan))
         inside |= ((places >= -0.5) & (places <= surroundings)).all(axis=1)
         inside &= (xy != -1).any(axis=1)  # what some annotations have for a landmark that is hidden
     wrong = annotated & ~inside if allow_missing and not np.isinf(xy).any() else ~inside
@@ -205,7 +207,7 @@ def _warn_of_shapes(shapes: Array) -> None:
         return
     off = np.median(np.nanmean(shapes, axis=1), axis=0) - 0.5
     diagonal = np.median(box_diagonal(shapes))
-    if np.linalg.norm(off) > FAR or diagonal < SMALL:
+    if np.linalg.norm(off) > FAR or off.max() < -ASIDE or diagonal < SMALL:
         warn_user(
             f"The landmarks of the median face lie {off[0]:+.0%} and {off[1]:+.0%} of the square that the model sees "
             f"from its middle, and their box has a diagonal of {diagonal:.0%} of it (features.draw() shows the "

@@ -16,7 +16,7 @@ Pairs = Sequence[tuple[str, str]] | Sequence[tuple[int, int]]
 Mirror = Literal["auto", "off"] | Pairs
 AXIS_SHIFT = 16.0  # input px, of the mirror axis from the middle, at most
 MIRROR_REACH = 0.35  # how far a landmark may be from its counterpart's reflection, as a fraction of the shape's width
-ASIDE = 0.1  # of the input's side: pairs that are this much above each other, on average, are not beside each other
+ABOVE = 0.1  # of the input's side: how far above each other pairs must be not to be those of a profile
 SIDE = re.compile("left|right|(?<![a-z])[lr](?![a-z])")  # of a name in lower case
 OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
@@ -48,19 +48,12 @@ def left_right_pairs(names: Sequence[str]) -> dict[int, int]:
 
 
 def lies_on_its_side(shape: NDArray[np.float64], names: Sequence[str] | None, size: int) -> bool:
-    """Whether a shape (K, 2), input px, is that of a face whose landmarks are (y, x).
-
-    By the landmarks whose names tell a side; without such names, the shape is no face's but as (y, x).
-    """
+    """Whether landmarks (K, 2), input px, whose names say left and right are above each other, as in (y, x)."""
     pairs = left_right_pairs(names or ())
-    if pairs:
-        across, down = np.abs(shape[list(pairs)] - shape[list(pairs.values())]).mean(axis=0)
-        return bool(down > max(2 * across, ASIDE * size))
-    flat = np.ptp(shape[:, 0]) < 0.6 * np.ptp(shape[:, 1])  # a profile, or the ridge of a nose
-    if len(shape) < 4 or flat or mirror_pairs(shape, size, {}):
+    if not pairs:
         return False
-    other = mirror_pairs(shape[:, ::-1], size, {})
-    return other is not None and other != list(range(len(shape)))
+    across, down = np.abs(shape[list(pairs)] - shape[list(pairs.values())]).mean(axis=0)
+    return bool(down > max(2 * across, ABOVE * size))
 
 
 def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[int]:
