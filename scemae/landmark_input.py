@@ -229,6 +229,6 @@ def _landmark_index(landmark: Any, names: Sequence[str] | None, count: int, opti
         if names is None or landmark not in names:
             raise OptionError(f"{option} names {landmark!r}, which is not a landmark; there are {names or 'no names'}.")
         return list(names).index(landmark)
-    if isinstance(landmark, bool) or not isinstance(landmark, Integral) or not 0 <= landmark < count:
+    if isinstance(landmark, bool) or not isinstance(landmark, Integral) or not 0 <= int(landmark) < count:
         raise OptionError(f"{option} names landmark {landmark}; there are {count}, from 0.")
     return int(landmark)

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 def fill_masked(values: Any) -> Any:
     """The values; of a masked array an array with nan where it is masked. numpy drops the mask without a word."""
-    return values.astype(np.float64).filled(np.nan) if isinstance(values, np.ma.MaskedArray) else values
+    return np.ma.filled(values.astype(np.float64), np.nan) if isinstance(values, np.ma.MaskedArray) else values
 
 
 def pixel_errors(found_px: Array, truth_px: Array) -> Array:

@@ -25,4 +25,4 @@ class CommandParser(argparse.ArgumentParser):
             if action.dest in self._given:
                 raise argparse.ArgumentError(action, "is given twice; wanted it once")
             self._given.add(action.dest)
-        return super()._get_values(action, arg_strings)  # type: ignore[misc]
+        return super()._get_values(action, arg_strings)

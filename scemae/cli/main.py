@@ -67,7 +67,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"scemae {scemae.__version__}", help="Print the version and exit."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    commands: Any = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
