@@ -28,6 +28,9 @@
 Each message says what was given, what was expected and what to do next.
 """
 
+import sys
+import warnings
+
 
 class ScemaeError(Exception):
     """Base class of all errors that scemae raises on purpose."""
@@ -103,3 +106,11 @@ class ExportError(ScemaeError, RuntimeError):
 
 class RunError(ScemaeError, RuntimeError):
     """A training run cannot start, continue or finish; its last good checkpoint is kept."""
+
+
+def warn_user(message: str) -> None:
+    """Warn where the user's code called scemae."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("scemae", "contextlib"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -19,7 +19,7 @@ from scemae.features import Face, FaceFeatures
 from scemae.geometry import IDENTITY, Array, CellGrid, Crop, sample_view
 from scemae.images import ImageBatch, ImageLike, Photo, cut_patch, validate_box
 from scemae.model.aligner import FaceAligner, is_plausible
-from scemae.model.config import ModelConfig, ModelId
+from scemae.model.config import ModelConfig, ModelId, validate_switch
 from scemae.model.projector import Projector
 from scemae.numerics import default_numerics
 from scemae.progress import with_progress
@@ -132,6 +132,8 @@ def stream_features(
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
     """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
+    if align is not None:
+        validate_switch("align", align)
     if align and model.aligner is None:
         raise OptionError(f"Model {model.config.name!r} has no aligner; pass align=False.")
     if margin not in ("context", "reflect"):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from scemae.errors import BoxInputError, ImageInputError
+from scemae.errors import BoxInputError, ImageInputError, warn_user
 from scemae.geometry import Array, Box, Crop, Patch, central_box
 
 ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array | torch.Tensor
@@ -66,6 +66,8 @@ class ImageBatch:
                 f"{boxes_count} boxes for {self.count} images; wanted one (x0, y0, x1, y1) per image. For several "
                 "faces in one photo, repeat it: [photo] * n."
             )
+        if boxes_count:
+            _warn_of_extents(self._boxes)
 
     def __iter__(self) -> Iterator[tuple[Photo, Any]]:
         boxes, missing = repeat(None) if self._boxes is None else iter(self._boxes), object()
@@ -100,6 +102,19 @@ def _boxes_of_one(boxes: Any) -> list[Any]:
     """The boxes of one image: a box, or an iterable of one box."""
     given = list(boxes) if isinstance(boxes, Iterable) else [boxes]
     return [given] if given and given[0] is not None and np.ndim(given[0]) == 0 else given
+
+
+def _warn_of_extents(boxes: Any) -> None:
+    """Warn of boxes that are all square as (x, y, width, height), and never as (x0, y0, x1, y1)."""
+    try:
+        x0, y0, x1, y1 = np.array([box for box in boxes if box is not None], dtype=np.float64).T
+    except (TypeError, ValueError, RuntimeError):  # validate_box says what is wrong, and where
+        return
+    if len(x0) and (x1 == y1).all() and (x1 - x0 != y1 - y0).all():
+        warn_user(
+            "All boxes are squares if they are (x, y, width, height), and none is if they are (x0, y0, x1, y1), as "
+            "which they are taken. Are the last two numbers a corner?"
+        )
 
 
 def _length(items: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from scemae.features import FaceFeatures
 from scemae.geometry import CellGrid, sample_at
 from scemae.landmark_input import validate_landmarks
 from scemae.landmarks import LandmarkMatches, Landmarks
-from scemae.model.config import Use, validate_use
+from scemae.model.config import Use, validate_switch, validate_use
 from scemae.numerics import default_numerics
 
 Array = NDArray[Any]
@@ -60,7 +61,7 @@ def match_landmarks(
         LandmarkInputError: wrong shape or count, outside the image or the crop.
         ImageInputError: not features, or no target faces.
         IncompatibleFeaturesError: features of different models or settings.
-        OptionError: `use`, `prior` or `combine` has a value that is not allowed.
+        OptionError: an option has a value that is not allowed.
     """
     for name, given in (("reference", reference), ("targets", targets)):
         if not isinstance(given, FaceFeatures):
@@ -68,6 +69,8 @@ def match_landmarks(
     targets.kind.require(reference.kind, "The targets' features", "the reference's")
     use = reference.config.matching_use if use is None else validate_use(use)
     sigma = _choose_prior(reference, prior)
+    validate_switch("subpixel", subpixel)
+    validate_switch("keep_similarity", keep_similarity)
     if combine not in ("mean", "best"):
         raise OptionError(f"combine is {combine!r}; it must be 'mean' or 'best'.")
     if not len(targets):
@@ -130,15 +133,20 @@ def _upsampled_norms(feature_map: Tensor, rows: Tensor, columns: Tensor) -> Tens
     return squared.clamp(min=MIN_SQUARED_NORM).sqrt()
 
 
+def validate_prior(prior: float) -> None:
+    """Raise OptionError unless this is 0 or a distance."""
+    if isinstance(prior, bool) or not isinstance(prior, Real) or not 0 <= prior < np.inf:  # nan is neither
+        raise OptionError(f"prior is {prior!r}; it must be 0 (off) or a distance in input pixels.")
+
+
 def _choose_prior(reference: FaceFeatures, prior: float | None) -> float:
     """The prior's standard deviation in input px, 0 for none; raises OptionError."""
     if prior is None:
         return reference.config.prior_sigma if reference.aligned else 0.0
-    if prior < 0:
-        raise OptionError(f"prior is {prior:g}; it must be 0 (off) or a distance in input pixels.")
+    validate_prior(prior)
     if prior and not reference.aligned:
         raise OptionError("prior needs aligned faces: pass prior=0, or extract the features with align=True.")
-    return prior
+    return float(prior)
 
 
 def _check_inside_crop(reference: FaceFeatures, xy_input: Array, xy: Array) -> None:
@@ -189,6 +197,7 @@ def _find_peaks(similarity: Tensor, xy_input: Array, sigma: float, subpixel: boo
     places = torch.stack([columns, rows], dim=-1).double()
     if subpixel:
         places += _parabola_offsets(objective, rows, columns)
+    similarity = similarity.clamp(-1, 1)  # rounding leads beyond; only now, so that it makes no two places equal
     return places.numpy(), similarity[landmarks, rows, columns].double().numpy(), similarity.numpy()
 
 

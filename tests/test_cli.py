@@ -107,6 +107,9 @@ def test_match_and_features(capsys, tables, samples):
         ("features FACE --out FOLDER/a/f", "no folder"),
         ("match FACE FACE", "pass --points"),
         ("match FACE FACE --point nose:3,4", "wanted NAME=X,Y"),
+        ("match FACE FACE --point nose=1,2 --point nose=3,4", "'nose' is given twice"),
+        ("match FACE FACE --points FOLDER/points.csv --point left_eye=3,4", "'left_eye' is given twice"),
+        ("match FACE FACE --point nose=1,2 --prior nan", "prior is nan; it must be 0 (off) or a distance"),
         ("match FACE FOLDER --point 1,2 --boxes FOLDER/boxes.csv", "has no box for"),
         ("match FACE FACE --point 266,238 --no-align --out FOLDER/m.txt", "picture format"),
         ("fit FOLDER/boxes.csv --out FOLDER/r", "lacks the column 'name'"),
@@ -122,6 +125,24 @@ def test_an_error_is_one_clear_line(capsys, tables, samples, command, message):
     assert message in err
     assert err.count("\n") == 1
     assert sorted(path.name for path in tables.iterdir()) == ["boxes.csv", "points.csv"]
+
+
+def test_an_option_given_twice_is_refused(capsys):
+    """Faults A9: the last one counted, and the others went without a word."""
+    for words in (
+        ("match", "a", "b", "--prior", "1", "--prior=2"),
+        ("match", "a", "b", "--point", "1,2", "--bo", "b.csv", "--boxes", "c.csv"),
+        ("eval", "matching", "mtfl", "--data", "a", "--out", "b", "--use", "both", "--use", "backbone"),
+        ("train", "stage1", "--data", "a", "--out", "b", "--mean", "0,0,0", "--mean", "1,1,1"),
+        ("train", "stage1", "--data", "a", "--out", "b", "--normalise-pixels", "--no-normalise-pixels"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            build_parser(words).parse_args(words)
+        assert stopped.value.code == 2
+        assert "is given twice; wanted it once" in capsys.readouterr().err
+    words = ["match", "a", "b", "--point", "a=1,2", "--point", "b=3,4", "--json", "--json"]
+    parser = build_parser(words)
+    assert parser.parse_args(words).point == parser.parse_args(words).point == ["a=1,2", "b=3,4"]
 
 
 def test_an_error_is_json_if_asked_for(capsys):

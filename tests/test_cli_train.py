@@ -28,8 +28,8 @@ from scemae.training.run_config import (
 )
 
 SMALL = (
-    *("--architecture", "test-tiny", "--patch-size", "16", "--batch-size", "4", "--steps", "6"),
-    *("--decoder-width", "16", "--decoder-depth", "1", "--precision", "float32", "--no-compile"),
+    *(("--architecture", "test-tiny"), ("--patch-size", "16"), ("--batch-size", "4"), ("--steps", "6")),
+    *(("--decoder-width", "16"), ("--decoder-depth", "1"), ("--precision", "float32"), ("--no-compile",)),
 )
 
 
@@ -55,8 +55,13 @@ def run(capsys, *words):
     return code, out, err
 
 
+def small_but(words):
+    """`SMALL`, without the options that are among the words: none may be given twice."""
+    return [word for option in SMALL if option[0] not in words for word in option]
+
+
 def train(capsys, *words):
-    return run(capsys, "train", "stage1", *SMALL, *words)
+    return run(capsys, "train", "stage1", *small_but(words), *words)
 
 
 # ---- from the fields of a dataclass to options
@@ -325,7 +330,8 @@ def run_command(words):
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_a_model(capfd, images, tmp_path):
     out = tmp_path / "run"
-    words = ["train", "stage1", *SMALL, "--data", str(images), "--out", str(out), "--steps", "100000"]
+    words = ["--data", str(images), "--out", str(out), "--steps", "100000"]
+    words = ["train", "stage1", *small_but(words), *words]
     process = TrainingProcess(tmp_path / "note", run_command, words)
     end = time.monotonic() + 60
     while not (out / "log.jsonl").exists() or (out / "log.jsonl").stat().st_size == 0:

@@ -11,7 +11,8 @@ import torch
 from made_up_faces import coloured_faces, mtfl_folder
 
 from scemae import plots
-from scemae.cli.evaluate_commands import evaluate
+from scemae.cli.evaluate_commands import _parse_counts, evaluate
+from scemae.cli.main import build_parser
 from scemae.datasets import DATASETS, read_dataset
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.evaluation import ablation
@@ -57,6 +58,21 @@ def test_draws_are_those_of_the_benchmark():
 def test_more_faces_than_the_pool_has_are_refused(count):
     with pytest.raises(OptionError, match=f"{count} annotated faces are wanted, but the pool has 500"):
         plan_fits(["cascade"], [1, count], 500)
+
+
+@pytest.mark.parametrize(
+    ("words", "counts"),
+    [
+        ("", [1, 5, 10, 20, 50, 100]),
+        ("--annotated 1,10", [1, 10]),
+        ("--annotated 1 10", [1, 10]),
+        ("--annotated 10 --annotated 1,5 all", [1, 5, 10, 500]),
+    ],
+)
+def test_numbers_of_annotated_faces_are_a_list(words, counts):
+    """Faults A9: of --annotated 1 --annotated 10 only 10 was evaluated, and 1 10 was refused."""
+    words = ["eval", "detection", "mtfl", "--data", "a", "--out", "b", *words.split()]
+    assert _parse_counts(build_parser(words).parse_args(words).annotated, 500) == counts
 
 
 def test_an_unknown_head_is_refused():

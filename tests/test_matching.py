@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import scemae
 from scemae import draw
 from scemae.errors import ImageInputError, IncompatibleFeaturesError, LandmarkInputError, OptionError
-from scemae.matching import _parabola_offsets, similarity_maps
+from scemae.matching import _find_peaks, _parabola_offsets, similarity_maps
 from scemae.model.cover_and_stride import cell_grid
 
 
@@ -144,6 +144,15 @@ def test_best_takes_the_reference_that_is_the_target(faces, landmarks):
     inside = landmarks[:, :7]  # the chin is below the aligned view
     matches = scemae.match_landmarks(faces, inside, faces[1], combine="best", prior=0)
     assert np.abs(matches.xy[0] - inside[1]).max() < 1.5 * faces.faces[1].crop.scale
+
+
+def test_similarities_are_at_most_one_and_places_stay():
+    """Faults A12: rounding led to 1.0000007, of which arccos is nan. Clamped before the choice, places would tie."""
+    beyond = torch.full((1, 1, 9, 9), -1.0000004)
+    beyond[..., 2, 2], beyond[..., 5, 3] = 1.0000002, 1.0000007
+    place, score, kept = _find_peaks(beyond, np.zeros((1, 1, 2)), 0.0, False)
+    assert place.tolist() == [[3, 5]]
+    assert (score.tolist(), kept.min(), kept.max()) == ([1], -1, 1)
 
 
 def test_a_strong_prior_keeps_the_place_and_not_the_score(faces, landmarks):

@@ -31,3 +31,14 @@ def test_normalised_errors():
 def test_a_normalizer_without_length_is_refused(bad):
     with pytest.raises(LandmarkInputError, match="face 1"):
         normalised_errors(FOUND, TRUTH, np.array([10, bad]))
+
+
+def test_masked_is_nan():
+    """Faults A5: numpy's norm reads what lies under a mask."""
+    masked = np.ma.masked_invalid(np.nan_to_num(TRUTH, nan=999.0))
+    masked[1, 2] = np.ma.masked
+    np.testing.assert_array_equal(pixel_errors(FOUND, masked), pixel_errors(FOUND, TRUTH))
+    np.testing.assert_array_equal(distance_between(masked, 0, 2), distance_between(TRUTH, 0, 2))
+    np.testing.assert_array_equal(box_diagonal(masked), box_diagonal(TRUTH))
+    with pytest.raises(LandmarkInputError, match="face 1"):
+        normalised_errors(FOUND, TRUTH, np.ma.array([10.0, 20.0], mask=[False, True]))

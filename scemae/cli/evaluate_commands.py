@@ -42,6 +42,7 @@ from scemae.plots import require_matplotlib
 from scemae.weights.zoo import DTYPES, load_model
 
 Outcome = tuple[Any, str]
+ANNOTATED = "1,5,10,20,50,100"
 FIRST_FACES = 1000  # of the silhouettes of Fig. 5
 
 
@@ -66,7 +67,7 @@ def evaluate_detection(args: argparse.Namespace) -> Outcome:
     require_matplotlib()
     pool, test, extractor = _read_fit_split(args), _read_test_split(args), _load_extractor(args)
     setup = _build_setup(args, extractor, args.use)
-    fits = plan_fits(args.head or ["cascade"], _parse_counts(args.annotated, len(pool)), len(pool))
+    fits = plan_fits(list(dict.fromkeys(args.head or ["cascade"])), _parse_counts(args.annotated, len(pool)), len(pool))
     folder = EvaluationFolder.open(args.out, detection_settings(setup, pool, test, fits), args.overwrite)
     detect(setup, pool, test, fits, folder)
     scores, errors = detection_scores(folder)
@@ -137,8 +138,8 @@ def evaluate(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -
     detection = add("detection", evaluate_detection, features)
     detection.add_argument("--pool", metavar="SPLIT", help="Split to fit on (default: the benchmark's).")
     detection.add_argument(
-        "--annotated", default="1,5,10,20,50,100", metavar="N,N,...",
-        help="Numbers of annotated faces to fit on, or 'all' (default: %(default)s).",
+        "--annotated", nargs="+", action="extend", metavar="N",
+        help=f"Numbers of annotated faces to fit on, or 'all'; may be repeated (default: {ANNOTATED}).",
     )  # fmt: skip
     detection.add_argument(
         "--head", action="append", choices=list(HEADS), help="Head of the detector; may be repeated (default: cascade)."
@@ -262,7 +263,9 @@ def _pair_options(args: argparse.Namespace) -> PairOptions:
     return PairOptions(pairs=args.pairs, seeds=args.seeds, source=args.source, rounded=not args.exact)
 
 
-def _parse_counts(text: str, pool: int) -> list[int]:
+def _parse_counts(words: list[str] | None, pool: int) -> list[int]:
+    """The numbers of faces in the words of --annotated, each of which may be several with commas between."""
+    text = ",".join(words or [ANNOTATED])
     try:
         return sorted({pool if part == "all" else int(part) for part in text.split(",")})
     except ValueError as error:

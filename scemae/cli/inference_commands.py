@@ -67,7 +67,11 @@ def features(args: argparse.Namespace) -> tuple[Any, str]:
 
 def match(args: argparse.Namespace) -> tuple[Any, str]:
     """Find points of one face on other faces."""
+    from scemae.matching import validate_prior
+
     points = _reference_points(args)
+    if args.prior is not None:
+        validate_prior(args.prior)
     out = _picture_path(args)
     faces = _extract([args.reference, *args.images], args)
     matches = scemae.match_landmarks(faces[0], points, faces[1:], use=args.use, prior=args.prior)
@@ -270,7 +274,10 @@ def _reference_points(args: argparse.Namespace) -> dict[str, tuple[float, float]
             x, y = (float(number) for number in place.split(","))
         except ValueError as error:
             raise OptionError(f"--point is {text!r}; wanted NAME=X,Y or X,Y in pixels of the reference.") from error
-        points[name or str(len(points))] = (x, y)
+        name = name.strip() or str(len(points))
+        if name in points:
+            raise OptionError(f"The point {name!r} is given twice; wanted each name once in --points and --point.")
+        points[name] = (x, y)
     if not points:
         raise OptionError("There are no points to match; pass --points FILE.csv or --point NAME=X,Y.")
     return points

@@ -16,6 +16,7 @@ from typing import Any
 
 import scemae
 from scemae.cli import export_commands, hub_commands, inference_commands
+from scemae.cli.command_parser import CommandParser
 from scemae.errors import ScemaeError
 
 # Commands with commands of their own, whose module is imported only when one of them is called.
@@ -60,13 +61,13 @@ def _print_result(text: str) -> int:
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of all commands. Of those in `TRAINING` it has the options only if `words` call them."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="scemae", description=scemae.__doc__, epilog="scemae COMMAND --help describes a command."
     )
     parser.add_argument(
         "--version", action="version", version=f"scemae {scemae.__version__}", help="Print the version and exit."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    commands: Any = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="Print the result as JSON.")
 

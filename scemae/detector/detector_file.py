@@ -74,8 +74,13 @@ def save_detector(
         "faces": faces,
         "asked": {name: arguments[name] for name in ARGUMENTS} | {"head": _describe_head(arguments["head"])},
     }
-    text = json.dumps(header, default=lambda array: array.tolist())  # numpy's, in mirror= and normalizer=
+    text = json.dumps(header, default=_to_list)
     write_file(path, tensors, {REGRESSOR_FORMAT: text}, overwrite)
+
+
+def _to_list(values: Any) -> Any:
+    """What JSON has for an array, or any other iterable, in names=, mirror= and normalizer=."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
 def load_detector(

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scemae.errors import OptionError
-from scemae.landmark_input import landmark_index
+from scemae.errors import OptionError, warn_user
+from scemae.landmark_input import landmark_pair
 
 Pairs = Sequence[tuple[str, str]] | Sequence[tuple[int, int]]
 Mirror = Literal["auto", "off"] | Pairs
 AXIS_SHIFT = 16.0  # input px, of the mirror axis from the middle, at most
 MIRROR_REACH = 0.35  # how far a landmark may be from its counterpart's reflection, as a fraction of the shape's width
+ABOVE = 0.1  # of the input's side: how far above each other pairs must be not to be those of a profile
 SIDE = re.compile("left|right|(?<![a-z])[lr](?![a-z])")  # of a name in lower case
 OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
@@ -24,6 +25,11 @@ def mirror_permutation(
     mirror: Mirror, shape: NDArray[np.float64], names: Sequence[str] | None, size: int
 ) -> list[int] | None:
     """For each landmark of a shape (K, 2), input px, the one whose place its mirror image takes; None: no mirroring."""
+    if lies_on_its_side(shape, names, size):
+        warn_user(
+            "The landmarks lie on their side: what is left and right of a face is above each other. Are they (x, y), "
+            "not (y, x), and are the images upright?"
+        )
     if isinstance(mirror, (Sequence, np.ndarray)) and not isinstance(mirror, str):
         return named_pairs(mirror, names, len(shape))
     if mirror not in ("auto", "off"):
@@ -41,12 +47,24 @@ def left_right_pairs(names: Sequence[str]) -> dict[int, int]:
     return {i: lower.index(other) for i, other in enumerate(others) if other != lower[i] and other in lower}
 
 
+def lies_on_its_side(shape: NDArray[np.float64], names: Sequence[str] | None, size: int) -> bool:
+    """Whether landmarks (K, 2), input px, whose names say left and right are above each other, as in (y, x)."""
+    pairs = left_right_pairs(names or ())
+    if not pairs:
+        return False
+    across, down = np.abs(shape[list(pairs)] - shape[list(pairs.values())]).mean(axis=0)
+    return bool(down > max(2 * across, ABOVE * size))
+
+
 def named_pairs(pairs: Pairs, names: Sequence[str] | None, count: int) -> list[int]:
     """For each of `count` landmarks the one whose place its mirror image takes: of `pairs`, by name or number, the
     other one; otherwise itself."""
-    swap = list(range(count))
+    swap, paired = list(range(count)), set[int]()
     for pair in pairs:
-        first, second = (landmark_index(landmark, names, count, "mirror") for landmark in pair)
+        first, second = landmark_pair(pair, names, count, "mirror")
+        if not paired.isdisjoint((first, second)):
+            raise OptionError(f"mirror has two pairs with a landmark of {tuple(pair)}; wanted each landmark once.")
+        paired |= {first, second}
         swap[first], swap[second] = second, first
     return swap
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scemae.errors import LandmarkInputError
 from scemae.features import Face
-from scemae.landmark_input import landmark_index
+from scemae.landmark_input import landmark_pair
 from scemae.metrics import box_diagonal, distance_between
 
 Normalizer = tuple[str, str] | tuple[int, int] | None
@@ -24,7 +24,7 @@ def normalizer_lengths(
     See `fit_regressor` for what it is. Raises LandmarkInputError if no face has it.
     """
     if normalizer is not None:
-        first, second = (landmark_index(landmark, names, xy.shape[1], "normalizer") for landmark in normalizer)
+        first, second = landmark_pair(normalizer, names, xy.shape[1], "normalizer")
         lengths = distance_between(xy, first, second)
     elif xy.shape[1] == 1:
         lengths = np.array([face.crop.size * face.crop.scale for face in faces])

@@ -18,7 +18,7 @@ from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
-from scemae.errors import ImageInputError, LandmarkInputError, NotFittedError
+from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError
 from scemae.extraction import Boxes, Extractor, extract_features, stream_features
 from scemae.features import Face, FaceFeatures
 from scemae.images import ImageBatch, ImageLike
@@ -76,13 +76,14 @@ def fit_regressor(
 
     Raises:
         ImageInputError: an image that cannot be used; says which.
-        BoxInputError: a box that is invalid, or not one box per image.
-        LandmarkInputError: wrong shape or count, outside the image, a landmark that is annotated on no face, a face
-            without any landmark.
+        BoxInputError: a box that is invalid, not one box per image, or boxes beside FaceFeatures.
+        LandmarkInputError: wrong shape or count, outside the image and its mirrored surroundings, a landmark that is
+            annotated on no face, a face without any landmark.
         IncompatibleFeaturesError: FaceFeatures of another model.
 
     Warns:
-        UserWarning: a landmark far from the face that the model saw.
+        UserWarning: landmarks that look like those of another convention: far from the face that the model saw, at
+            (0, 0) on several faces, on their side, tiny, or named in a way that very few faces have.
     """
     regressor = LandmarkRegressor(
         model,
@@ -145,11 +146,20 @@ class LandmarkRegressor(Estimator):
 
     def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> Self:
         """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
-        features = self._given(images)
-        if features is None:
+        features = self._given(images, boxes)
+        if features is not None:
+            for name, asked, made in (
+                ("expansion", self.expansion, features.expansion),
+                ("align", self.align, features.aligned),
+            ):
+                if asked not in (None, made):
+                    raise OptionError(
+                        f"{name} is {asked!r}, but these FaceFeatures were made with {made}; leave it out."
+                    )
+        else:
             pictures: Any = images
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
-        xy, names = validate_landmarks(landmarks, features.faces, self.names, allow_missing=True)
+        xy, names = validate_landmarks(landmarks, features.faces, self.names, allow_missing=True, allow_outside=True)
         check_annotated(xy, names, features)
         self._fit(features, xy, names)
         return self
@@ -209,7 +219,7 @@ class LandmarkRegressor(Estimator):
         Landmarks (n, K, 2), image px, nan where not annotated.
         """
         found = self.predict(images, boxes=boxes)
-        xy, names = validate_landmarks(landmarks, found.faces, self.names_, allow_missing=True)
+        xy, names = validate_landmarks(landmarks, found.faces, self.names_, allow_missing=True, allow_outside=True)
         if xy.shape != found.xy.shape:
             raise LandmarkInputError(f"landmarks have {xy.shape[1]} points; the regressor finds {self.landmarks_}.")
         if names != self.names_:
@@ -278,11 +288,13 @@ class LandmarkRegressor(Estimator):
             f"{self.head_.name} on {self.use_} features of {self.model.config.name}, {error})"
         )
 
-    def _given(self, images: Any) -> FaceFeatures | None:
+    def _given(self, images: Any, boxes: Boxes) -> FaceFeatures | None:
         """The features, concatenated, if that is what `images` are; None if they are images."""
         parts = [images] if isinstance(images, FaceFeatures) else images
         if not (isinstance(parts, Sequence) and parts and all(isinstance(part, FaceFeatures) for part in parts)):
             return None
+        if boxes is not None:
+            raise BoxInputError("boxes= says nothing about FaceFeatures, which were extracted already; leave it out.")
         for part in parts:
             part.kind.require(replace(part.kind, model=self.model.id), "These features", "the regressor's")
         features = FaceFeatures.concatenate(parts)
@@ -292,7 +304,7 @@ class LandmarkRegressor(Estimator):
 
     def _parts(self, images: Any, boxes: Boxes) -> Iterator[FaceFeatures]:
         """Features of some faces at a time: of the images, extracted as those of `fit` were, or those given."""
-        features, kind = self._given(images), self.kind_
+        features, kind = self._given(images, boxes), self.kind_
         if features is not None:
             return (features[start : start + BATCH] for start in range(0, len(features), BATCH))
         settings: dict[str, Any] = {"expansion": kind.expansion, "align": kind.aligned, "margin": kind.margin}

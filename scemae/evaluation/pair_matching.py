@@ -19,6 +19,7 @@ from scemae.evaluation.result_table import PUBLISHED, Spread, Table
 from scemae.evaluation.setup import EvaluationSetup, data_settings
 from scemae.evaluation.warped_pairs import BOX, FRAME, INSET, Source, WarpedPairs, load_or_draw_pairs
 from scemae.geometry import Array
+from scemae.matching import validate_prior
 from scemae.metrics import distance_between, normalised_errors, pixel_errors
 
 CHUNK = 8  # pairs extracted and matched together
@@ -47,6 +48,7 @@ def matching_settings(
     setup: EvaluationSetup, dataset: FaceDataset, options: PairOptions, prior: float
 ) -> dict[str, Any]:
     """The settings of an evaluation by `match_pairs`; raises OptionError if there is nothing to match. JSON-ready."""
+    validate_prior(prior)
     if len(dataset) < 2 or options.pairs < 1 or options.seeds < 1:
         raise OptionError(
             f"{options.pairs} pairs, {options.seeds} seeds of {len(dataset)} faces: there is nothing to match."

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from scemae.errors import IncompatibleWeightsError, OptionError
 
 Use = Literal["backbone", "projected", "both"]
@@ -18,6 +20,12 @@ def validate_use(use: str) -> Use:
     if use not in get_args(Use):
         raise OptionError(f"use is {use!r}; it must be one of {get_args(Use)}.")
     return use  # type: ignore[return-value]
+
+
+def validate_switch(name: str, value: object) -> None:
+    """Raise OptionError unless an argument is True or False: any word, "no" too, would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise OptionError(f"{name} is {value!r}; it must be True or False.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,89 @@
+"""The tables of annotations and boxes: what they mean, and that nothing in them is passed over."""
+
+import math
+
+import pytest
+
+from scemae.errors import TableError
+from scemae.tables import read_annotations, read_boxes
+
+POINTS = "path,name,x,y\n"
+BOXES = "path,x0,y0,x1,y1\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_table(text):
+        (tmp_path / "table.csv").write_text(text, encoding="utf-8")
+        return tmp_path / "table.csv"
+
+    return write_table
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        pytest.param(read_annotations, POINTS + "face.png,left_eye,70,5,61,25\n",
+                     "line 2 has 6 cells, its header 4. Are decimals written with a comma", id="decimal commas"),
+        pytest.param(read_annotations, POINTS + "a.png,nose,7,5\na.png,eye,7,5,61\n", "line 3 has 5 cells",
+                     id="one decimal comma"),
+        pytest.param(read_annotations, "path,name,x,y,\na.png,nose,70,5,61\n", "line 2 has 5 cells, its header 4",
+                     id="a column without a name"),
+        pytest.param(read_boxes, BOXES + "0.98,face.png,1,2,30,40\n", "line 2 has 6 cells", id="a leading score"),
+        pytest.param(read_annotations, "path,name,x,x,y\na,b,1,2,3\n", "has the column 'x' twice", id="a column twice"),
+        pytest.param(read_boxes, "path,x0,y0,x1,y1,X1\na,1,2,3,4,5\n", "has the column 'x1' twice", id="but for case"),
+        pytest.param(read_annotations, "path;name;x;y\na;b;1;2\n", "separated by ';', not by commas", id="semicolons"),
+        pytest.param(read_annotations, "path\tname\tx\ty\n", r"separated by '\\t', not by commas", id="tabs"),
+        pytest.param(read_annotations, "Path,Name,X,Y\na,b,1,2\n", "lower case, not 'Path'", id="capitals"),
+        pytest.param(read_annotations, "", "lacks the column 'path'", id="empty"),
+        pytest.param(read_annotations, POINTS + "a.png,nose,7\n", "line 2 has fewer columns", id="fewer columns"),
+        pytest.param(read_annotations, POINTS + ",nose,7,5\n", "line 2 has no path", id="no path"),
+        pytest.param(read_annotations, POINTS + "a.png, ,7,5\n", "line 2 has no name", id="no name"),
+        pytest.param(read_annotations, POINTS + 'a.png,nose,"7,5",3\n', "line 2: could not convert.*'7,5'",
+                     id="quoted"),
+        pytest.param(read_annotations, "path,name,x,y,note\na,b,1,2,\"c\na,d,3,4,e\n", "cannot be read as CSV",
+                     id="a quote that does not end, which hides the lines below it"),
+        pytest.param(read_annotations, POINTS + "a\0.png,nose,7,5\n", "line 2 has a zero byte", id="zero byte"),
+        pytest.param(read_annotations, POINTS + "a.png,nose,7,5\na.png,nose ,7,5\n", "'nose' of a.png is listed twice",
+                     id="a name twice but for a space"),
+        pytest.param(read_annotations, POINTS + "a.png,nose,7,5\n./b/../a.png,nose,9,9\n", "is listed twice",
+                     id="a landmark twice by two spellings of the path"),
+        pytest.param(read_boxes, BOXES + "a.png,0,0,9,9\n./a.png,1,1,9,9\n", "has a box already", id="a box twice"),
+        pytest.param(read_boxes, BOXES + "a.png,0,,9,9\n", "line 2: could not convert", id="half a box"),
+    ],
+)  # fmt: skip
+def test_a_table_that_could_be_misread_is_refused(write, read, text, message):
+    """Faults A1, A7: by file, line and cure."""
+    with pytest.raises(TableError, match=message) as refused:
+        read(write(text))
+    assert "table.csv" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_empty_surplus_cells_and_lines_are_no_surplus(write, tmp_path):
+    """Faults A1: spreadsheets fill lines up with commas."""
+    table = write("path,name,x,y,,\na.png, nose ,70.5,61.25,,,\n,,,\n\n b.png,nose,1,2\n")
+    assert read_annotations(table) == {
+        tmp_path / "a.png": {"nose": (70.5, 61.25)},
+        tmp_path / "b.png": {"nose": (1, 2)},
+    }
+
+
+def test_columns_may_be_in_any_order_with_others_between(write, tmp_path):
+    table = write(",y,note,x,name,path\n0,2,old,1,nose,a.png\n1,4,,3,chin,a.png\n")
+    assert read_annotations(table) == {tmp_path / "a.png": {"nose": (1, 2), "chin": (3, 4)}}
+
+
+def test_an_empty_cell_is_not_annotated(write, tmp_path):
+    """Faults D: what pandas makes of nan."""
+    [named] = read_annotations(write(POINTS + "a.png,nose,,\na.png,chin,nan,NaN\na.png,eye,1,2\n")).values()
+    assert all(math.isnan(number) for name in ("nose", "chin") for number in named[name])
+    assert named["eye"] == (1, 2)
+
+
+def test_a_picture_by_two_paths_is_one(write, tmp_path):
+    """Faults A7: by a relative and an absolute path it was two faces, one on each side of the hold-out."""
+    table = write(POINTS + f"b/../a.png,nose,1,2\n{tmp_path / 'a.png'},chin,3,4\nc.png,nose,5,6\n")
+    first, second = read_annotations(table).items()
+    assert first == (tmp_path / "b/../a.png", {"nose": (1, 2), "chin": (3, 4)})
+    assert second == (tmp_path / "c.png", {"nose": (5, 6)})
