@@ -23,7 +23,7 @@ PANEL = 384  # px, side of a panel with one face
 GAP = 12  # px between panels
 PANELS_PER_ROW = 8  # of a grid, in up to as many rows; then both grow
 ROWS = 8  # of wide rows in a column; then there are more columns
-MOST_FACES = 400  # of one picture, whose sides then have at most the 16,383 px of WebP, of all formats the least
+MOST_FACES = 200  # of one picture: its sides then stay below 16,383 px, the limit of WebP, which is the smallest
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
 CAPTION_HEIGHT = 26  # px
 CAPTION_SIZE = 14  # px of its letters
@@ -38,8 +38,8 @@ def check_count(faces: int) -> None:
     """Raise OptionError for more faces than a picture shows."""
     if faces > MOST_FACES:
         raise OptionError(
-            f"There are {faces:,} faces, more than the {MOST_FACES} of one picture. Draw them in parts, [:{MOST_FACES}] "
-            "first; on the command line, give fewer images, or no --out."
+            f"There are {faces:,} faces; one picture shows at most {MOST_FACES}. Draw them in parts, [:{MOST_FACES}] first; "
+            "on the command line, give fewer images, or no --out."
         )
 
 

@@ -164,7 +164,7 @@ class FaceFeatures:
     def draw(self, use: Use = "backbone") -> Image.Image:
         """The faces as the model saw them, above their maps: the first three principal components as RGB.
 
-        Raises OptionError for more than 400 faces.
+        Raises OptionError for more than 200 faces.
         """
         draw.check_count(len(self))
         maps = self.map(use).permute(0, 2, 3, 1).float().cpu().numpy()

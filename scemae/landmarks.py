@@ -66,7 +66,7 @@ class Landmarks:
     def draw(self) -> Image.Image:
         """The faces, eight in a row, with their landmarks; a fainter dot is a lower score.
 
-        Raises OptionError for more than 400 faces.
+        Raises OptionError for more than 200 faces.
         """
         draw.check_count(len(self))
         rows = zip(self.faces, self.xy, self.scores, strict=True)
@@ -98,7 +98,7 @@ class LandmarkMatches(Landmarks):
     def draw(self) -> Image.Image:
         """The reference beside each target, each landmark joined to its match; a fainter line is a lower score.
 
-        Raises OptionError for more than 400 targets.
+        Raises OptionError for more than 200 targets.
         """
         draw.check_count(len(self))
         left, places = _face_panel(self.reference.faces[0], self.reference.xy[0])
@@ -111,7 +111,7 @@ class LandmarkMatches(Landmarks):
     def draw_similarity(self, landmark: int | str = 0) -> Image.Image:
         """The similarity heat map of one landmark over the crop of each target, with its match.
 
-        Raises OptionError for more than 400 targets, or a landmark or maps that are not there.
+        Raises OptionError for more than 200 targets, or a landmark or maps that are not there.
         """
         draw.check_count(len(self))
         if self.similarity is None:
