@@ -6,6 +6,7 @@ A panel is one square image of a picture; points are (x, y) in pixels of the pan
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from scemae.errors import OptionError, escape_controls
+
 Array = NDArray[Any]
 Colour = tuple[int, int, int]
 
 PANEL = 384  # px, side of a panel with one face
 GAP = 12  # px between panels
-PANELS_PER_ROW = 8  # of a grid
+PANELS_PER_ROW = 8  # of a grid, in up to as many rows; then both grow
+ROWS = 8  # of wide rows in a column; then there are more columns
+MOST_FACES = 200  # of one picture: its sides then stay below 16,383 px, the limit of WebP, which is the smallest
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
 CAPTION_HEIGHT = 26  # px
 CAPTION_SIZE = 14  # px of its letters
 BACKGROUND: Colour = (22, 24, 29)
@@ -26,6 +32,15 @@ INK: Colour = (222, 226, 232)
 SUPERSAMPLING = 3  # shapes are drawn this much larger, then reduced, for smooth edges
 # Dark to bright, so that the map can be read in grey too: violet, red, orange, pale yellow.
 HEAT_STOPS = np.array([(13, 8, 35), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
+
+
+def check_count(faces: int) -> None:
+    """Raise OptionError for more faces than a picture shows."""
+    if faces > MOST_FACES:
+        raise OptionError(
+            f"There are {faces:,} faces; one picture shows at most {MOST_FACES}. Draw them in parts, [:{MOST_FACES}] first; "
+            "on the command line, give fewer images, or no --out."
+        )
 
 
 def palette(count: int) -> list[Colour]:
@@ -103,12 +118,13 @@ def matches(left: Image.Image, places: Array, right: Image.Image, found: Array, 
 def legend(labels: Sequence[str], height: int, values: Array | None = None) -> Image.Image:
     """Landmark names beside their colours, with their values if any, as a panel of that height in px."""
     texts = [
-        label if values is None else f"{label}  {value:.2f}"
+        escape_controls(label) if values is None else f"{escape_controls(label)}  {value:.2f}"
         for label, value in zip(labels, labels if values is None else values, strict=True)
     ]
     step = min(24.0, height / max(len(texts), 1))
     size = round(min(14.0, 0.7 * step))
     font = ImageFont.load_default(size)
+    texts = [_shorten(text, font, PANEL - 36) for text in texts]
     panel = Image.new("RGB", (round(max(font.getlength(text) for text in texts)) + 36, height), BACKGROUND)
     writer = ImageDraw.Draw(panel)
     for k, colour in enumerate(palette(len(texts))):
@@ -157,23 +173,23 @@ def row(panels: Sequence[Image.Image], captions: Sequence[str] | None = None) ->
     for index, panel in enumerate(panels):
         sheet.paste(panel, (left, 0))
         if captions:
-            text = _shorten_caption(writer, captions[index], panel.width)
+            text = _shorten(escape_controls(captions[index]), ImageFont.load_default(CAPTION_SIZE), panel.width - 8)
             write(writer, (left + panel.width / 2, height + CAPTION_HEIGHT / 2), text, CAPTION_SIZE, anchor="mm")
         left += panel.width + GAP
     return sheet
 
 
 def grid(panels: Sequence[Image.Image], captions: Sequence[str] | None = None) -> Image.Image:
-    """Panels of one size in rows of `PANELS_PER_ROW`, with captions below if there are any."""
-    rows = [slice(start, start + PANELS_PER_ROW) for start in range(0, len(panels), PANELS_PER_ROW)]
+    """Panels of one size in rows of `PANELS_PER_ROW` or more, with captions below if there are any."""
+    count = max(PANELS_PER_ROW, math.ceil(math.sqrt(len(panels))))
+    rows = [slice(start, start + count) for start in range(0, len(panels), count)]
     return stack_rows([row(panels[part], captions[part] if captions else None) for part in rows])
 
 
-def _shorten_caption(writer: ImageDraw.ImageDraw, text: str, width: int) -> str:
+def _shorten(text: str, font: Any, width: int) -> str:
     """The text, or as much of its end as fits into `width` px: the end of a file name tells more than its start."""
-    font = ImageFont.load_default(CAPTION_SIZE)
     shown = text
-    while len(shown) > 1 and writer.textlength(shown, font=font) > width - 8:
+    while len(shown) > 1 and font.getlength(shown) > width:
         text = text[1:]
         shown = "…" + text
     return shown
@@ -188,3 +204,11 @@ def stack_rows(rows: Sequence[Image.Image]) -> Image.Image:
         sheet.paste(image, (0, top))
         top += image.height + GAP
     return sheet
+
+
+def columns(rows: Sequence[Image.Image]) -> Image.Image:
+    """Images one below the other, in as many columns side by side as make a sheet of more than `ROWS` about square."""
+    area = sum(image.width * image.height for image in rows)
+    wanted = math.sqrt(area) / max(image.height for image in rows)  # rows of a square sheet
+    count = max(ROWS, math.ceil(wanted))
+    return row([stack_rows(rows[start : start + count]) for start in range(0, len(rows), count)])

@@ -28,8 +28,17 @@
 Each message says what was given, what was expected and what to do next.
 """
 
+import re
 import sys
 import warnings
+
+# Controls of terminals, line ends, and what makes a line run from right to left.
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_controls(text: str) -> str:
+    """The text on one line, control characters as \\n or \\x1b: names of files and landmarks may hold any."""
+    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class ScemaeError(Exception):

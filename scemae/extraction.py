@@ -17,7 +17,7 @@ from torch import Tensor
 from scemae.errors import ImageInputError, OptionError
 from scemae.features import Face, FaceFeatures
 from scemae.geometry import IDENTITY, Array, CellGrid, Crop, sample_view
-from scemae.images import ImageBatch, ImageLike, Photo, cut_patch, validate_box
+from scemae.images import ImageBatch, ImageLike, OnError, Photo, cut_patch, validate_box
 from scemae.model.aligner import FaceAligner, is_plausible
 from scemae.model.config import ModelConfig, ModelId, validate_switch
 from scemae.model.projector import Projector
@@ -75,6 +75,7 @@ def extract_features(
     margin: Margin = "context",
     batch_size: int = 16,
     progress: bool | None = None,
+    on_error: OnError = "raise",
 ) -> FaceFeatures:
     """Dense features of one face in each image.
 
@@ -93,16 +94,18 @@ def extract_features(
             mirrored, as in the paper's protocol.
         batch_size: number of faces in one pass through the model.
         progress: show a progress bar; None shows one on a terminal when the work is long.
+        on_error: "raise" for the first image or box that cannot be used; or "skip" to leave such images out, with a
+            warning that names each: `faces` of the result tell which are there (`source`).
 
     Returns:
         FaceFeatures of all images in their order, on the CPU.
 
     Raises:
-        ImageInputError: an image cannot be used; the message names it.
+        ImageInputError: an image cannot be used, with on_error="skip" not one; the message names it.
         BoxInputError: a box is invalid, or there is not one per image.
-        OptionError: the model does not have this expansion or has no aligner, or margin is neither of the two.
+        OptionError: the model does not have this expansion or has no aligner, or margin or on_error has another value.
     """
-    batch = _open_batch(images, boxes)
+    batch = open_batch(images, boxes, on_error)
     parts = stream_features(model, batch, align=align, expansion=expansion, margin=margin, batch_size=batch_size)
     return FaceFeatures.concatenate(list(with_progress(parts, batch.count, progress)))
 
@@ -116,9 +119,10 @@ def iter_features(
     expansion: int | None = None,
     margin: Margin = "context",
     batch_size: int = 16,
+    on_error: OnError = "raise",
 ) -> Iterator[FaceFeatures]:
     """Like `extract_features`, one batch at a time: for generators, and for more images than fit in memory."""
-    batch = _open_batch(images, boxes)
+    batch = open_batch(images, boxes, on_error)
     return stream_features(model, batch, align=align, expansion=expansion, margin=margin, batch_size=batch_size)
 
 
@@ -161,10 +165,13 @@ def features_through_crops(
     return replace(features, backbone_map=torch.cat(maps), faces=tuple(faces))
 
 
-def _open_batch(images: Any, boxes: Any) -> ImageBatch:
+def open_batch(images: Any, boxes: Any, on_error: OnError) -> ImageBatch:
+    """The images of one call, unless they are an ImageBatch already."""
+    if isinstance(images, ImageBatch):
+        return images
     if isinstance(images, FaceFeatures):
         raise ImageInputError("images are FaceFeatures already: pass them to match_landmarks or fit_regressor.")
-    return ImageBatch(images, boxes)
+    return ImageBatch(images, boxes, on_error)
 
 
 def _extract_batches(

@@ -162,7 +162,11 @@ class FaceFeatures:
         return read.masked_fill(places.isnan().any(-1, keepdim=True), torch.nan)
 
     def draw(self, use: Use = "backbone") -> Image.Image:
-        """The faces as the model saw them, above their maps: the first three principal components as RGB."""
+        """The faces as the model saw them, above their maps: the first three principal components as RGB.
+
+        Raises OptionError for more than 200 faces.
+        """
+        draw.check_count(len(self))
         maps = self.map(use).permute(0, 2, 3, 1).float().cpu().numpy()
         views = [draw.row([face.view()], [_alignment_caption(face.alignment)]) for face in self.faces]
         colours = draw.principal_colours(maps, (views[0].width, views[0].width))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from scemae.errors import BoxInputError, ImageInputError, warn_user
+from scemae.errors import BoxInputError, ImageInputError, OptionError, ScemaeError, warn_user
 from scemae.geometry import Array, Box, Crop, Patch, central_box
 
 ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array | torch.Tensor
+OnError = Literal["raise", "skip"]
 MIN_BOX = 8  # image px: a smaller box is a mistake, or its face cannot be recognised
 DENSITY = 2  # patch px per input px, so that a view can be turned and zoomed without losing detail
 REACH = 2  # side of a patch over that of its crop
@@ -48,9 +50,16 @@ class ImageBatch:
     Photos are read one at a time, as `iter_photos` does. `count` is their number, None where only reading them tells.
     Raises ImageInputError where there are no images in it, BoxInputError where there is not one box per image: at once
     if both can be counted, otherwise when the first of them runs out.
+
+    With `on_error` "skip", a photo that cannot be used, or not with its box, is left out with a warning, and `failed`
+    lists its name and the error; ImageInputError is raised only if none is left.
     """
 
-    def __init__(self, images: Any, boxes: Any = None) -> None:
+    def __init__(self, images: Any, boxes: Any = None, on_error: OnError = "raise") -> None:
+        if on_error not in ("raise", "skip"):
+            raise OptionError(f"on_error is {on_error!r}; it must be 'raise' or 'skip'.")
+        self.on_error = on_error
+        self.failed: list[tuple[str, ScemaeError]] = []
         single = is_single(images)
         if not single and not isinstance(images, Iterable):
             raise ImageInputError(
@@ -71,13 +80,32 @@ class ImageBatch:
 
     def __iter__(self) -> Iterator[tuple[Photo, Any]]:
         boxes, missing = repeat(None) if self._boxes is None else iter(self._boxes), object()
+        usable, warned = 0, 0
         for index, item in enumerate(self._images):
-            photo, box = _read_photo(item, index), next(boxes, missing)
-            if box is missing:
-                raise BoxInputError(f"There is no box for {photo.source}; wanted one (x0, y0, x1, y1) per image.")
-            yield photo, box
+            source, box = _name_image(item, index), next(boxes, missing)
+            try:
+                photo = _read_photo(item, source)
+                if self.on_error == "skip" and box is not missing:
+                    validate_box(box, photo)
+            except (ImageInputError, BoxInputError) as error:
+                if self.on_error == "raise":
+                    raise
+                self.failed.append((source, error))
+            else:
+                if box is missing:
+                    raise BoxInputError(f"There is no box for {source}; wanted one (x0, y0, x1, y1) per image.")
+                yield photo, box
+                usable += 1
+            if usable:  # until then, no warning: there may be nothing but an error
+                for _, error in self.failed[warned:]:
+                    warnings.warn(f"{error} It is left out.", stacklevel=2)
+                warned = len(self.failed)
         if self._boxes is not None and next(boxes, missing) is not missing:
             raise BoxInputError("There are more boxes than images; wanted one (x0, y0, x1, y1) per image.")
+        if self.failed and not usable:
+            count, first = len(self.failed), self.failed[0][1]
+            none = f"None of the {count} images can be used. The first: " if count > 1 else ""
+            raise ImageInputError(f"{none}{first}") from first
 
 
 def iter_photos(images: ImageLike | Iterable[ImageLike]) -> Iterator[Photo]:
@@ -121,8 +149,7 @@ def _length(items: Any) -> int | None:
     return len(items) if hasattr(items, "__len__") else None
 
 
-def _read_photo(item: Any, index: int) -> Photo:
-    source = os.fspath(item) if isinstance(item, (str, os.PathLike)) else _name_image(item, index)
+def _read_photo(item: Any, source: str) -> Photo:
     return Photo(source, _upright_rgb(_open(item, source), source))
 
 
@@ -131,6 +158,8 @@ def _is_text(images: Any) -> bool:
 
 
 def _name_image(item: Any, index: int) -> str:
+    if isinstance(item, (str, os.PathLike)):
+        return os.fspath(item)
     own = getattr(item, "filename", None) or getattr(item, "name", None)
     return own if isinstance(own, str) and own else f"image {index}"
 

@@ -64,7 +64,11 @@ class Landmarks:
         ]
 
     def draw(self) -> Image.Image:
-        """The faces, eight in a row, with their landmarks; a fainter dot is a lower score."""
+        """The faces, eight in a row, with their landmarks; a fainter dot is a lower score.
+
+        Raises OptionError for more than 200 faces.
+        """
+        draw.check_count(len(self))
         rows = zip(self.faces, self.xy, self.scores, strict=True)
         panels = [draw.points(*_face_panel(face, xy), scores) for face, xy, scores in rows]
         return draw.row([draw.grid(panels, [_file_name(face) for face in self.faces]), *self._legend()])
@@ -92,16 +96,24 @@ class LandmarkMatches(Landmarks):
         return replace(chosen, similarity=similarity)
 
     def draw(self) -> Image.Image:
-        """The reference beside each target, each landmark joined to its match; a fainter line is a lower score."""
+        """The reference beside each target, each landmark joined to its match; a fainter line is a lower score.
+
+        Raises OptionError for more than 200 targets.
+        """
+        draw.check_count(len(self))
         left, places = _face_panel(self.reference.faces[0], self.reference.xy[0])
         rows = []
         for face, xy, scores in zip(self.faces, self.xy, self.scores, strict=True):
             right, found = _face_panel(face, xy)
             rows.append(draw.row([draw.matches(left, places, right, found, scores), *self._legend(scores)]))
-        return draw.stack_rows(rows)
+        return draw.columns(rows)
 
     def draw_similarity(self, landmark: int | str = 0) -> Image.Image:
-        """The similarity heat map of one landmark over the crop of each target, with its match."""
+        """The similarity heat map of one landmark over the crop of each target, with its match.
+
+        Raises OptionError for more than 200 targets, or a landmark or maps that are not there.
+        """
+        draw.check_count(len(self))
         if self.similarity is None:
             raise OptionError("These matches have no similarity maps; call match_landmarks(..., keep_similarity=True).")
         labels = self.labels()

@@ -2,6 +2,7 @@ import argparse
 import csv
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from scemae.cli.main import build_parser, main
-from scemae.errors import TableError, WeightsIntegrityError
+from scemae.errors import OutputError, TableError, WeightsIntegrityError
 from scemae.tables import read_boxes
 
 INFERENCE = ("models", "info", "features", "match", "fit", "predict", "demo", "doctor")
@@ -112,6 +113,12 @@ def test_match_and_features(capsys, tables, samples):
         ("match FACE FACE --point nose=1,2 --prior nan", "prior is nan; it must be 0 (off) or a distance"),
         ("match FACE FOLDER --point 1,2 --boxes FOLDER/boxes.csv", "has no box for"),
         ("match FACE FACE --point 266,238 --no-align --out FOLDER/m.txt", "picture format"),
+        ("match FACE FACE --point 266,238 --no-align --out FOLDER/m.xbm", "picture format"),
+        ("match FOLDER/no.jpg FACE --point 1,2", "no such file"),
+        ("predict FOLDER/none FACE --out FOLDER/m.txt", "picture format"),
+        ("predict FOLDER/none FACE --out FOLDER/a/m.png", "no folder"),
+        ("predict FOLDER/none " + 201 * "FACE " + "--out FOLDER/m.png", "one picture shows at most 200"),
+        (f"predict FOLDER/none FACE --out FOLDER/{300 * 'm'}.png", "cannot be written: "),
         ("fit FOLDER/boxes.csv --out FOLDER/r", "lacks the column 'name'"),
         ("fit FOLDER/none.csv --out FOLDER/r", "cannot be read as CSV"),
         ("predict FACE FACE", "cannot be read as safetensors"),
@@ -207,3 +214,119 @@ def test_doctor_reports_what_is_wrong_with_the_model(capsys, monkeypatch):
     code, text, _ = run(capsys, "doctor")
     assert code == 0
     assert "default model: WeightsIntegrityError: its SHA-256 is another" in text
+
+
+@pytest.fixture
+def bad_file(tables):
+    (tables / "bad.png").write_bytes(b"not a picture")
+    return tables / "bad.png"
+
+
+FAST = ("--no-align", "--expansion", "1")
+
+
+def test_features_of_the_good_images_are_written(capsys, tables, samples, bad_file):
+    """faults B2: one unreadable file among many lost all."""
+    out = tables / "f.safetensors"
+    images = (samples[0].path, bad_file, samples[1].path)
+    with pytest.warns(UserWarning, match=r"bad\.png is not an image .* It is left out\."):
+        code, text, err = run(capsys, "features", *images, *FAST, "--out", out, "--json")
+    assert code == 2
+    assert json.loads(text)["map"] == [2, 192, 12, 12]
+    [failed] = json.loads(text)["failed"]
+    assert (failed["source"], failed["error"]) == (str(bad_file), "ImageInputError")
+    assert json.loads(err)["message"] == f"{bad_file} could not be used; the other images are done."
+    assert out.exists()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_numbers_are_printed_before_the_picture(capsys, tables, samples, bad_file, monkeypatch, as_json):
+    """faults B2: numbers were lost with a picture that could not be written."""
+    printed = []
+
+    def draw(self):
+        printed.append(capsys.readouterr().out)
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr("scemae.landmarks.LandmarkMatches.draw", draw)
+    command = ("match", samples[0].path, samples[1].path, bad_file, "--point", "tip=266,238", *FAST)
+    with pytest.warns(UserWarning, match="It is left out"):
+        code, out, err = run(capsys, *command, "--out", tables / "m.png", *(["--json"] if as_json else []))
+    assert (code, out) == (2, "")
+    assert "the disk is full" in err
+    if as_json:
+        assert json.loads(printed[0])["failed"][0]["source"] == str(bad_file)
+    else:
+        assert re.search(r"\n  tip: [\d.]+ [\d.]+  score [\d.]+\n$", printed[0])
+    assert not (tables / "m.png").exists()
+
+
+def test_nothing_usable_is_an_error_of_one_line(capsys, tables, bad_file):
+    code, out, err = run(capsys, "features", bad_file, tables / "no.png", "--out", tables / "f")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "None of the 2 images can be used. The first: " in err
+
+
+def test_problems_are_lines_on_standard_error(tables, samples, bad_file):
+    command = ["features", samples[0].path, bad_file, *FAST, "--out", tables / "f.safetensors"]
+    done = subprocess.run([sys.executable, "-m", "scemae", *command], capture_output=True, text=True)
+    warning, error = done.stderr.splitlines()
+    assert (done.returncode, warning.split(str(bad_file))[0]) == (2, "scemae: warning: ")
+    assert error.startswith(f"scemae: {bad_file} could not be used")
+
+
+def test_gif_is_written(capsys, tables, samples):
+    """faults D."""
+    out = tables / "m.gif"
+    assert run(capsys, "match", samples[0].path, samples[1].path, "--point", "1=266,238", *FAST, "--out", out)[0] == 0
+    assert Image.open(out).format == "GIF"
+
+
+def test_control_characters_are_escaped(capsys, tmp_path, samples):
+    """faults C8: escape codes of names reached the terminal, and newlines made two lines of an error."""
+    name = "red\x1b[31m\nline\u202e.jpg"
+    _, _, err = run(capsys, "features", tmp_path / name, "--out", tmp_path / "f")
+    assert err.count("\n") == 1
+    assert r"red\x1b[31m\nline\u202e.jpg" in err
+    _, _, err = run(capsys, "features", tmp_path / name, "--out", tmp_path / "f", "--json")
+    assert str(tmp_path / name) in json.loads(err)["message"]
+
+    face = tmp_path / name
+    face.write_bytes(Path(samples[1].path).read_bytes())
+    command = ("match", samples[0].path, face, "--point", f"{name}=266,238", *FAST, "--out", tmp_path / "m.png")
+    code, out, _ = run(capsys, *command)
+    assert (code, out.count("\n")) == (0, 3)
+    assert out.count(r"red\x1b[31m\nline\u202e.jpg") == 2
+    assert list(json.loads(run(capsys, *command, "--overwrite", "--json")[1])["faces"][0]["landmarks"]) == [name]
+    with pytest.raises(SystemExit):
+        main(["models", "one", "two\x1b[31m"])
+    assert r"two\x1b[31m" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_command_deletes_its_temporary_files(tmp_path, number):
+    """faults B5."""
+    code = f"""
+import os, pathlib, scemae, sys
+from scemae.cli.main import main
+from scemae.output import atomic_folder, atomic_write
+
+def write(pattern):
+    with atomic_write(pathlib.Path("file.txt")), atomic_folder(pathlib.Path("folder")):
+        print(len(os.listdir()), flush=True)
+        os.kill(os.getpid(), {int(number)})
+
+scemae.list_models = write
+sys.exit(main(["models"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "2\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_names_leftovers(capsys, tmp_path, monkeypatch):
+    """faults B5: files of killed commands stayed for ever."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".r.safetensors.0123456789abcdef.safetensors").touch()
+    assert ".r.safetensors.0123456789abcdef" in run(capsys, "doctor")[1]

@@ -205,3 +205,49 @@ def test_a_model_of_another_size_works_end_to_end(samples, tmp_path, input_size,
     assert np.array_equal(loaded.predict(paths, boxes=boxes).xy, found.xy)
     places = features.to_input(found.xy)
     assert ((places > 0) & (places < input_size - 1)).mean() > 0.8
+
+
+@pytest.fixture
+def bad_images(samples, tmp_path):
+    """Five images and their boxes: the second cannot be read, the fourth has an invalid box."""
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    images = [samples[0].path, tmp_path / "bad.png", samples[1].path, samples[0].path, samples[1].path]
+    return images, [samples[0].box, samples[0].box, samples[1].box, (9, 9, 0, 0), samples[1].box]
+
+
+SKIPPED = r"(bad\.png is not an image|is inverted or empty).* It is left out\."
+
+
+def test_bad_images_are_skipped(two_block_model, bad_images, samples):
+    """faults B2: one unreadable file among many lost all."""
+    images, boxes = bad_images
+    good = [str(samples[i].path) for i in (0, 1, 1)]
+    with pytest.warns(UserWarning, match=SKIPPED) as caught:
+        features = scemae.extract_features(two_block_model, images, boxes=boxes, on_error="skip")
+    assert len(caught) == 2
+    assert [face.source for face in features.faces] == good
+    wanted = scemae.extract_features(two_block_model, good, boxes=[boxes[i] for i in (0, 2, 4)])
+    assert torch.equal(features.backbone_map, wanted.backbone_map)
+
+    with pytest.warns(UserWarning, match=SKIPPED):
+        parts = scemae.iter_features(two_block_model, iter(images), boxes=iter(boxes), on_error="skip", batch_size=2)
+        assert [[face.source for face in part.faces] for part in parts] == [good[:2], good[2:]]
+
+    regressor = scemae.fit_regressor(two_block_model, features[:2], [list(s.landmarks.values()) for s in samples])
+    with pytest.warns(UserWarning, match=SKIPPED):
+        found = regressor.predict(images, boxes=boxes, on_error="skip")
+    assert [face.source for face in found.faces] == good
+    with pytest.raises(ImageInputError, match=r"bad\.png"):
+        regressor.predict(images, boxes=boxes)
+
+
+def test_skipping_ends_where_nothing_is_left(two_block_model, bad_images, recwarn):
+    images, boxes = ([items[i] for i in (1, 3)] for items in bad_images)
+    for extract in (scemae.extract_features, lambda *args, **options: list(scemae.iter_features(*args, **options))):
+        with pytest.raises(ImageInputError, match=r"None of the 2 images can be used. The first: .*bad\.png"):
+            extract(two_block_model, images, boxes=boxes, on_error="skip")
+    assert not recwarn
+    with pytest.raises(OptionError, match="on_error is 'ignore'"):
+        scemae.extract_features(two_block_model, images, on_error="ignore")
+    with pytest.raises(BoxInputError, match="1 boxes for 2 images"):
+        scemae.extract_features(two_block_model, images, boxes=boxes[:1], on_error="skip")

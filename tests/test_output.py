@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scemae.errors import OutputError
-from scemae.output import atomic_write, check_own
+from scemae.output import atomic_folder, atomic_write, check_own, find_leftovers, new_path
 from scemae.weights.model_folder import write_file
 
 
@@ -34,3 +34,90 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     check_own(tmp_path, ("*.csv", "scores.json"))
     with pytest.raises(OutputError, match=r"it contains a\.csv, which scemae did not write"):
         check_own(tmp_path, ("scores.json",))
+
+
+def fill(folder, text):
+    (folder / "a.txt").write_text(text)
+
+
+def test_a_folder_is_replaced_and_nothing_else_deleted(tmp_path):
+    """faults B1: OUT.partial and OUT.replaced of the user were deleted."""
+    for name in ("out", "out.partial", "out.replaced"):
+        (tmp_path / name).mkdir()
+        fill(tmp_path / name, "the user's")
+    with atomic_folder(tmp_path / "out") as new:
+        fill(new, "new")
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.txt")}
+    assert found == {"out/a.txt": "new", "out.partial/a.txt": "the user's", "out.replaced/a.txt": "the user's"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_of_two_writers_one_folder_is_whole(tmp_path, exists):
+    """faults B1: both failed, and the folder had files of both."""
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    with pytest.raises(OutputError, match="another process has just written it"), atomic_folder(out) as slow:
+        fill(slow, "slow")
+        with atomic_folder(out) as fast:
+            fill(fast, "fast")
+    assert [path.read_text() for path in tmp_path.rglob("*.txt")] == ["fast"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path):
+    (tmp_path / "out").mkdir()
+    fill(tmp_path / "out", "old")
+    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(tmp_path / "out") as new:
+        new.rmdir()  # so that renaming it fails
+    assert [path.read_text() for path in tmp_path.rglob("*.txt")] == ["old"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows needs rights to make links")
+def test_overwriting_writes_through_links(tmp_path):
+    """faults B4: the link was replaced, and a link that led nowhere counted as nothing."""
+    file, link, dangling = tmp_path / "file", tmp_path / "link", tmp_path / "dangling"
+    file.write_text("old")
+    link.symlink_to(file)
+    dangling.symlink_to(tmp_path / "missing")
+    for path in (link, dangling):
+        with pytest.raises(OutputError, match="exists already"):
+            new_path(path)
+        with atomic_write(new_path(path, overwrite=True)) as temporary:
+            temporary.write_text(path.name)
+        assert path.is_symlink()
+    assert (file.read_text(), (tmp_path / "missing").read_text()) == ("link", "dangling")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_only_regular_files_are_overwritten(tmp_path):
+    """faults B4: --overwrite replaced devices, pipes and links in a circle."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "circle", tmp_path / "device", "/dev/null"):
+        with pytest.raises(OutputError, match="is not a regular file"):
+            new_path(path, overwrite=True)
+
+
+def test_a_long_name_is_written_or_refused_at_once(tmp_path):
+    """faults D: a name of 240 characters failed after the work, and a longer one with a traceback."""
+    path = tmp_path / f"{240 * 'n'}.txt"
+    with atomic_write(new_path(path)) as temporary:
+        temporary.write_text("new")
+    with atomic_folder(tmp_path / (250 * "f")) as folder:
+        fill(folder, "new")
+    assert len(list(tmp_path.iterdir())) == 2
+    for name in (300 * "n", "zero\0byte"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            new_path(tmp_path / name)
+
+
+def test_leftovers_are_found(tmp_path):
+    """faults B5; the names as 0.1.0 made them too."""
+    names = [".model.safetensors.0123456789abcdef.safetensors", ".pack.0123456789abcdef", ".gitignore", "a.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert find_leftovers(tmp_path) == names[:2]

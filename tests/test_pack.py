@@ -9,6 +9,7 @@ from PIL import Image
 
 from scemae.errors import DataError, OptionError, OutputError
 from scemae.geometry import sample_views
+from scemae.output import find_leftovers
 from scemae.training.batches import Batches, random_crops
 from scemae.training.pack import Pack, default_size, is_pack, pack_faces
 
@@ -143,7 +144,7 @@ def test_corrupt_images_are_counted_and_listed(folder, tmp_path):
     with pytest.raises(DataError, match=r"2 of the first 3 images cannot be used, and 1 of 4 may.* 1.png: .* 2.png: "):
         pack_faces(folder, tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    assert not (tmp_path / "other.partial").exists()
+    assert find_leftovers(tmp_path) == []
 
 
 def test_one_corrupt_image_is_always_allowed_but_not_the_only_one(folder, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
+
+from scemae.errors import escape_controls
 
 REPEATABLE = (argparse._AppendAction, argparse._ExtendAction, argparse._StoreTrueAction)
 
@@ -18,6 +20,10 @@ class CommandParser(argparse.ArgumentParser):
         """As in argparse."""
         self._given: set[str] = set()
         return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """As in argparse, control characters escaped: words of the command line may hold any."""
+        super().error(escape_controls(message))
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """What argparse calls once for each time that an option is given."""

@@ -5,25 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scemae
-from scemae.errors import OptionError, TableError
-from scemae.output import atomic_write, new_path
+from scemae import draw
+from scemae.errors import ImageInputError, OptionError, TableError, escape_controls
+from scemae.output import atomic_write, find_leftovers, new_path
 from scemae.samples import sample_faces
 from scemae.tables import read_annotations, read_boxes
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from scemae.features import FaceFeatures
+    from scemae.images import ImageBatch
     from scemae.landmarks import Landmarks
     from scemae.model.config import Use
 
 PACKAGES = ("scemae", "torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow")
+Report = tuple[Any, str, Iterator[str]]  # for --json, as text, and lines that follow once these are printed
 MODEL_HELP = "Name of a released model (default: scemae-tiny), hf-hub:ORG/REPO, or local-dir:PATH."
 
 
@@ -45,14 +46,15 @@ def info(args: argparse.Namespace) -> tuple[Any, str]:
     return row, "\n".join(f"{name}: {value}" for name, value in row.items())
 
 
-def features(args: argparse.Namespace) -> tuple[Any, str]:
+def features(args: argparse.Namespace) -> Report:
     """Extract features of faces to a safetensors file."""
     import torch
 
     from scemae.weights.model_folder import write_file
 
     out = _tensor_file_path(args)
-    faces = _extract(args.images, args)
+    batch = _open_batch(args.images, args)
+    faces = _extract(batch, args)
     feature_map = faces.map(args.use or "backbone")
     crops = torch.stack([torch.from_numpy(face.crop.to_image_affine) for face in faces.faces])
     header = {
@@ -61,21 +63,23 @@ def features(args: argparse.Namespace) -> tuple[Any, str]:
         "grid": json.dumps({"origin": faces.grid.origin, "step": faces.grid.step}),
     }
     write_file(out, {"map": feature_map, "crop_to_image": crops}, header, args.overwrite)
-    result = {"out": str(out), "map": list(feature_map.shape), "grid": vars(faces.grid)}
-    return result, f"{out}: map {tuple(feature_map.shape)} of {len(faces)} faces"
+    result = {"out": str(out), "map": list(feature_map.shape), "grid": vars(faces.grid), "failed": _failures(batch)}
+    return result, f"{out}: map {tuple(feature_map.shape)} of {len(faces)} faces", _report_failures(batch)
 
 
-def match(args: argparse.Namespace) -> tuple[Any, str]:
+def match(args: argparse.Namespace) -> Report:
     """Find points of one face on other faces."""
     from scemae.matching import validate_prior
 
     points = _reference_points(args)
     if args.prior is not None:
         validate_prior(args.prior)
-    out = _picture_path(args)
-    faces = _extract([args.reference, *args.images], args)
+    out = _picture_path(args.out, args, len(args.images))
+    list(_open_batch([args.reference], args))  # raises its error: without a reference there is nothing to do
+    batch = _open_batch([args.reference, *args.images], args)
+    faces = _extract(batch, args)
     matches = scemae.match_landmarks(faces[0], points, faces[1:], use=args.use, prior=args.prior)
-    return _report_landmarks(matches, out)
+    return _report_landmarks(matches, out, batch)
 
 
 def fit(args: argparse.Namespace) -> tuple[Any, str]:
@@ -99,29 +103,30 @@ def fit(args: argparse.Namespace) -> tuple[Any, str]:
     return result, f"{regressor}\nwritten to {out}"
 
 
-def predict(args: argparse.Namespace) -> tuple[Any, str]:
+def predict(args: argparse.Namespace) -> Report:
     """Find landmarks on faces with a fitted detector."""
     from scemae.detector.regressor import LandmarkRegressor
 
-    out = _picture_path(args)
+    out = _picture_path(args.out, args, len(args.images))
+    batch: Any = _open_batch(args.images, args)
     model = None if args.model is None else scemae.load_model(args.model)
     regressor = LandmarkRegressor.load(args.regressor, model)
-    return _report_landmarks(regressor.predict(args.images, boxes=_boxes_of(args.images, args)), out)
+    return _report_landmarks(regressor.predict(batch), out, batch)
 
 
-def demo(args: argparse.Namespace) -> tuple[Any, str]:
+def demo(args: argparse.Namespace) -> Report:
     """Match eight points between the two sample faces, draw a picture and print the error."""
     import numpy as np
 
     from scemae.metrics import distance_between, normalised_errors
 
-    out = new_path(args.out or "scemae-demo.png", args.overwrite)
+    out = _picture_path(args.out or "scemae-demo.png", args, 1)
     reference, target = sample_faces()
     model = scemae.load_model(args.model)
     faces = scemae.extract_features(model, [reference.path, target.path], boxes=[reference.box, target.box])
     use: Use = "backbone" if model.config.projector_dim is None else "both"
     matches = scemae.match_landmarks(faces[0], reference.landmarks, faces[1], use=use, subpixel=True)
-    result, text = _report_landmarks(matches, out)
+    result, text, picture = _report_landmarks(matches, out)
 
     labels = matches.labels()
     annotated = np.array([[target.landmarks[name] for name in labels]])
@@ -133,11 +138,11 @@ def demo(args: argparse.Namespace) -> tuple[Any, str]:
         f"\nerror: {errors.mean():.1f} % of the distance between the eyes, at most {errors.max():.1f} % ({worst})\n"
         f'settings: match_landmarks(..., use="{use}", subpixel=True)'
     )
-    return result, text
+    return result, text, picture
 
 
 def doctor(args: argparse.Namespace) -> tuple[Any, str]:
-    """Report versions, device and models, for bug reports."""
+    """Report versions, device and models, for bug reports, and files that killed commands left in this folder."""
     import torch
 
     report = {
@@ -148,6 +153,7 @@ def doctor(args: argparse.Namespace) -> tuple[Any, str]:
         "threads": torch.get_num_threads(),
         "models": [row.name for row in scemae.list_models()],
         "default model": _check_default_model(),
+        "unfinished files here": find_leftovers(Path.cwd()),
     }
     return report, "\n".join(f"{name}: {value}" for name, value in report.items())
 
@@ -244,9 +250,16 @@ def _align(args: argparse.Namespace) -> bool | None:
     return False if args.no_align else None
 
 
-def _extract(images: list[str], args: argparse.Namespace) -> FaceFeatures:
-    model, boxes = scemae.load_model(args.model), _boxes_of(images, args)
-    return scemae.extract_features(model, images, boxes=boxes, align=_align(args), expansion=args.expansion)
+def _open_batch(images: list[str], args: argparse.Namespace) -> ImageBatch:
+    """The images with their boxes, without those that cannot be used, of which the batch keeps a list."""
+    from scemae.images import ImageBatch
+
+    return ImageBatch(images, _boxes_of(images, args), on_error="skip")
+
+
+def _extract(batch: Any, args: argparse.Namespace) -> FaceFeatures:
+    model = scemae.load_model(args.model)
+    return scemae.extract_features(model, batch, align=_align(args), expansion=args.expansion)
 
 
 def _boxes_of(images: Sequence[str | Path], args: argparse.Namespace) -> list[Any] | None:
@@ -289,30 +302,52 @@ def _tensor_file_path(args: argparse.Namespace) -> Path:
     return new_path(args.out, args.overwrite)
 
 
-def _picture_path(args: argparse.Namespace) -> Path | None:
-    return None if args.out is None else new_path(args.out, args.overwrite)
+def _picture_path(out: str | None, args: argparse.Namespace, faces: int) -> Path | None:
+    """Where to save a picture of so many faces; raises OutputError or OptionError where that will not be possible."""
+    if out is None:
+        return None
+    path = new_path(out, args.overwrite)
+    if path.suffix.lower() not in draw.PICTURE_ENDINGS:
+        endings = ", ".join(draw.PICTURE_ENDINGS)
+        raise OptionError(f"{path} has no ending of a picture format that scemae writes; wanted one of {endings}.")
+    draw.check_count(faces)
+    return path
 
 
-def _report_landmarks(landmarks: Landmarks, out: Path | None) -> tuple[dict[str, Any], str]:
-    """The landmarks for --json and as text; draws them to `out`."""
+def _report_landmarks(landmarks: Landmarks, out: Path | None, batch: ImageBatch | None = None) -> Report:
+    """The landmarks for --json and as text; then draws them to `out`, and raises the error about skipped images."""
     faces = landmarks.to_dict()
     lines = []
     for face in faces:
-        lines.append(face["source"])
+        lines.append(escape_controls(face["source"]))
         for name, place in face["landmarks"].items():
-            lines.append(f"  {name}: {place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}")
+            lines.append(f"  {escape_controls(name)}: {place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}")
+    result = {"faces": faces, "picture": None if out is None else str(out), "failed": _failures(batch)}
+    return result, "\n".join(lines), _finish(landmarks, out, batch)
+
+
+def _finish(landmarks: Landmarks, out: Path | None, batch: ImageBatch | None) -> Iterator[str]:
     if out is not None:
-        _save_picture(landmarks.draw(), out)
-        lines.append(f"picture: {out}")
-    return {"faces": faces, "picture": None if out is None else str(out)}, "\n".join(lines)
-
-
-def _save_picture(picture: Image.Image, out: Path) -> None:
-    try:
+        picture = landmarks.draw()
         with atomic_write(out) as temporary:
             picture.save(temporary)
-    except ValueError as error:
-        raise OptionError(f"{out} has no ending of a picture format that Pillow knows; use .png, say.") from error
+        yield f"picture: {out}"
+    yield from _report_failures(batch)
+
+
+def _failures(batch: ImageBatch | None) -> list[dict[str, str]]:
+    """The images that could not be used, for --json."""
+    failed = [] if batch is None else batch.failed
+    return [{"source": name, "error": type(error).__name__, "message": str(error)} for name, error in failed]
+
+
+def _report_failures(batch: ImageBatch | None) -> Iterator[str]:
+    """Raise ImageInputError if there are images that could not be used; no lines."""
+    failed = [] if batch is None else [name for name, _ in batch.failed]
+    if failed:
+        more = f" and {len(failed) - 8} more" if len(failed) > 8 else ""
+        raise ImageInputError(f"{', '.join(failed[:8])}{more} could not be used; the other images are done.")
+    yield from ()
 
 
 def _check_default_model() -> str:

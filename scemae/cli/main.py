@@ -1,6 +1,7 @@
 """The command `scemae`. Results go to standard output (--json for machines), problems to standard error.
 
-Exit codes: 0 done, 2 bad usage or bad input (one clear line), 130 interrupted.
+Exit codes: 0 done, 2 bad usage or bad input (one clear line; the input that was good is done), 130 interrupted.
+Control characters of names are escaped in whatever is printed as text.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import importlib
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import scemae
 from scemae.cli import export_commands, hub_commands, inference_commands
 from scemae.cli.command_parser import CommandParser
-from scemae.errors import ScemaeError
+from scemae.errors import ScemaeError, escape_controls
 
 # Commands with commands of their own, whose module is imported only when one of them is called.
 TRAINING = {  # command -> module, function there, what it is
@@ -34,23 +40,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of landmarks and files that a terminal cannot show
+    as_json = "--json" in words
     try:
-        args = build_parser(words).parse_args(words)
-        result, text = args.run(args)
+        with _end_on_signals(), _one_line_warnings(as_json):
+            args = build_parser(words).parse_args(words)
+            result, text, *later = args.run(args)
+            code = _print_result(json.dumps(result, indent=2) if args.json else text)
+            for line in chain(*later):  # what a command does once its numbers are safe: the picture
+                code = max(code, 0 if args.json else _print_result(line))
+            return code
     except ScemaeError as error:
-        report = {"error": type(error).__name__, "message": str(error)}
-        print(json.dumps(report) if "--json" in words else f"scemae: {error}", file=sys.stderr)
+        print(_format_problem("error", error, as_json), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         if stopped.args:
-            print(f"scemae: {stopped}", file=sys.stderr)
+            print(f"scemae: {escape_controls(str(stopped))}", file=sys.stderr)
         return 130
-    return _print_result(json.dumps(result, indent=2) if args.json else text)
+
+
+def _format_problem(kind: str, problem: Exception, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({kind: type(problem).__name__, "message": str(problem)})
+    return f"scemae: {'warning: ' if kind == 'warning' else ''}{escape_controls(str(problem))}"
+
+
+@contextmanager
+def _end_on_signals() -> Iterator[None]:
+    """Let SIGTERM and the loss of the terminal end the command as Ctrl-C does, so that it deletes temporary files."""
+    names = {"SIGTERM", "SIGHUP"} if threading.current_thread() is threading.main_thread() else set()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    caught = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _one_line_warnings(as_json: bool) -> Iterator[None]:
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: _format_problem("warning", message, as_json) + "\n"  # type: ignore
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _print_result(text: str) -> int:
     try:
-        print(text, flush=True)
+        print("\n".join(map(escape_controls, text.split("\n"))), flush=True)
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it once more at exit)
         if not isinstance(error, BrokenPipeError):  # which only means that the reader, `head` say, has seen enough

@@ -19,9 +19,9 @@ from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
 from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError
-from scemae.extraction import Boxes, Extractor, extract_features, stream_features
+from scemae.extraction import Boxes, Extractor, extract_features, open_batch, stream_features
 from scemae.features import Face, FaceFeatures
-from scemae.images import ImageBatch, ImageLike
+from scemae.images import ImageLike, OnError
 from scemae.landmark_input import check_annotated, validate_landmarks
 from scemae.landmarks import Landmarks
 from scemae.metrics import error_unit, pixel_errors
@@ -198,14 +198,15 @@ class LandmarkRegressor(Estimator):
         known = np.isfinite(fitted.held_out_errors).any()
         self.held_out_error_ = float(np.nanmean(fitted.held_out_errors)) if known else float("nan")
 
-    def predict(self, images: Images, *, boxes: Boxes = None) -> Landmarks:
+    def predict(self, images: Images, *, boxes: Boxes = None, on_error: OnError = "raise") -> Landmarks:
         """Landmarks on images or FaceFeatures: `xy` (B, K, 2) in each image's own px, `scores` (B, K) confidence 0..1.
 
         The confidence is the head's own measure: for ranking landmarks and faces, not a calibrated probability.
+        `on_error` is as in `extract_features`: "skip" leaves out the images that cannot be used.
         """
         self.check_fitted()
         found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
-        for part in self._parts(images, boxes):
+        for part in self._parts(images, boxes, on_error):
             part.kind.require(self.kind_, "These features", "the regressor's")
             with default_numerics():
                 places, confidence = self.head_.predict(self.reader_(part), part.grid)
@@ -302,13 +303,13 @@ class LandmarkRegressor(Estimator):
             raise ImageInputError("images are FaceFeatures without a face; wanted at least one.")
         return features
 
-    def _parts(self, images: Any, boxes: Boxes) -> Iterator[FaceFeatures]:
+    def _parts(self, images: Any, boxes: Boxes, on_error: OnError) -> Iterator[FaceFeatures]:
         """Features of some faces at a time: of the images, extracted as those of `fit` were, or those given."""
         features, kind = self._given(images, boxes), self.kind_
         if features is not None:
             return (features[start : start + BATCH] for start in range(0, len(features), BATCH))
         settings: dict[str, Any] = {"expansion": kind.expansion, "align": kind.aligned, "margin": kind.margin}
-        batch = ImageBatch(images, boxes)
+        batch = open_batch(images, boxes, on_error)
         return with_progress(stream_features(self.model, batch, **settings), batch.count)
 
     def check_fitted(self) -> None:

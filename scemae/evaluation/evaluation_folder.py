@@ -15,7 +15,7 @@ import numpy as np
 
 from scemae.errors import RunError
 from scemae.evaluation.result_table import Spread, Table
-from scemae.output import atomic_write, check_own
+from scemae.output import atomic_write, check_own, is_taken
 
 SETTINGS, PREDICTIONS, SCORES, TABLES = "settings.json", "predictions.jsonl", "scores.json", "tables.md"
 OWN_FILES = (
@@ -36,7 +36,7 @@ class EvaluationFolder:
 
         `overwrite` starts again; raises OutputError if the folder holds files that are not an evaluation's.
         """
-        settings = json.loads(json.dumps(settings))
+        settings, taken = json.loads(json.dumps(settings)), is_taken(path)
         if overwrite and (path / SETTINGS).exists():
             check_own(path, OWN_FILES)
             shutil.rmtree(path)
@@ -51,7 +51,7 @@ class EvaluationFolder:
                     f"{path} holds an evaluation with other settings ({changes}). Choose another --out, or pass "
                     "--overwrite to start again."
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif taken and (not path.is_dir() or any(path.iterdir())):
             raise RunError(f"{path} exists already and does not hold an evaluation. Choose another --out.")
         path.mkdir(parents=True, exist_ok=True)
         _write_text(path / SETTINGS, json.dumps(settings, indent=2) + "\n")

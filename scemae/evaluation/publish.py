@@ -14,7 +14,7 @@ from typing import Any
 
 from scemae.errors import OptionError, OutputError, RunError
 from scemae.evaluation.evaluation_folder import SETTINGS, TABLES
-from scemae.output import atomic_folder, check_own
+from scemae.output import atomic_folder, check_own, is_taken
 from scemae.weights.card import copy_earlier_sections, model_card
 from scemae.weights.model_folder import CARD, CONFIG, WEIGHTS, file_sha256, read_config
 from scemae.weights.zoo import locate_model
@@ -38,7 +38,7 @@ def publish_model(
     uses = {config.matching_use, config.regression_use, config.few_shot_use}
     if config.projector_dim is None and uses != {"backbone"}:
         raise OptionError(f"{source} has no projector; its only features are 'backbone'.")
-    if out.exists() and not (overwrite and (out / CONFIG).is_file()):
+    if is_taken(out) and not (overwrite and (out / CONFIG).is_file()):
         raise OutputError(f"{out} exists already; choose another path, or --overwrite a model.")
     if out.exists():
         check_own(out, (CONFIG, WEIGHTS, CARD, "*.png", "*.jsonl"))

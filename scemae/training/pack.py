@@ -29,7 +29,7 @@ from scemae.errors import (
 )
 from scemae.geometry import Crop, central_box, sample_views
 from scemae.images import cut_square, iter_photos, validate_box
-from scemae.output import atomic_folder
+from scemae.output import atomic_folder, is_taken
 from scemae.samples import sample_faces
 
 MARGIN = 20 / 96  # of a square on each side of its input, in sides of the input (paper Sec. 4, after DVE: 136 for 96)
@@ -199,7 +199,7 @@ def write_pack(
     Raises DataError where more than the fraction `skip_at_most` is missing, OutputError where `out` exists or the disk
     is full.
     """
-    if out.exists() and not (overwrite and is_pack(out)):
+    if is_taken(out) and not (overwrite and is_pack(out)):
         raise OutputError(f"{out} exists already; choose another path, or pass --overwrite if it is a pack.")
     with atomic_folder(out) as folder:
         names, skipped = _write_squares(folder / SQUARES, squares, count, skip_at_most)

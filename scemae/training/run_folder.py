@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from scemae.errors import OutputError, RunError
-from scemae.output import atomic_folder, atomic_write
+from scemae.output import atomic_folder, atomic_write, is_taken
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
 RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
@@ -134,7 +134,7 @@ def create_model_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises RunError where another process trains there, and for a model that is not to be overwritten.
     """
     with lock_folder(path):
-        if (path / MODEL).exists() and not overwrite:
+        if is_taken(path / MODEL) and not overwrite:
             raise RunError(f"{path / MODEL} exists already; pass --overwrite, or choose another --out.")
         with atomic_folder(path / MODEL) as folder:
             yield folder
