@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scemae.detector.augmentation import augment_faces
 from scemae.detector.built_in_heads import new_head
 from scemae.detector.detector_file import FittedDetector, load_detector, save_detector
-from scemae.detector.groups import group_faces
+from scemae.detector.groups import group_pictures, merge_copies, number_pictures
 from scemae.detector.head import Head
 from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
@@ -39,7 +39,7 @@ ROUTE_BOXES = (
     "For scikit-learn's cross-validation, extract the features first, or call set_config(enable_metadata_routing=True) "
     "and regressor.set_fit_request(boxes=True).set_score_request(boxes=True)."
 )
-FEW = 5  # up to this many annotated faces the model's few_shot_use is the default
+FEW = 5  # up to this many annotated pictures the model's few_shot_use is the default
 
 
 def fit_regressor(
@@ -66,7 +66,7 @@ def fit_regressor(
         boxes: one face box per image, as in `extract_features`; not beside FaceFeatures.
         groups: one label per image, a text or number: images of one person, or frames of one video, have the same one
             and are held out together. None, nan or "" is an image on its own. Images that show the same pixels at the
-            same crop are one group without being told.
+            same crop count as one image without being told, with the mean of their landmarks.
         names: the names of the K landmarks.
         head: "cascade" (closed form), "heatmap" (the paper's, slow), or an instance of a head: one of these with
             other params, or your own (`scemae.detector.head.Head`).
@@ -169,7 +169,7 @@ class LandmarkRegressor(Estimator):
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
         xy, names = validate_landmarks(landmarks, features.faces, self.names, allow_missing=True)
         check_annotated(xy, names, features)
-        self._fit(features, xy, names, group_faces(features.faces, groups))
+        self._fit(features, xy, names, groups)
         self._fitted_with_boxes = boxes is not None
         return self
 
@@ -179,17 +179,22 @@ class LandmarkRegressor(Estimator):
         features: FaceFeatures,
         xy: NDArray[np.float64],
         names: tuple[str, ...] | None,
-        groups: NDArray[np.int64],
+        groups: Any,
     ) -> None:
         lengths = normalizer_lengths(self.normalizer, xy, names, features.faces)  # (n,)
-        mean_shape = np.nanmean(features.to_input(xy), axis=0)  # (K, 2)
+        pictures = number_pictures(features.faces)  # (n,) numbers below m
+        once, shapes = merge_copies(features, xy, pictures)  # m faces, (m, K, 2)
+        mean_shape = np.nanmean(once.to_input(shapes), axis=0)  # (K, 2)
         swap = mirror_permutation(self.mirror, mean_shape, names, self.model.config.input_size)
-        default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
-        reader = MapReader.fit(features, default if self.use is None else validate_use(self.use))
+        default = features.config.few_shot_use if len(once) <= FEW else features.config.regression_use
+        reader = MapReader.fit(once, default if self.use is None else validate_use(self.use))
         head = new_head(self.head, features.aligned)
-        data = augment_faces(self.model, features, xy, groups=groups, swap=swap, head=head, reader=reader)
-        found = head.fit(data)
-        errors = pixel_errors(features.to_image(found.held_out.numpy()), xy) / lengths[:, None]  # (n, K)
+        group_of_picture = group_pictures(pictures, groups)
+        found = head.fit(
+            augment_faces(self.model, once, shapes, groups=group_of_picture, swap=swap, head=head, reader=reader)
+        )
+        held_out = found.held_out.numpy()[pictures]  # (n, K, 2)
+        errors = pixel_errors(features.to_image(held_out), xy) / lengths[:, None]  # (n, K)
         self._set_fitted(
             FittedDetector(
                 head=head,
