@@ -32,6 +32,25 @@ def read_annotations(path: str | PathLike[str]) -> dict[Path, dict[str, tuple[fl
     return annotations
 
 
+def read_groups(path: str | PathLike[str]) -> dict[Path, str | None]:
+    """The group of each image of a table of annotations, in the order of `read_annotations`: its column `group`.
+
+    None where the column is absent, or empty in all lines of an image: the image is on its own.
+    """
+    path = Path(path)
+    groups: dict[Path, str | None] = {}
+    for number, row in _read_rows(path, ANNOTATION_COLUMNS):
+        image, group = path.parent / row["path"], (row.get("group") or "").strip() or None
+        before = groups.setdefault(image, group)
+        if group is not None and before not in (None, group):
+            raise TableError(
+                f"{path}, line {number}: {row['path']} is in group {group!r}, and in {before!r} above; wanted one group "
+                "per image."
+            )
+        groups[image] = before or group
+    return groups
+
+
 def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, float, float]]:
     """Boxes (x0, y0, x1, y1) by image path, one per image. Paths are relative to the file's folder."""
     path = Path(path)

@@ -15,7 +15,7 @@ from scemae import draw
 from scemae.errors import ImageInputError, OptionError, TableError, escape_controls
 from scemae.output import atomic_write, find_leftovers, new_path
 from scemae.samples import sample_faces
-from scemae.tables import read_annotations, read_boxes
+from scemae.tables import read_annotations, read_boxes, read_groups
 
 if TYPE_CHECKING:
     from scemae.features import FaceFeatures
@@ -86,12 +86,13 @@ def fit(args: argparse.Namespace) -> tuple[Any, str]:
     """Fit a landmark detector on annotated faces."""
     out = _tensor_file_path(args)
     annotations = read_annotations(Path(args.annotations))
-    paths = list(annotations)
+    paths, groups = list(annotations), read_groups(Path(args.annotations))
     regressor = scemae.fit_regressor(
         scemae.load_model(args.model),
         paths,
         list(annotations.values()),
         boxes=_boxes_of(paths, args),
+        groups=[groups[path] for path in paths],
         head=args.head,
         use=args.use,
         expansion=args.expansion,
@@ -189,7 +190,10 @@ def add_commands(add: Any) -> None:
 
     command = add(fit, model, boxes, extraction, _out_options("Write the detector to this .safetensors file."))
     command.add_argument(
-        "annotations", metavar="ANNOTATIONS.csv", help="Table path,name,x,y: one landmark per line, in pixels."
+        "annotations",
+        metavar="ANNOTATIONS.csv",
+        help="Table path,name,x,y: one landmark per line, in pixels. In an optional column group, images of one person "
+        "have the same word and are held out together.",
     )
     command.add_argument(
         "--head",

@@ -18,7 +18,7 @@ from scemae.geometry import random_affines
 from scemae.progress import LONG_WORK, hide_progress
 
 MOVES = {"rotation": 0.15, "log_scale": 0.075, "shear": 0.03, "shift": 0.065}  # half of what the aligner learned from
-LEAVE_ONE_OUT = 10  # up to this many faces each is held out on its own, beyond it a fifth at a time
+LEAVE_ONE_OUT = 10  # up to this many groups each is held out on its own, beyond it a fifth at a time
 
 
 class Augmentation(NamedTuple):
@@ -33,12 +33,14 @@ def augment_faces(
     features: FaceFeatures,
     xy: NDArray[np.float64],
     *,
+    groups: NDArray[np.int64],
     swap: list[int] | None,
     head: Head,
     reader: MapReader,
 ) -> AnnotatedMaps:
     """The faces with landmarks (n, K, 2), image px, as a head is fitted on them.
 
+    `groups`: the group of each face (n,), from 0 (see `group_faces`); a group is held out as a whole.
     `swap`: which landmarks change places in mirror images; None: without mirror images.
     """
     faces = len(features)
@@ -52,7 +54,7 @@ def augment_faces(
         maps=torch.cat(maps),
         grid=features.grid,
         landmarks=torch.cat(landmarks),
-        blocks=np.tile(_draw_blocks(faces, head.max_folds), len(augmentations)),
+        blocks=np.tile(_draw_blocks(groups, head.max_folds), len(augmentations)),
         mirrored=np.repeat([augmentation.mirrored for augmentation in augmentations], faces),
         moved=np.repeat([augmentation.moved for augmentation in augmentations], faces),
     )
@@ -81,10 +83,12 @@ def _extract_augmented(
         yield features_through_crops(model, features, crops)
 
 
-def _draw_blocks(faces: int, max_folds: int) -> NDArray[np.int64]:
-    """Which faces are held out together, (n,): each on its own up to `LEAVE_ONE_OUT`, beyond it five folds."""
-    folds = min(faces if faces <= LEAVE_ONE_OUT else 5, max_folds)
-    return np.random.default_rng(0).permutation(faces) % folds
+def _draw_blocks(groups: NDArray[np.int64], max_folds: int) -> NDArray[np.int64]:
+    """Which faces are held out together, (n,): each group on its own up to `LEAVE_ONE_OUT`, beyond it five folds."""
+    count = int(groups.max()) + 1
+    folds = min(count if count <= LEAVE_ONE_OUT else 5, max_folds)
+    blocks: NDArray[np.int64] = np.random.default_rng(0).permutation(count) % folds
+    return blocks[groups]
 
 
 def _copy_count(faces: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from scemae.detector.augmentation import augment_faces
 from scemae.detector.built_in_heads import new_head
 from scemae.detector.detector_file import FittedDetector, load_detector, save_detector
+from scemae.detector.groups import group_pictures, merge_copies, number_pictures
 from scemae.detector.head import Head
 from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
@@ -32,7 +34,12 @@ from scemae.weights.hub import HubOptions, validate_hub_options
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
 BATCH = 64  # faces that go through the head together, where their features are given
-FEW = 5  # up to this many annotated faces the model's few_shot_use is the default
+NO_BOXES = "The regressor was fitted with boxes=, but these images have none; pass boxes=, or [None] * n on purpose."
+ROUTE_BOXES = (
+    "For scikit-learn's cross-validation, extract the features first, or call set_config(enable_metadata_routing=True) "
+    "and regressor.set_fit_request(boxes=True).set_score_request(boxes=True)."
+)
+FEW = 5  # up to this many annotated pictures the model's few_shot_use is the default
 
 
 def fit_regressor(
@@ -41,6 +48,7 @@ def fit_regressor(
     landmarks: Any,
     *,
     boxes: Boxes = None,
+    groups: Any = None,
     names: Sequence[str] | None = None,
     head: str | Head = "cascade",
     mirror: Mirror = "auto",
@@ -55,7 +63,10 @@ def fit_regressor(
         model: a model from `load_model`.
         images: n images (see `extract_features`), or their FaceFeatures.
         landmarks: (n, K, 2), image pixels, nan where a face is not annotated; or n dicts of name -> (x, y).
-        boxes: one face box per image, as in `extract_features`.
+        boxes: one face box per image, as in `extract_features`; not beside FaceFeatures.
+        groups: one label per image, a text or number: images of one person, or frames of one video, have the same one
+            and are held out together. None, nan or "" is an image on its own. Images that show the same pixels at the
+            same crop count as one image without being told, with the mean of their landmarks.
         names: the names of the K landmarks.
         head: "cascade" (closed form), "heatmap" (the paper's, slow), or an instance of a head: one of these with
             other params, or your own (`scemae.detector.head.Head`).
@@ -71,12 +82,13 @@ def fit_regressor(
 
     Returns:
         A fitted LandmarkRegressor. `held_out_error_` is its mean error on held-out faces, as a fraction of the
-        normalizer (an NME): leave-one-out up to 10 faces, then five folds, at most three with "heatmap"; nan for one
-        face. The cascade chooses the ridge and the use of mirror images by it, which makes it a little optimistic.
+        normalizer (an NME): leave-one-group-out up to 10 groups, where a face without a group counts as one, then
+        five folds of groups, at most three with "heatmap"; nan for one group. The cascade chooses the ridge and the use of mirror images by it, which makes it a little optimistic.
 
     Raises:
         ImageInputError: an image that cannot be used; says which.
         BoxInputError: a box that is invalid, not one box per image, or boxes beside FaceFeatures.
+        OptionError: an argument with a value that is not allowed, `groups` that are not one label per image.
         LandmarkInputError: wrong shape or count, outside the image and its mirrored surroundings, a landmark that is
             annotated on no face, a face without any landmark.
         IncompatibleFeaturesError: FaceFeatures of another model.
@@ -95,7 +107,7 @@ def fit_regressor(
         align=align,
         normalizer=normalizer,
     )
-    return regressor.fit(images, landmarks, boxes=boxes)
+    return regressor.fit(images, landmarks, boxes=boxes, groups=groups)
 
 
 class LandmarkRegressor(Estimator):
@@ -123,6 +135,9 @@ class LandmarkRegressor(Estimator):
         >>> regressor.predict("new.jpg").xy  # (1, K, 2), pixels
     """
 
+    metadata: ClassVar = {"fit": ("boxes", "groups"), "predict": ("boxes",), "score": ("boxes",)}
+    _fitted_with_boxes = False  # by `fit`, with boxes=
+
     def __init__(
         self,
         model: Extractor,
@@ -144,8 +159,11 @@ class LandmarkRegressor(Estimator):
         self.align = align
         self.normalizer = normalizer
 
-    def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> Self:
-        """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated."""
+    def fit(self, images: Images, landmarks: Any, *, boxes: Boxes = None, groups: Any = None) -> Self:
+        """Fit on n images or FaceFeatures and landmarks (n, K, 2), image px, nan where not annotated.
+
+        `boxes` and `groups`: see `fit_regressor`.
+        """
         features = self._given(images, boxes)
         if features is not None:
             for name, asked, made in (
@@ -161,19 +179,32 @@ class LandmarkRegressor(Estimator):
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
         xy, names = validate_landmarks(landmarks, features.faces, self.names, allow_missing=True, allow_outside=True)
         check_annotated(xy, names, features)
-        self._fit(features, xy, names)
+        self._fit(features, xy, names, groups)
+        self._fitted_with_boxes = boxes is not None
         return self
 
     @default_numerics()
-    def _fit(self, features: FaceFeatures, xy: NDArray[np.float64], names: tuple[str, ...] | None) -> None:
+    def _fit(
+        self,
+        features: FaceFeatures,
+        xy: NDArray[np.float64],
+        names: tuple[str, ...] | None,
+        groups: Any,
+    ) -> None:
         lengths = normalizer_lengths(self.normalizer, xy, names, features.faces)  # (n,)
-        mean_shape = np.nanmean(features.to_input(xy), axis=0)  # (K, 2)
+        pictures = number_pictures(features.faces)  # (n,) numbers below m
+        once, shapes = merge_copies(features, xy, pictures)  # m faces, (m, K, 2)
+        mean_shape = np.nanmean(once.to_input(shapes), axis=0)  # (K, 2)
         swap = mirror_permutation(self.mirror, mean_shape, names, self.model.config.input_size)
-        default = features.config.few_shot_use if len(features) <= FEW else features.config.regression_use
-        reader = MapReader.fit(features, default if self.use is None else validate_use(self.use))
+        default = features.config.few_shot_use if len(once) <= FEW else features.config.regression_use
+        reader = MapReader.fit(once, default if self.use is None else validate_use(self.use))
         head = new_head(self.head, features.aligned)
-        found = head.fit(augment_faces(self.model, features, xy, swap=swap, head=head, reader=reader))
-        errors = pixel_errors(features.to_image(found.held_out.numpy()), xy) / lengths[:, None]  # (n, K)
+        group_of_picture = group_pictures(pictures, groups)
+        found = head.fit(
+            augment_faces(self.model, once, shapes, groups=group_of_picture, swap=swap, head=head, reader=reader)
+        )
+        held_out = found.held_out.numpy()[pictures]  # (n, K, 2)
+        errors = pixel_errors(features.to_image(held_out), xy) / lengths[:, None]  # (n, K)
         self._set_fitted(
             FittedDetector(
                 head=head,
@@ -205,6 +236,8 @@ class LandmarkRegressor(Estimator):
         `on_error` is as in `extract_features`: "skip" leaves out the images that cannot be used.
         """
         self.check_fitted()
+        if self._lacks_boxes(images, boxes):
+            warnings.warn(f"{NO_BOXES} Here the middle of each image is taken for the face.", stacklevel=2)
         found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
         for part in self._parts(images, boxes, on_error):
             part.kind.require(self.kind_, "These features", "the regressor's")
@@ -219,6 +252,8 @@ class LandmarkRegressor(Estimator):
 
         Landmarks (n, K, 2), image px, nan where not annotated.
         """
+        if self._lacks_boxes(images, boxes):
+            raise BoxInputError(f"score: {NO_BOXES} {ROUTE_BOXES}")
         found = self.predict(images, boxes=boxes)
         xy, names = validate_landmarks(landmarks, found.faces, self.names_, allow_missing=True, allow_outside=True)
         if xy.shape != found.xy.shape:
@@ -291,11 +326,11 @@ class LandmarkRegressor(Estimator):
 
     def _given(self, images: Any, boxes: Boxes) -> FaceFeatures | None:
         """The features, concatenated, if that is what `images` are; None if they are images."""
-        parts = [images] if isinstance(images, FaceFeatures) else images
-        if not (isinstance(parts, Sequence) and parts and all(isinstance(part, FaceFeatures) for part in parts)):
+        if not _are_features(images):
             return None
         if boxes is not None:
-            raise BoxInputError("boxes= says nothing about FaceFeatures, which were extracted already; leave it out.")
+            raise BoxInputError("images are FaceFeatures, which were extracted with their boxes; leave out boxes=.")
+        parts = [images] if isinstance(images, FaceFeatures) else images
         for part in parts:
             part.kind.require(replace(part.kind, model=self.model.id), "These features", "the regressor's")
         features = FaceFeatures.concatenate(parts)
@@ -312,7 +347,17 @@ class LandmarkRegressor(Estimator):
         batch = open_batch(images, boxes, on_error)
         return with_progress(stream_features(self.model, batch, **settings), batch.count)
 
+    def _lacks_boxes(self, images: Any, boxes: Boxes) -> bool:
+        """Whether images come without boxes after `fit` had them: scikit-learn passes them to `fit` alone if not told."""
+        return self._fitted_with_boxes and boxes is None and not _are_features(images)
+
     def check_fitted(self) -> None:
         """Raise NotFittedError unless `fit` or `load` made this regressor."""
         if not hasattr(self, "head_"):
             raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
+
+
+def _are_features(images: Any) -> bool:
+    """Whether these are FaceFeatures, or a sequence of nothing else."""
+    parts = [images] if isinstance(images, FaceFeatures) else images
+    return isinstance(parts, Sequence) and bool(parts) and all(isinstance(part, FaceFeatures) for part in parts)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from scemae.datasets import FaceDataset, Sample
 from scemae.datasets.annotated_face import FIVE
-from scemae.geometry import Crop
+from scemae.geometry import Crop, Patch, sample_view
 from scemae.images import cut_square, iter_photos
 from scemae.samples import sample_faces
 
@@ -53,3 +53,26 @@ def coloured_faces(root, count):
         box = (inset, inset, 150 - inset, 150 - inset)
         samples.append(Sample(path=path, box=box, landmarks=xy + i % 3, size=(150, 150)))
     return FaceDataset(name="made-up", split="test", samples=tuple(samples), names=FIVE, eyes=(0, 1))
+
+
+def frames_of_people(people=5, frames=3, side=136):
+    """`frames` pictures that hardly differ of each "person", a sample face turned, stretched and recoloured.
+
+    Returns the pictures, their landmarks (n, 8, 2) and the person of each (n,); the faces fill the pictures.
+    """
+    rng = np.random.default_rng(0)
+    pictures, landmarks = [], []
+    for person in range(people):
+        sample = sample_faces()[person % 2]
+        photo = Patch(np.array(next(iter_photos(sample.path)).image), np.eye(2, 3))
+        angle, stretch, colours = rng.normal(0, 0.2), np.exp(rng.normal(0, 0.15, 2)), rng.uniform(0.4, 1.0, 3)
+        for _ in range(frames):
+            turn = angle + rng.normal(0, 0.01)
+            linear = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * stretch * 1.4
+            middle = np.full(2, (side - 1) / 2)
+            shift = middle - linear @ middle + rng.normal(0, 0.5, 2)
+            crop = Crop.from_box(sample.box, side).refine(np.column_stack([linear, shift]))
+            view = sample_view(photo, crop).permute(1, 2, 0).numpy() * colours
+            pictures.append((view * 255).astype(np.uint8))
+            landmarks.append(crop.to_input(list(sample.landmarks.values())))
+    return pictures, np.array(landmarks), np.repeat(np.arange(people), frames)
