@@ -82,7 +82,7 @@ def _end_on_signals() -> Iterator[None]:
 @contextmanager
 def _one_line_warnings(as_json: bool) -> Iterator[None]:
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: _format_problem("warning", message, as_json) + "\n"  # type: ignore
+    warnings.formatwarning = lambda message, *_: _format_problem("warning", message, as_json) + "\n"
     try:
         yield
     finally:

@@ -7,8 +7,6 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
-
 from scemae.errors import IncompatibleWeightsError, OptionError
 
 Use = Literal["backbone", "projected", "both"]
@@ -24,6 +22,8 @@ def validate_use(use: str) -> Use:
 
 def validate_switch(name: str, value: object) -> None:
     """Raise OptionError unless an argument is True or False: any word, "no" too, would count as true."""
+    import numpy as np  # here, as `scemae models` must not wait for it
+
     if not isinstance(value, (bool, np.bool_)):
         raise OptionError(f"{name} is {value!r}; it must be True or False.")
 
