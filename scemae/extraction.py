@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -26,6 +29,8 @@ from scemae.progress import with_progress
 
 Margin = Literal["context", "reflect"]
 Boxes = ArrayLike | Iterable[ArrayLike | None] | None
+HELD_PIXELS = 200e6  # of photos in memory at a time, 4 bytes each: as many as of 16 photos of 12 MP
+CONTRAST = 16  # of 255: a square in which no channel varies as much shows nothing
 
 
 class Extractor(Protocol):
@@ -91,7 +96,7 @@ def extract_features(
             Default: the model's.
         margin: what the shifts see beyond the view: "context", the photo's own pixels, or "reflect", the view
             mirrored, as in the paper's protocol.
-        batch_size: number of faces in one pass through the model.
+        batch_size: number of faces in one pass through the model; fewer are aligned together where photos are huge.
         progress: show a progress bar; None shows one on a terminal when the work is long.
 
     Returns:
@@ -100,7 +105,10 @@ def extract_features(
     Raises:
         ImageInputError: an image cannot be used; the message names it.
         BoxInputError: a box is invalid, or there is not one per image.
-        OptionError: the model does not have this expansion or has no aligner, or margin is neither of the two.
+        OptionError: the model is not one, does not have this expansion or has no aligner, or margin is neither of the
+            two.
+
+    Warns of a face whose square is of one colour.
     """
     batch = _open_batch(images, boxes)
     parts = stream_features(model, batch, align=align, expansion=expansion, margin=margin, batch_size=batch_size)
@@ -132,14 +140,18 @@ def stream_features(
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
     """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
+    if isinstance(model, (str, os.PathLike)):
+        raise OptionError(f"model is {str(model)!r}; wanted a model: pass scemae.load_model({str(model)!r}).")
+    if not hasattr(model, "view_size"):
+        raise OptionError(f"model is a {type(model).__name__}; wanted what scemae.load_model returns.")
     if align and model.aligner is None:
         raise OptionError(f"Model {model.config.name!r} has no aligner; pass align=False.")
     if margin not in ("context", "reflect"):
         raise OptionError(f"margin is {margin!r}; it must be 'context' or 'reflect'.")
-    if batch_size < 1:
+    if _whole("batch_size", batch_size) < 1:
         raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
     aligner = model.aligner if align is None or align else None
-    expansion = model.config.expansion if expansion is None else expansion
+    expansion = model.config.expansion if expansion is None else _whole("expansion", expansion)
     model.grid(expansion)  # raises OptionError for an expansion that the model does not have
     return _extract_batches(model, iter(batch), aligner, expansion, margin, batch_size)
 
@@ -159,6 +171,12 @@ def features_through_crops(
     return replace(features, backbone_map=torch.cat(maps), faces=tuple(faces))
 
 
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise OptionError(f"{name} is {value!r}; it must be a whole number.")
+    return int(value)
+
+
 def _open_batch(images: Any, boxes: Any) -> ImageBatch:
     if isinstance(images, FaceFeatures):
         raise ImageInputError("images are FaceFeatures already: pass them to match_landmarks or fit_regressor.")
@@ -175,12 +193,7 @@ def _extract_batches(
 ) -> Iterator[FaceFeatures]:
     # A copy on the CPU: features are values, and travel to machines without a GPU.
     project = None if model.projector is None else deepcopy(model.projector).cpu().project
-    while batch := list(islice(pairs, batch_size)):
-        photos = [photo for photo, _ in batch]
-        at_input_scale = aligner is None and model.view_size == model.config.input_size
-        faces = [_cut_face(photo, box, at_input_scale, model.config.input_size) for photo, box in batch]
-        if aligner is not None:
-            faces = _align_faces(model, aligner, photos, faces)
+    while faces := _find_faces(model, aligner, islice(pairs, batch_size)):
         yield FaceFeatures(
             backbone_map=_encode_faces(model, faces, expansion, margin),
             grid=model.grid(expansion),
@@ -194,9 +207,37 @@ def _extract_batches(
         )
 
 
+def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[tuple[Photo, Any]]) -> list[Face]:
+    """The faces on photos with boxes, aligned if there is an aligner. It holds about `HELD_PIXELS` of photos."""
+    at_input_scale = aligner is None and model.view_size == model.config.input_size
+    faces: list[Face] = []
+    held: list[Photo] = []  # the photos of the last faces, from which alignment may cut other patches
+
+    def align_last() -> None:
+        if held and aligner is not None:
+            faces[-len(held) :] = _align_faces(model, aligner, held, faces[-len(held) :])
+        held.clear()
+
+    for photo, box in pairs:
+        faces.append(_cut_face(photo, box, at_input_scale, model.config.input_size))
+        held.append(photo)
+        del photo  # which `held` alone shall hold while the next is read
+        if aligner is None or sum(math.prod(photo.image.size) for photo in held) >= HELD_PIXELS:
+            align_last()
+    align_last()
+    return faces
+
+
 def _cut_face(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> Face:
     crop = Crop.from_box(validate_box(box, photo), input_size)
     patch = cut_patch(photo.image, crop, at_input_scale)
+    quarter = len(patch.pixels) // 4
+    if np.ptp(patch.pixels[quarter:-quarter, quarter:-quarter], axis=(0, 1)).max() < CONTRAST:
+        warnings.warn(
+            f"The square of the face in {photo.source} is of one colour. Is its box right, and its picture neither "
+            "black nor white?",
+            stacklevel=2,
+        )
     return Face(source=photo.source, image_size=photo.image.size, crop=crop, patch=patch)
 
 

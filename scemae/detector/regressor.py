@@ -188,14 +188,15 @@ class LandmarkRegressor(Estimator):
         known = np.isfinite(fitted.held_out_errors).any()
         self.held_out_error_ = float(np.nanmean(fitted.held_out_errors)) if known else float("nan")
 
-    def predict(self, images: Images, *, boxes: Boxes = None) -> Landmarks:
+    def predict(self, images: Images, *, boxes: Boxes = None, batch_size: int = 16) -> Landmarks:
         """Landmarks on images or FaceFeatures: `xy` (B, K, 2) in each image's own px, `scores` (B, K) confidence 0..1.
 
         The confidence is the head's own measure: for ranking landmarks and faces, not a calibrated probability.
+        `batch_size` is as in `extract_features`.
         """
         self.check_fitted()
         found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
-        for part in self._parts(images, boxes):
+        for part in self._parts(images, boxes, batch_size):
             part.kind.require(self.kind_, "These features", "the regressor's")
             with default_numerics():
                 places, confidence = self.head_.predict(self.reader_(part), part.grid)
@@ -290,14 +291,14 @@ class LandmarkRegressor(Estimator):
             raise ImageInputError("images are FaceFeatures without a face; wanted at least one.")
         return features
 
-    def _parts(self, images: Any, boxes: Boxes) -> Iterator[FaceFeatures]:
+    def _parts(self, images: Any, boxes: Boxes, batch_size: int) -> Iterator[FaceFeatures]:
         """Features of some faces at a time: of the images, extracted as those of `fit` were, or those given."""
         features, kind = self._given(images), self.kind_
         if features is not None:
             return (features[start : start + BATCH] for start in range(0, len(features), BATCH))
         settings: dict[str, Any] = {"expansion": kind.expansion, "align": kind.aligned, "margin": kind.margin}
         batch = ImageBatch(images, boxes)
-        return with_progress(stream_features(self.model, batch, **settings), batch.count)
+        return with_progress(stream_features(self.model, batch, batch_size=batch_size, **settings), batch.count)
 
     def check_fitted(self) -> None:
         """Raise NotFittedError unless `fit` or `load` made this regressor."""
