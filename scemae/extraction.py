@@ -86,7 +86,8 @@ def extract_features(
     Args:
         model: from `load_model`.
         images: one image or any iterable of them, of any type: path, bytes, file object, PIL image, array
-            (H, W, 3), tensor (3, H, W), RGB. EXIF rotation is applied.
+            (H, W, 3), tensor (3, H, W), RGB. EXIF rotation is applied. One that would turn black or white for its
+            scale, or is transparent everywhere, is refused.
         boxes: one (x0, y0, x1, y1) per image, pixel edges of the upright image, around the face from brow to chin;
             one that is not square is extended to a square. None uses the central 96/136 of the largest centred square,
             for images in which the face fills the frame as in the datasets.
@@ -208,7 +209,7 @@ def _extract_batches(
 
 
 def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[tuple[Photo, Any]]) -> list[Face]:
-    """The faces on photos with boxes, aligned if there is an aligner. It holds about `HELD_PIXELS` of photos."""
+    """The faces on photos with boxes, aligned if there is an aligner. It holds `HELD_PIXELS` of photos, or one."""
     at_input_scale = aligner is None and model.view_size == model.config.input_size
     faces: list[Face] = []
     held: list[Photo] = []  # the photos of the last faces, from which alignment may cut other patches
@@ -222,7 +223,7 @@ def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[t
         faces.append(_cut_face(photo, box, at_input_scale, model.config.input_size))
         held.append(photo)
         del photo  # which `held` alone shall hold while the next is read
-        if aligner is None or sum(math.prod(photo.image.size) for photo in held) >= HELD_PIXELS:
+        if aligner is None or sum(math.prod(photo.image.size) for photo in (*held, held[-1])) > HELD_PIXELS:
             align_last()
     align_last()
     return faces

@@ -33,7 +33,7 @@ UPRIGHT = {  # the transpose that undoes each EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 ROUNDING = 1e-3  # how far resizing and blending may leave float pixels outside 0..1
-DARK = 1 / 16  # of full scale: no picture of more than 8 bits is darker; it has pixels of 8, 10 or 12 bits in it
+DARK = 1 / 16  # of full scale: pixels of more than 8 bits that are all darker were meant for another scale
 FORMATS = (  # what a file may be: formats that Pillow or a plugin decodes itself, none that is run as a program
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "ICO", "JPEG2000"),
     *("AVIF", "HEIF", "JXL", "QOI", "SGI", "PCX", "PSD"),
@@ -240,12 +240,13 @@ def _to_uint8(array: Array, source: str) -> Array:
     if low < -slack or high > full + slack:
         raise ImageInputError(
             f"{source} has {kind} pixels from {low:g} to {high:g}; wanted 0..{full}. Pixels of 0..255 go in as uint8, "
-            f"and normalised ones have to be brought back to 0..{full} first."
+            f"normalised ones have to be brought back to 0..{full} first."
         )
-    if high <= DARK * full:
+    brightest = high if array.ndim == 2 else array[..., :3].max().item()  # of the colours, not of the opacity
+    if brightest <= DARK * full:
         raise ImageInputError(
-            f"{source} has {kind} pixels, 0 black and {full} white, but the brightest is {high:g}: all of it would be "
-            f"black. Pixels of 0..255 go in as uint8; those of 0..1023 or 0..4095 have to be scaled to 0..{full} first."
+            f"{source} has {kind} pixels, 0 black and {full} white, but the brightest is {brightest:g}: all would "
+            f"be black. Pixels of 0..255 go in as uint8; those of 0..1023 or 0..4095 have to be scaled to 0..{full} first."
         )
     if is_float:
         return (array.clip(0, 1) * 255).round().astype(np.uint8)
@@ -264,7 +265,7 @@ def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
         return _from_array(np.asarray(image), source).convert("RGB")
     if image.has_transparency_data:
         layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        if layer.getextrema()[3] == (0, 0):
+        if layer.getchannel("A").getextrema() == (0, 0):
             raise ImageInputError(
                 f"{source} is transparent everywhere. If the last channel is not its opacity, pass the others only."
             )

@@ -12,6 +12,7 @@ from small_models import load_small_model
 
 import scemae
 import scemae.images as images_module
+from scemae.cli.main import build_parser, main
 from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.extraction import features_through_crops
@@ -236,6 +237,31 @@ def test_photos_are_let_go(two_block_model, samples, monkeypatch, photos_alive, 
     assert max(photos_alive) == most
     maps = scemae.FaceFeatures.concatenate(parts).backbone_map
     assert (maps - maps[:1]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("command", [["features", "--out", "f.safetensors"], ["match", "--point", "200,200"]])
+def test_batch_size_on_the_command_line(command, two_block_folder, photos_alive, tmp_path, monkeypatch, capsys):
+    """Faults B3."""
+    monkeypatch.chdir(tmp_path)
+    command = [*command, "--model", f"local-dir:{two_block_folder}", "--expansion", "1", "--batch-size"]
+    assert main([*command, "0", *[str(PATH)] * 2]) == 2
+    assert capsys.readouterr().err == "scemae: batch_size is 0; it must be at least 1.\n"
+    assert main([*command, "1", *[str(PATH)] * 2]) == 0
+    assert max(photos_alive) == 1
+
+
+@pytest.mark.slow
+def test_batch_size_of_predict(two_block_model, samples, photos_alive):
+    """Faults B3."""
+    paths, boxes = [sample.path for sample in samples], [sample.box for sample in samples]
+    regressor = scemae.fit_regressor(two_block_model, paths, [sample.landmarks for sample in samples], boxes=boxes)
+    photos_alive.clear()
+    regressor.predict(paths, boxes=boxes, batch_size=1)
+    assert max(photos_alive) == 1
+    with pytest.raises(OptionError, match="batch_size is None"):
+        regressor.predict(paths, boxes=boxes, batch_size=None)
+    args = build_parser([]).parse_args(["predict", "d.safetensors", "face.jpg", "--batch-size", "3"])
+    assert args.batch_size == 3
 
 
 def test_features_are_not_images(model, faces):

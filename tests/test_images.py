@@ -217,6 +217,13 @@ def test_deep_pictures_that_would_turn_black_are_refused(deepen):
     assert pixels_of(deepen(np.linspace(0, 4100, 600).astype(int).reshape(20, 30))).max() == 16
 
 
+def test_opacity_does_not_count_as_bright():
+    """Faults A4."""
+    for full, kind in ((65535, np.uint16), (1, np.float32)):
+        array = np.dstack([PIXELS * kind(full / 65535), np.full_like(GREY, full, kind)])
+        refused(array.astype(kind), "would be\\s+black")
+
+
 def test_deep_pictures_that_would_turn_white_are_refused():
     """Faults A4: Pillow's mode I was cut off at 65535."""
     for brightest in (65536, 2**31 - 1):
@@ -357,7 +364,7 @@ def test_only_regular_files_are_opened(tmp_path):
     refused("/dev/zero", "/dev/zero is a pipe, socket or device")
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "IM", "SPIDER", "MSP"])
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "SPIDER", "MSP"])
 def test_files_of_other_formats_are_refused(kind, tmp_path, monkeypatch):
     """Faults C6: a .jpg that is EPS goes to Ghostscript."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
