@@ -245,8 +245,8 @@ def _to_uint8(array: Array, source: str) -> Array:
     brightest = high if array.ndim == 2 else array[..., :3].max().item()  # of the colours, not of the opacity
     if brightest <= DARK * full:
         raise ImageInputError(
-            f"{source} has {kind} pixels, 0 black and {full} white, but the brightest is {brightest:g}: all would "
-            f"be black. Pixels of 0..255 go in as uint8; those of 0..1023 or 0..4095 have to be scaled to 0..{full} first."
+            f"{source} has {kind} pixels, 0 black and {full} white, but the brightest is {brightest:g}: all would be "
+            f"black. Pixels of 0..255 go in as uint8; those of 0..1023 or 0..4095 have to be scaled to 0..{full} first."
         )
     if is_float:
         return (array.clip(0, 1) * 255).round().astype(np.uint8)
