@@ -28,10 +28,13 @@ def cut_patch(photo, box, box_side):
 
 
 model, path, *corners = sys.argv[1:]
+photo = ImageOps.exif_transpose(Image.open(path, formats=["JPEG", "PNG", "WEBP", "TIFF", "BMP"]))
+if photo.mode[0] in "IF" or photo.has_transparency_data:
+    sys.exit(f"{path} has pixels of mode {photo.mode}: convert it to 8 bits a channel, without transparency, first.")
+photo = photo.convert("RGB")
+box = np.array(corners, dtype=float)
 session = onnxruntime.InferenceSession(model)
 about = json.loads(session.get_modelmeta().custom_metadata_map["scemae"])
-photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-box = np.array(corners, dtype=float)
 
 patch, step, origin = cut_patch(photo, box, about["box_side"])
 patches = patch.transpose(2, 0, 1)[None]  # (1, 3, H, W), uint8

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -26,6 +29,8 @@ from scemae.progress import with_progress
 
 Margin = Literal["context", "reflect"]
 Boxes = ArrayLike | Iterable[ArrayLike | None] | None
+HELD_PIXELS = 200e6  # of photos in memory at a time, 4 bytes each: as many as of 16 photos of 12 MP
+CONTRAST = 16  # of 255: a square in which no channel varies as much shows nothing
 
 
 class Extractor(Protocol):
@@ -82,7 +87,8 @@ def extract_features(
     Args:
         model: from `load_model`.
         images: one image or any iterable of them, of any type: path, bytes, file object, PIL image, array
-            (H, W, 3), tensor (3, H, W), RGB. EXIF rotation is applied.
+            (H, W, 3), tensor (3, H, W), RGB. EXIF rotation is applied. One that would turn black or white for its
+            scale, or is transparent everywhere, is refused.
         boxes: one (x0, y0, x1, y1) per image, pixel edges of the upright image, around the face from brow to chin;
             one that is not square is extended to a square. None uses the central 96/136 of the largest centred square,
             for images in which the face fills the frame as in the datasets.
@@ -92,7 +98,7 @@ def extract_features(
             Default: the model's.
         margin: what the shifts see beyond the view: "context", the photo's own pixels, or "reflect", the view
             mirrored, as in the paper's protocol.
-        batch_size: number of faces in one pass through the model.
+        batch_size: number of faces in one pass through the model; fewer are aligned together where photos are huge.
         progress: show a progress bar; None shows one on a terminal when the work is long.
         on_error: "raise" for the first image or box that cannot be used; or "skip" to leave such images out, with a
             warning that names each: `faces` of the result tell which are there (`source`).
@@ -103,7 +109,10 @@ def extract_features(
     Raises:
         ImageInputError: an image cannot be used, with on_error="skip" not one; the message names it.
         BoxInputError: a box is invalid, or there is not one per image.
-        OptionError: the model does not have this expansion or has no aligner, or margin or on_error has another value.
+        OptionError: the model is not one, does not have this expansion or has no aligner, or margin or on_error has
+            another value.
+
+    Warns of a face whose square is of one colour.
     """
     batch = open_batch(images, boxes, on_error)
     parts = stream_features(model, batch, align=align, expansion=expansion, margin=margin, batch_size=batch_size)
@@ -136,16 +145,20 @@ def stream_features(
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
     """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
+    if isinstance(model, (str, os.PathLike)):
+        raise OptionError(f"model is {str(model)!r}; wanted a model: pass scemae.load_model({str(model)!r}).")
+    if not hasattr(model, "view_size"):
+        raise OptionError(f"model is a {type(model).__name__}; wanted what scemae.load_model returns.")
     if align is not None:
         validate_switch("align", align)
     if align and model.aligner is None:
         raise OptionError(f"Model {model.config.name!r} has no aligner; pass align=False.")
     if margin not in ("context", "reflect"):
         raise OptionError(f"margin is {margin!r}; it must be 'context' or 'reflect'.")
-    if batch_size < 1:
+    if _whole("batch_size", batch_size) < 1:
         raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
     aligner = model.aligner if align is None or align else None
-    expansion = model.config.expansion if expansion is None else expansion
+    expansion = model.config.expansion if expansion is None else _whole("expansion", expansion)
     model.grid(expansion)  # raises OptionError for an expansion that the model does not have
     return _extract_batches(model, iter(batch), aligner, expansion, margin, batch_size)
 
@@ -163,6 +176,12 @@ def features_through_crops(
         for start in range(0, len(faces), batch_size)
     ]
     return replace(features, backbone_map=torch.cat(maps), faces=tuple(faces))
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise OptionError(f"{name} is {value!r}; it must be a whole number.")
+    return int(value)
 
 
 def open_batch(images: Any, boxes: Any, on_error: OnError) -> ImageBatch:
@@ -184,12 +203,7 @@ def _extract_batches(
 ) -> Iterator[FaceFeatures]:
     # A copy on the CPU: features are values, and travel to machines without a GPU.
     project = None if model.projector is None else deepcopy(model.projector).cpu().project
-    while batch := list(islice(pairs, batch_size)):
-        photos = [photo for photo, _ in batch]
-        at_input_scale = aligner is None and model.view_size == model.config.input_size
-        faces = [_cut_face(photo, box, at_input_scale, model.config.input_size) for photo, box in batch]
-        if aligner is not None:
-            faces = _align_faces(model, aligner, photos, faces)
+    while faces := _find_faces(model, aligner, islice(pairs, batch_size)):
         yield FaceFeatures(
             backbone_map=_encode_faces(model, faces, expansion, margin),
             grid=model.grid(expansion),
@@ -203,9 +217,37 @@ def _extract_batches(
         )
 
 
+def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[tuple[Photo, Any]]) -> list[Face]:
+    """The faces on photos with boxes, aligned if there is an aligner. It holds `HELD_PIXELS` of photos, or one."""
+    at_input_scale = aligner is None and model.view_size == model.config.input_size
+    faces: list[Face] = []
+    held: list[Photo] = []  # the photos of the last faces, from which alignment may cut other patches
+
+    def align_last() -> None:
+        if held and aligner is not None:
+            faces[-len(held) :] = _align_faces(model, aligner, held, faces[-len(held) :])
+        held.clear()
+
+    for photo, box in pairs:
+        faces.append(_cut_face(photo, box, at_input_scale, model.config.input_size))
+        held.append(photo)
+        del photo  # which `held` alone shall hold while the next is read
+        if aligner is None or sum(math.prod(photo.image.size) for photo in (*held, held[-1])) > HELD_PIXELS:
+            align_last()
+    align_last()
+    return faces
+
+
 def _cut_face(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> Face:
     crop = Crop.from_box(validate_box(box, photo), input_size)
     patch = cut_patch(photo.image, crop, at_input_scale)
+    quarter = len(patch.pixels) // 4
+    if np.ptp(patch.pixels[quarter:-quarter, quarter:-quarter], axis=(0, 1)).max() < CONTRAST:
+        warnings.warn(
+            f"The square of the face in {photo.source} is of one colour. Is its box right, and its picture neither "
+            "black nor white?",
+            stacklevel=2,
+        )
     return Face(source=photo.source, image_size=photo.image.size, crop=crop, patch=patch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ UPRIGHT = {  # the transpose that undoes each EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 ROUNDING = 1e-3  # how far resizing and blending may leave float pixels outside 0..1
+DARK = 1 / 16  # of full scale: pixels of more than 8 bits that are all darker were meant for another scale
+FORMATS = (  # what a file may be: formats that Pillow or a plugin decodes itself, none that is run as a program
+    *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "ICO", "JPEG2000"),
+    *("AVIF", "HEIF", "JXL", "QOI", "SGI", "PCX", "PSD"),
+)
+BOX_COLUMNS = ["x0", "y0", "x1", "y1"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class ImageBatch:
                 "them."
             )
         self._images: Iterable[Any] = [images] if single else images
+        boxes = _rows_of_table(boxes)
         self._boxes: Iterable[Any] | None = _boxes_of_one(boxes) if single and boxes is not None else boxes
         self.count = _length(self._images)
         boxes_count = _length(self._boxes)
@@ -95,6 +103,7 @@ class ImageBatch:
                 if box is missing:
                     raise BoxInputError(f"There is no box for {source}; wanted one (x0, y0, x1, y1) per image.")
                 yield photo, box
+                del photo  # which is large, before the next is read
                 usable += 1
             if usable:  # until then, no warning: there may be nothing but an error
                 for _, reason in self.failed[warned:]:
@@ -112,9 +121,9 @@ def iter_photos(images: ImageLike | Iterable[ImageLike]) -> Iterator[Photo]:
     """One image or any iterable of images, of any type, as upright RGB photos, read one at a time.
 
     An image is a path, the bytes of a file, a binary file object, a PIL image of any mode, an array (H, W),
-    (H, W, 1 | 3 | 4) or (B, H, W, 3), or a tensor (3, H, W) or (B, 3, H, W); arrays and tensors are RGB, uint8,
-    uint16, or float in 0..1. EXIF rotation is applied, transparency is blended with white.
-    Raises ImageInputError, naming the image.
+    (H, W, 1 | 3 | 4) or (B, H, W, 3), or a tensor (3, H, W) or (B, 3, H, W); arrays and tensors are RGB, uint8, other
+    integers in 0..65535, or float in 0..1. EXIF rotation is applied, transparency is blended with white.
+    Raises ImageInputError, naming the image; also where all of it would turn black, white or transparent.
     """
     return (photo for photo, _ in ImageBatch(images))
 
@@ -124,6 +133,15 @@ def is_single(images: Any) -> bool:
     if isinstance(images, (np.ndarray, torch.Tensor)):
         return images.ndim < 4 and images.dtype != object and not _is_text(images)
     return isinstance(images, (str, os.PathLike, bytes, Image.Image)) or hasattr(images, "read")
+
+
+def _rows_of_table(boxes: Any) -> Any:
+    """The boxes in a DataFrame, which iterates over the names of its columns."""
+    if not hasattr(boxes, "columns"):
+        return boxes
+    if not set(BOX_COLUMNS) <= set(boxes.columns):
+        raise BoxInputError(f"boxes has the columns {', '.join(map(str, boxes.columns))}; wanted x0, y0, x1, y1.")
+    return boxes[BOX_COLUMNS].to_numpy()
 
 
 def _boxes_of_one(boxes: Any) -> list[Any]:
@@ -159,7 +177,7 @@ def _is_text(images: Any) -> bool:
 
 def _name_image(item: Any, index: int) -> str:
     if isinstance(item, (str, os.PathLike)):
-        return os.fspath(item)
+        return os.fsdecode(item)
     own = getattr(item, "filename", None) or getattr(item, "name", None)
     return own if isinstance(own, str) and own else f"image {index}"
 
@@ -176,15 +194,26 @@ def _open(item: Any, source: str) -> Image.Image:
     elif isinstance(item, (str, os.PathLike)):
         if source.startswith(("http://", "https://")):
             raise ImageInputError(f"{source} is a web address; download the file first and pass its path.")
-        item = Path(item)
+        item = Path(source)
     elif not hasattr(item, "read"):
         raise ImageInputError(
             f"{source} is a {type(item).__name__}; wanted a path, bytes, file object, PIL image, array or tensor."
         )
+    image = open_file(item, source)
     with _translate_errors(source):
-        image = Image.open(item)
         image.load()
     return image
+
+
+def open_file(file: Path | IO[bytes], source: str) -> Image.Image:
+    """A picture of which only the header is read. Raises ImageInputError unless it is of one of `FORMATS`."""
+    Image.init()
+    with _translate_errors(source):
+        mode = file.stat().st_mode if isinstance(file, Path) else stat.S_IFREG
+        if stat.S_ISREG(mode):
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+    raise ImageInputError(f"{source} is {kind}; wanted an image file.")
 
 
 @contextmanager
@@ -200,13 +229,16 @@ def _translate_errors(source: str) -> Iterator[None]:
         ) from error
     except UnidentifiedImageError as error:
         raise ImageInputError(
-            f"{source} is not an image that Pillow can read. For .heic files of phones install pillow-heif and call "
-            "pillow_heif.register_heif_opener() first."
+            f"{source} is not an image of a kind that is read here (JPEG, PNG, WebP, TIFF, BMP, GIF, PPM and others). "
+            "For .heic files of phones install pillow-heif and call pillow_heif.register_heif_opener() first. Bytes "
+            "are taken as the contents of a file: a path has to be text or a Path."
         ) from error
     except MemoryError:
         raise
     except Exception as error:
-        raise ImageInputError(f"{source} cannot be read, it may be truncated: {error}.") from error
+        reason = getattr(error, "strerror", None)  # of the system; Pillow's own errors have none
+        reason = f"cannot be opened: {reason}" if reason else f"cannot be read, it may be truncated: {error}"
+        raise ImageInputError(f"{source} {reason}.") from error
 
 
 def _channels_last(tensor: torch.Tensor, source: str) -> Array:
@@ -214,12 +246,23 @@ def _channels_last(tensor: torch.Tensor, source: str) -> Array:
         raise ImageInputError(
             f"{source} is a tensor of shape {tuple(tensor.shape)}; wanted (3, H, W). Arrays are taken as (H, W, 3)."
         )
-    array = tensor.detach().cpu()
-    array = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
-    return (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
+    try:
+        array = tensor.detach().cpu()
+        array = array.float() if array.is_floating_point() and array.element_size() < 4 else array
+        return (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+        raise ImageInputError(
+            f"{source} is a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}, and its pixels cannot be "
+            "read; wanted a dense one of uint8, or float in 0..1."
+        ) from error
 
 
 def _from_array(array: Array, source: str) -> Image.Image:
+    if array.ndim == 4:
+        raise ImageInputError(
+            f"{source} is a batch of shape {array.shape} within a list; pass the batch itself, or the images of it one "
+            "by one: [*batch]."
+        )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
@@ -228,22 +271,30 @@ def _from_array(array: Array, source: str) -> Image.Image:
 
 
 def _to_uint8(array: Array, source: str) -> Array:
-    """8 bits a channel from uint8, uint16 (0..65535) or float (0..1) pixels."""
+    """8 bits a channel from uint8, other integers (0..65535) or float (0..1) pixels."""
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
-    if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if array.dtype.kind != "f":
-        raise ImageInputError(f"{source} has pixels of type {array.dtype}; wanted uint8, uint16 or float in 0..1.")
-    if not np.isfinite(array).all():
+    is_float, kind = array.dtype.kind == "f", array.dtype.name
+    if array.dtype.kind not in "iuf":
+        raise ImageInputError(f"{source} has pixels of type {kind}; wanted uint8, uint16 or float in 0..1.")
+    if is_float and not np.isfinite(array).all():
         raise ImageInputError(f"{source} has pixels that are nan or infinite.")
-    low, high = float(array.min()), float(array.max())
-    if low < -ROUNDING or high > 1 + ROUNDING:
+    full, slack = (1, ROUNDING) if is_float else (65535, 0)
+    low, high = array.min().item(), array.max().item()
+    if low < -slack or high > full + slack:
         raise ImageInputError(
-            f"{source} has float pixels from {low:g} to {high:g}; wanted 0..1. Pixels of 0..255 go in as uint8, and "
-            "normalised ones have to be brought back to 0..1 first."
+            f"{source} has {kind} pixels from {low:g} to {high:g}; wanted 0..{full}. Pixels of 0..255 go in as uint8, "
+            f"normalised ones have to be brought back to 0..{full} first."
         )
-    return (array.clip(0, 1) * 255).round().astype(np.uint8)
+    brightest = high if array.ndim == 2 else array[..., :3].max().item()  # of the colours, not of the opacity
+    if brightest <= DARK * full:
+        raise ImageInputError(
+            f"{source} has {kind} pixels, 0 black and {full} white, but the brightest is {brightest:g}: all would be "
+            f"black. Pixels of 0..255 go in as uint8; those of 0..1023 or 0..4095 have to be scaled to 0..{full} first."
+        )
+    if is_float:
+        return (array.clip(0, 1) * 255).round().astype(np.uint8)
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
@@ -255,9 +306,13 @@ def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
     if method is not None:
         image = image.transpose(method)
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        image = _from_array(_deep_grey(image), source)
+        return _from_array(np.asarray(image), source).convert("RGB")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if layer.getchannel("A").getextrema() == (0, 0):
+            raise ImageInputError(
+                f"{source} is transparent everywhere. If the last channel is not its opacity, pass the others only."
+            )
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     return image.convert("RGB")
@@ -269,12 +324,6 @@ def _orientation(image: Image.Image) -> Any:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # invalid EXIF counts as none
         return None
-
-
-def _deep_grey(image: Image.Image) -> Array:
-    """Pixels of a 16- or 32-bit grey image; integers are taken as 16-bit ones, as Pillow opens 16-bit files."""
-    pixels = np.asarray(image)
-    return pixels if pixels.dtype.kind == "f" else np.clip(pixels, 0, 65535).astype(np.uint16)
 
 
 def validate_box(box: Any, photo: Photo) -> Box:
@@ -289,8 +338,8 @@ def validate_box(box: Any, photo: Photo) -> Box:
             raise ImageInputError(f"{photo.source} is {width} x {height} pixels: too small to show a face.")
         return central
     try:
-        numbers = np.asarray(box, dtype=np.float64)
-    except (TypeError, ValueError):
+        numbers = np.asarray(box.tolist() if isinstance(box, torch.Tensor) else box, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor without numbers, on "meta"
         numbers = np.empty(0)
     if numbers.shape != (4,) or not np.isfinite(numbers).all():
         raise BoxInputError(f"The box of {photo.source} is {box!r}; wanted four numbers (x0, y0, x1, y1).")

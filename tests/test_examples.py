@@ -2,7 +2,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -24,3 +26,16 @@ def test_example_runs(script, arguments, written, tmp_path, monkeypatch, capsys)
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")  # in this process: torch is imported already
     assert capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "RGBA", "LA", "P"])
+def test_the_onnx_example_refuses_what_it_would_read_otherwise_than_the_library(mode, tmp_path, monkeypatch):
+    """Faults A6: it clipped 16-bit pictures."""
+    pytest.importorskip("onnxruntime")
+    image = Image.fromarray(np.full((20, 30), 40000, np.uint16)) if mode == "I;16" else Image.new(mode, (30, 20))
+    options = {"transparency": 0} if mode == "P" else {}
+    image.save(tmp_path / "face.tiff" if mode in "IF" else tmp_path / "face.png", **options)
+    [path] = tmp_path.iterdir()
+    monkeypatch.setattr(sys, "argv", ["onnx_landmarks.py", "none.onnx", str(path), "0", "0", "30", "20"])
+    with pytest.raises(SystemExit, match=f"face.*has pixels of mode {mode}: convert it to 8 bits"):
+        runpy.run_path(str(EXAMPLES / "onnx_landmarks.py"), run_name="__main__")

@@ -1,5 +1,8 @@
 import copy
+import functools
 import io
+import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ from PIL import Image
 from small_models import load_small_model
 
 import scemae
+import scemae.images as images_module
+from scemae.cli.main import build_parser, main
 from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.extraction import features_through_crops
@@ -158,11 +163,105 @@ def test_eight_threads_give_the_bytes_of_one(model, samples):
         pytest.param(PATH, {"expansion": 3}, OptionError, "expansion is 3", id="expansion"),
         pytest.param(PATH, {"margin": "zero"}, OptionError, "margin is 'zero'", id="margin"),
         pytest.param(PATH, {"batch_size": 0}, OptionError, "batch_size is 0", id="batch size"),
+        pytest.param(PATH, {"batch_size": None}, OptionError, "batch_size is None", id="faults D: no batch size"),
+        pytest.param(PATH, {"expansion": 2.0}, OptionError, "expansion is 2.0", id="faults D: float expansion"),
+        pytest.param(PATH, {"expansion": True}, OptionError, "expansion is True", id="faults D: yes to expansion"),
     ],
 )
 def test_bad_arguments_of_extract_features_are_refused(model, images, options, error, message):
     with pytest.raises(error, match=message):
         scemae.extract_features(model, images, **{"align": False} | options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("scemae-tiny", r"model is 'scemae-tiny'.*pass scemae\.load_model\('scemae-tiny'\)"),
+        (PATH, r"pass scemae\.load_model\("),
+        ([PATH], "model is a list; wanted what scemae.load_model returns"),
+        (None, "model is a NoneType"),
+    ],
+)
+def test_what_is_no_model_is_named(given, message):
+    """Faults D: 'str' has no 'aligner'."""
+    for call in (scemae.extract_features, scemae.iter_features):
+        with pytest.raises(OptionError, match=message):
+            call(given, PATH)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_a_face_of_one_colour_is_warned_of(two_block_model, align):
+    """Faults A4: what has turned black or white on the way."""
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    extract = functools.partial(scemae.extract_features, two_block_model, align=align, expansion=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extract(pixels, boxes=(50, 50, 150, 150))
+    pixels[50:150, 50:150] = (200, 10, 30)
+    with pytest.warns(UserWarning, match="face in image 0 is of one colour"):
+        extract(pixels, boxes=(50, 50, 150, 150))
+    with pytest.warns(UserWarning, match="of one colour"):
+        extract(pixels // 255)  # 0 and 1 of 255: what floats become that are cast to uint8
+
+
+@pytest.fixture
+def photos_alive(monkeypatch):
+    """A list of how many photos were alive whenever one had been read."""
+    photos, counts, read = [], [], images_module._read_photo
+
+    def count(item, index):
+        photo = read(item, index)
+        photos.append(weakref.ref(photo))
+        counts.append(sum(reference() is not None for reference in photos))
+        return photo
+
+    monkeypatch.setattr(images_module, "_read_photo", count)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("align", "held_pixels", "most"),
+    [
+        pytest.param(False, 1e9, 1, id="not aligned"),
+        pytest.param(True, 1e9, 4, id="small"),
+        pytest.param(True, 2 * 512 * 512, 2, id="large"),
+        pytest.param(True, 1, 1, id="huge"),
+    ],
+)
+def test_photos_are_let_go(two_block_model, samples, monkeypatch, photos_alive, align, held_pixels, most):
+    """Faults B3: two batches of photos were in memory; now as many as alignment may still need."""
+    monkeypatch.setattr("scemae.extraction.HELD_PIXELS", held_pixels)
+    extract = functools.partial(scemae.iter_features, two_block_model, align=align, expansion=1, batch_size=4)
+    parts = list(extract([samples[1].path] * 12, boxes=[samples[1].box] * 12))
+    assert [len(part) for part in parts] == [4, 4, 4]
+    assert max(photos_alive) == most
+    maps = scemae.FaceFeatures.concatenate(parts).backbone_map
+    assert (maps - maps[:1]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("command", [["features", "--out", "f.safetensors"], ["match", "--point", "200,200"]])
+def test_batch_size_on_the_command_line(command, two_block_folder, photos_alive, tmp_path, monkeypatch, capsys):
+    """Faults B3."""
+    monkeypatch.chdir(tmp_path)
+    command = [*command, "--model", f"local-dir:{two_block_folder}", "--expansion", "1", "--batch-size"]
+    assert main([*command, "0", *[str(PATH)] * 2]) == 2
+    assert capsys.readouterr().err == "scemae: batch_size is 0; it must be at least 1.\n"
+    assert main([*command, "1", *[str(PATH)] * 2]) == 0
+    assert max(photos_alive) == 1
+
+
+@pytest.mark.slow
+def test_batch_size_of_predict(two_block_model, samples, photos_alive):
+    """Faults B3."""
+    paths, boxes = [sample.path for sample in samples], [sample.box for sample in samples]
+    regressor = scemae.fit_regressor(two_block_model, paths, [sample.landmarks for sample in samples], boxes=boxes)
+    photos_alive.clear()
+    regressor.predict(paths, boxes=boxes, batch_size=1)
+    assert max(photos_alive) == 1
+    with pytest.raises(OptionError, match="batch_size is None"):
+        regressor.predict(paths, boxes=boxes, batch_size=None)
+    args = build_parser([]).parse_args(["predict", "d.safetensors", "face.jpg", "--batch-size", "3"])
+    assert args.batch_size == 3
 
 
 def test_features_are_not_images(model, faces):

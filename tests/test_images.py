@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import struct
 from pathlib import Path
@@ -89,10 +90,9 @@ def test_open_files_and_pictures_keep_their_names(tmp_path):
     [
         (filled("L", 77), (77, 77, 77)),
         (filled("LA", (77, 255)), (77, 77, 77)),
-        (filled("LA", (77, 0)), (255, 255, 255)),
+        (filled("La", (77, 255)), (77, 77, 77)),  # faults D: a raw ValueError
         (filled("RGB", (10, 20, 30)), (10, 20, 30)),
         (filled("RGBA", (10, 20, 30, 255)), (10, 20, 30)),
-        (filled("RGBA", (10, 20, 30, 0)), (255, 255, 255)),
         (filled("RGBA", (0, 100, 200, 51)), (204, 224, 244)),  # a fifth of it on white
         (filled("1", 1), (255, 255, 255)),
         (filled("1", 0), (0, 0, 0)),
@@ -123,15 +123,28 @@ def test_palettes():
 
 def test_a_transparent_colour_is_laid_on_white():
     image = filled("RGB", (10, 20, 30))
+    image.putpixel((0, 0), (1, 2, 3))
     image.info["transparency"] = (10, 20, 30)
-    assert (pixels_of(file_bytes(image)) == 255).all()
+    pixels = pixels_of(file_bytes(image))
+    assert pixels[0, 0].tolist() == [1, 2, 3]
+    assert (pixels[0, 1:] == 255).all()
+    assert (pixels[1:] == 255).all()
+
+
+def test_what_is_transparent_everywhere_is_refused():
+    """Faults A4: it became white."""
+    for image in (filled("LA", (77, 0)), filled("RGBA", (10, 20, 30, 0)), np.dstack([PIXELS, np.zeros_like(GREY)])):
+        refused(image, "image 0 is transparent everywhere", "pass the others only")
+    seen = filled("RGBA", (10, 20, 30, 0))
+    seen.putpixel((1, 0), (10, 20, 30, 255))
+    assert pixels_of(seen)[0, :2].tolist() == [[255] * 3, [10, 20, 30]]
 
 
 def test_the_callers_picture_is_left_as_it_was():
-    image = filled("RGBA", (10, 20, 30, 0))
+    image = filled("RGBA", (10, 20, 30, 51))
     pixels_of(image)
     assert image.mode == "RGBA"
-    assert image.getpixel((0, 0)) == (10, 20, 30, 0)
+    assert image.getpixel((0, 0)) == (10, 20, 30, 51)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +156,10 @@ def test_the_callers_picture_is_left_as_it_was():
         (PIXELS[None], PIXELS),
         (np.asfortranarray(PIXELS)[:, ::-1], PIXELS[:, ::-1]),
         (np.dstack([PIXELS, np.full((20, 30), 255, np.uint8)]), PIXELS),
-        (np.dstack([PIXELS, np.zeros((20, 30), np.uint8)]), np.full_like(PIXELS, 255)),
+        (
+            np.dstack([PIXELS, np.where(GREY > 99, 255, 0).astype(np.uint8)]),
+            np.where(GREY[..., None] > 99, PIXELS, 255),
+        ),
         (PIXELS.astype(np.uint16) * 257, PIXELS),
         (GREY.astype(np.uint16) * 257, grey(GREY)),
         (PIXELS / 255, PIXELS),
@@ -162,6 +178,9 @@ def test_the_callers_picture_is_left_as_it_was():
         ((CHANNELS_FIRST / 255).half(), PIXELS),
         ((CHANNELS_FIRST / 255).requires_grad_(), PIXELS),
         (CHANNELS_FIRST.int().mul(257).to(torch.uint16), PIXELS),
+        (PIXELS.astype(">u2") * 257, PIXELS),  # faults D
+        (PIXELS.astype(np.int32) * 257, PIXELS),  # faults A4: as Pillow's mode I
+        (CHANNELS_FIRST.long() * 257, PIXELS),
     ],
 )
 def test_arrays_and_tensors(image, wanted):
@@ -174,6 +193,44 @@ def test_16_bits_are_rounded_to_the_nearest_of_8():
     assert np.array_equal(pixels_of(deep), wanted)
     assert np.array_equal(pixels_of(file_bytes(Image.fromarray(deep))), wanted)
     assert np.array_equal(pixels_of(Image.fromarray(deep.astype(np.int32))), wanted)
+
+
+DEEP = [  # a picture of pixels 0..brightest, of more than 8 bits
+    pytest.param(lambda pixels: pixels.astype(np.uint16), id="uint16"),
+    pytest.param(lambda pixels: pixels.astype(">u2"), id="big-endian"),
+    pytest.param(lambda pixels: pixels.astype(np.int32), id="int32"),
+    pytest.param(lambda pixels: pixels / 65535, id="float"),
+    pytest.param(lambda pixels: torch.from_numpy(pixels)[None], id="int64 tensor"),
+    pytest.param(lambda pixels: Image.fromarray(pixels.astype(np.uint16)), id="I;16"),
+    pytest.param(lambda pixels: Image.fromarray(pixels.astype(np.int32)), id="I"),
+    pytest.param(lambda pixels: Image.fromarray((pixels / 65535).astype(np.float32)), id="F"),
+    pytest.param(lambda pixels: file_bytes(Image.fromarray(pixels.astype(np.uint16))), id="PNG"),
+    pytest.param(lambda pixels: file_bytes(Image.fromarray(pixels.astype(np.int32)), "TIFF"), id="TIFF"),
+]
+
+
+@pytest.mark.parametrize("deepen", DEEP)
+def test_deep_pictures_that_would_turn_black_are_refused(deepen):
+    """Faults A4: 8 or 12 bits in 16. A sixteenth of full scale is the limit."""
+    for brightest in (1, 255, 1023, 4095):
+        refused(deepen(np.linspace(0, brightest, 600).astype(int).reshape(20, 30)), "image 0", "would be\\s+black")
+    assert pixels_of(deepen(np.linspace(0, 4100, 600).astype(int).reshape(20, 30))).max() == 16
+
+
+def test_opacity_does_not_count_as_bright():
+    """Faults A4."""
+    for full, kind in ((65535, np.uint16), (1, np.float32)):
+        array = np.dstack([PIXELS * kind(full / 65535), np.full_like(GREY, full, kind)])
+        refused(array.astype(kind), "would be\\s+black")
+
+
+def test_deep_pictures_that_would_turn_white_are_refused():
+    """Faults A4: Pillow's mode I was cut off at 65535."""
+    for brightest in (65536, 2**31 - 1):
+        pixels = np.array([[0, brightest]], np.int32)
+        for image in (pixels, Image.fromarray(pixels), file_bytes(Image.fromarray(pixels), "TIFF")):
+            refused(image, "int32 pixels from 0 to", "0..65535")
+    refused(Image.fromarray(np.array([[-1, 60000]], np.int32)), "from -1 to 60000")
 
 
 def test_what_rounding_leaves_beyond_0_and_1_is_cut_off():
@@ -281,10 +338,66 @@ def test_files_that_cannot_be_read(tmp_path):
     refused(str(cut), "cut.jpg", "truncated")
     refused([PICTURE, cut.read_bytes()], "image 1", "truncated")
     refused(Image.open(cut), "cut.jpg", "truncated")
-    refused(tmp_path, re.escape(str(tmp_path)))
+    refused(tmp_path, re.escape(str(tmp_path)), "is a folder")  # faults D: "may be truncated"
     refused("https://example.org/face.jpg", "https://example.org/face.jpg", "download")
     refused(b"", "image 0")
     refused(io.StringIO("text"), "image 0")
+
+
+def test_what_the_system_does_not_open_is_not_called_truncated(tmp_path, monkeypatch):
+    """Faults D."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "face.png"
+    path.write_bytes(file_bytes(PICTURE))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: refuse())
+    refused(path, r"face\.png cannot be opened: Permission denied\.$")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_only_regular_files_are_opened(tmp_path):
+    """Faults C7: a FIFO without a writer hung."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    refused(tmp_path / "pipe.jpg", r"pipe\.jpg is a pipe, socket or device")
+    refused("/dev/zero", "/dev/zero is a pipe, socket or device")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "SPIDER", "MSP"])
+def test_files_of_other_formats_are_refused(kind, tmp_path, monkeypatch):
+    """Faults C6: a .jpg that is EPS goes to Ghostscript."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    path = tmp_path / "face.jpg"
+    image = {"SPIDER": PICTURE.convert("F"), "MSP": PICTURE.convert("1")}.get(kind, PICTURE)
+    path.write_bytes(file_bytes(image, kind))
+    for file in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
+        refused(file, "is not an image of a kind that is read here")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "MPO", "JPEG2000", "ICO"])
+def test_files_of_these_formats_are_read(kind):
+    """Faults C6."""
+    assert pixels_of(file_bytes(noise(64, 64), kind)).shape == (64, 64, 3)
+
+
+def test_formats_of_plugins_are_read(monkeypatch):
+    """Faults C6: HEIF, say, once pillow-heif has registered it."""
+    Image.init()
+    monkeypatch.setitem(Image.OPEN, "HEIF", (lambda *_: PICTURE.copy(), lambda prefix: prefix.startswith(b"made-up")))
+    assert np.array_equal(pixels_of(b"made-up heif"), PIXELS)
+
+
+def test_paths_of_bytes(tmp_path):
+    """Faults D: bytes are the contents of a file, unless a path-like gives them."""
+
+    class BytesPath:
+        def __fspath__(self):
+            return os.fsencode(tmp_path / "face.png")
+
+    (tmp_path / "face.png").write_bytes(file_bytes(PICTURE))
+    assert np.array_equal(pixels_of(BytesPath()), PIXELS)
+    refused(os.fsencode(tmp_path / "face.png"), "image 0 is not an image", "a path has to be text or a Path")
 
 
 def test_a_decompression_bomb(monkeypatch, tmp_path):
@@ -310,6 +423,10 @@ def test_a_decompression_bomb(monkeypatch, tmp_path):
         (np.zeros((10, 10, 3), np.int64), "int64"),
         (torch.zeros(3, 10, 10, dtype=torch.int64), "int64"),
         (np.zeros((10, 10), bool), "bool"),
+        (torch.zeros(3, 10, 10, device="meta"), "meta"),  # faults D
+        (torch.zeros(3, 10, 10).to_sparse(), "sparse"),
+        (torch.full((3, 10, 10), 2.0).to(torch.float8_e4m3fn), "0..1"),
+        (torch.zeros(3, 10, 10, dtype=torch.complex64), "complex64"),
         (np.full((10, 10, 3), 200.0), "0..1"),
         (np.full((10, 10, 3), -0.1), "0..1"),
         (torch.randn(3, 10, 10) * 2 - 5, "0..1"),
@@ -328,6 +445,48 @@ def test_other_things_are_refused_by_name(image, word):
     refused(image, word)
 
 
+def test_a_batch_within_a_list_is_named():
+    """Faults D."""
+    for batch in (np.stack([PIXELS] * 2), torch.stack([CHANNELS_FIRST] * 2)):
+        refused([batch], "image 0 is a batch of shape", "pass the batch itself")
+
+
+def test_batches_of_tensors_that_hold_no_pixels():
+    """Faults D."""
+    refused(torch.zeros(2, 3, 10, 10, device="meta"), "image 0", "meta")
+    refused(torch.zeros(2, 3, 10, 10).to_sparse(), "sparse")
+
+
+class Table:
+    """What a DataFrame of pandas or polars does here: it iterates over its columns."""
+
+    def __init__(self, **columns):
+        self.values, self.columns = columns, list(columns)
+
+    def __len__(self):
+        return len(self.values[self.columns[0]])
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __getitem__(self, names):
+        return Table(**{name: self.values[name] for name in names})
+
+    def to_numpy(self):
+        return np.column_stack(list(self.values.values()))
+
+
+def test_boxes_in_a_data_frame():
+    """Faults D: "no box for" the fifth image, as there are four columns."""
+    columns = {"y0": [1, 2], "x0": [3, 4], "x1": [20, 21], "y1": [18, 19], "path": ["a", "b"]}
+    boxes = [box.tolist() for _, box in ImageBatch([PICTURE] * 2, Table(**columns))]
+    assert boxes == [[3, 1, 20, 18], [4, 2, 21, 19]]
+    with pytest.raises(BoxInputError, match="boxes has the columns x, y; wanted x0, y0, x1, y1"):
+        ImageBatch([PICTURE] * 2, Table(x=[1, 2], y=[1, 2]))
+    with pytest.raises(BoxInputError, match="2 boxes for 3 images"):
+        ImageBatch([PICTURE] * 3, Table(**columns))
+
+
 def test_one_pixel_is_an_image_but_too_small_for_a_face():
     [photo] = iter_photos(np.zeros((1, 1, 3), np.uint8))
     with pytest.raises(ImageInputError, match=r"image 0 is 1 x 1 pixels: too small"):
@@ -342,7 +501,15 @@ PHOTO = Photo("face.jpg", Image.new("RGB", (200, 100)))
 
 @pytest.mark.parametrize(
     "box",
-    [(10, 20, 60, 90), [0, 0, 200, 100], np.array([10, 20, 60, 90]), torch.tensor([10, 20, 60, 90]), (-20, 0, 60, 80)],
+    [
+        (10, 20, 60, 90),
+        [0, 0, 200, 100],
+        np.array([10, 20, 60, 90]),
+        torch.tensor([10, 20, 60, 90]),
+        torch.tensor([10.0, 20, 60, 90], requires_grad=True),  # faults D
+        torch.tensor([10, 20, 60, 90], dtype=torch.bfloat16),
+        (-20, 0, 60, 80),
+    ],
 )
 def test_good_boxes_are_taken_as_they_are(box):
     found = validate_box(box, PHOTO)
@@ -371,6 +538,8 @@ def test_no_box_is_the_central_one():
         ((10, 20, 60, 90, 1), "four numbers"),
         ([(10, 20, 60, 90)], "four numbers"),
         (7, "four numbers"),
+        (torch.zeros(4, device="meta"), "four numbers"),  # faults D
+        ([torch.zeros((), device="meta")] * 4, "four numbers"),
     ],
 )
 def test_bad_boxes_are_refused(box, word):

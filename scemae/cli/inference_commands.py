@@ -112,7 +112,7 @@ def predict(args: argparse.Namespace) -> Report:
     batch: Any = _open_batch(args.images, args)
     model = None if args.model is None else scemae.load_model(args.model)
     regressor = LandmarkRegressor.load(args.regressor, model)
-    return _report_landmarks(regressor.predict(batch), out, batch)
+    return _report_landmarks(regressor.predict(batch, batch_size=args.batch_size), out, batch)
 
 
 def demo(args: argparse.Namespace) -> Report:
@@ -161,16 +161,18 @@ def doctor(args: argparse.Namespace) -> tuple[Any, str]:
 
 def add_commands(add: Any) -> None:
     """Add the commands to the parser. `add(run, *parents)` makes a sub-command named after its function."""
-    model, boxes, extraction = _model_options(), _box_options(), _extraction_options()
+    model, boxes, batch, extraction = _model_options(), _box_options(), _batch_options(), _extraction_options()
     picture = _out_options("Save a picture of the landmarks to this file, such as landmarks.png.")
 
     add(models).add_argument("pattern", nargs="?", default="*", help='Only models whose name matches, "*small" say.')
     add(info).add_argument("model", nargs="?", default="scemae-tiny", help=MODEL_HELP)
 
-    command = add(features, model, boxes, extraction, _out_options("Write the features to this .safetensors file."))
+    command = add(
+        features, model, boxes, batch, extraction, _out_options("Write the features to this .safetensors file.")
+    )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face.")
 
-    command = add(match, model, boxes, extraction, picture)
+    command = add(match, model, boxes, batch, extraction, picture)
     command.add_argument("reference", metavar="REFERENCE", help="The photo on which the points are given.")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos on which to find them, each of one face.")
     command.add_argument("--points", metavar="CSV", help="Table path,name,x,y with the points of REFERENCE.")
@@ -201,7 +203,7 @@ def add_commands(add: Any) -> None:
         help="Head to fit: cascade, a cascade of ridge regressions (default), or heatmap, the paper's head.",
     )
 
-    command = add(predict, boxes, picture)
+    command = add(predict, boxes, batch, picture)
     command.add_argument("--model", help="The model that the detector was fitted on. Default: found by its name.")
     command.add_argument("regressor", metavar="DETECTOR", help="File written by scemae fit.")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face.")
@@ -222,6 +224,18 @@ def _box_options() -> argparse.ArgumentParser:
         "--boxes",
         metavar="CSV",
         help="Table path,x0,y0,x1,y1 with the box of each face, from brow to chin. Default: the middle of each photo.",
+    )
+    return parser
+
+
+def _batch_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="Faces that go through the model together: fewer take less memory. Default: 16.",
     )
     return parser
 
@@ -262,8 +276,8 @@ def _open_batch(images: list[str], args: argparse.Namespace) -> ImageBatch:
 
 
 def _extract(batch: Any, args: argparse.Namespace) -> FaceFeatures:
-    model = scemae.load_model(args.model)
-    return scemae.extract_features(model, batch, align=_align(args), expansion=args.expansion)
+    options: dict[str, Any] = {"align": _align(args), "expansion": args.expansion, "batch_size": args.batch_size}
+    return scemae.extract_features(scemae.load_model(args.model), batch, **options)
 
 
 def _boxes_of(images: Sequence[str | Path], args: argparse.Namespace) -> list[Any] | None:

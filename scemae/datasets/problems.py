@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from scemae.datasets.annotated_face import FaceDataset, Sample
+from scemae.errors import ImageInputError
+from scemae.images import open_file
 
 EXAMPLES = 3  # named in a message
 OUTSIDE = 0.01  # fraction of the faces that may have a label outside the image; more is a mistake
@@ -35,9 +36,9 @@ def check_files(samples: Sequence[Sample]) -> list[str]:
 def check_image(sample: Sample) -> list[str]:
     """Can an image be read, and does it have the right size? Reads its header only."""
     try:
-        with Image.open(sample.path) as image:
+        with open_file(sample.path, str(sample.path)) as image:
             size = image.size
-    except (OSError, SyntaxError, ValueError) as error:
+    except ImageInputError as error:
         return [f"{sample.path} cannot be read as an image ({error})"]
     if sample.size is not None and size != sample.size:
         return [f"{sample.path} has {size[0]} x {size[1]} px, wanted {sample.size[0]} x {sample.size[1]}"]

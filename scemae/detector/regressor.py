@@ -230,17 +230,19 @@ class LandmarkRegressor(Estimator):
         known = np.isfinite(fitted.held_out_errors).any()
         self.held_out_error_ = float(np.nanmean(fitted.held_out_errors)) if known else float("nan")
 
-    def predict(self, images: Images, *, boxes: Boxes = None, on_error: OnError = "raise") -> Landmarks:
+    def predict(
+        self, images: Images, *, boxes: Boxes = None, batch_size: int = 16, on_error: OnError = "raise"
+    ) -> Landmarks:
         """Landmarks on images or FaceFeatures: `xy` (B, K, 2) in each image's own px, `scores` (B, K) confidence 0..1.
 
         The confidence is the head's own measure: for ranking landmarks and faces, not a calibrated probability.
-        `on_error` is as in `extract_features`: "skip" leaves out the images that cannot be used.
+        `batch_size` and `on_error` are as in `extract_features`: "skip" leaves out the images that cannot be used.
         """
         self.check_fitted()
         if self._lacks_boxes(images, boxes):
             warnings.warn(f"{NO_BOXES} Here the middle of each image is taken for the face.", stacklevel=2)
         found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
-        for part in self._parts(images, boxes, on_error):
+        for part in self._parts(images, boxes, batch_size, on_error):
             part.kind.require(self.kind_, "These features", "the regressor's")
             with default_numerics():
                 places, confidence = self.head_.predict(self.reader_(part), part.grid)
@@ -339,14 +341,14 @@ class LandmarkRegressor(Estimator):
             raise ImageInputError("images are FaceFeatures without a face; wanted at least one.")
         return features
 
-    def _parts(self, images: Any, boxes: Boxes, on_error: OnError) -> Iterator[FaceFeatures]:
+    def _parts(self, images: Any, boxes: Boxes, batch_size: int, on_error: OnError) -> Iterator[FaceFeatures]:
         """Features of some faces at a time: of the images, extracted as those of `fit` were, or those given."""
         features, kind = self._given(images, boxes), self.kind_
         if features is not None:
             return (features[start : start + BATCH] for start in range(0, len(features), BATCH))
         settings: dict[str, Any] = {"expansion": kind.expansion, "align": kind.aligned, "margin": kind.margin}
         batch = open_batch(images, boxes, on_error)
-        return with_progress(stream_features(self.model, batch, **settings), batch.count)
+        return with_progress(stream_features(self.model, batch, batch_size=batch_size, **settings), batch.count)
 
     def _lacks_boxes(self, images: Any, boxes: Boxes) -> bool:
         """Whether images come without boxes after `fit` had them: scikit-learn may pass them to `fit` alone."""
