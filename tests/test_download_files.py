@@ -1,6 +1,7 @@
 """download, verify and push, in Python and as commands, against a Hub on the loopback interface."""
 
 import json
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from scemae.errors import (
 )
 from scemae.model.sce_mae import SceMae
 from scemae.weights import zoo
-from scemae.weights.card import find_card_hashes, model_card, regressor_card
+from scemae.weights.card import RUN_HEADING, copy_earlier_sections, find_card_hashes, model_card, regressor_card
+from scemae.weights.hub import repository_url
 from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config, save_model
 from scemae.weights.upload import collect_files
 
@@ -167,6 +169,62 @@ def test_a_changed_folder_is_not_pushed(access, own):
         weights.push(own, "me/mine", **access)
 
 
+@pytest.mark.parametrize("repo", ["me/m.git", "../x", "-m", "-m/x", "me/m--m", "me/" + 97 * "m"])
+def test_names_that_no_repository_can_have(saved, access, hub, repo):
+    """Faults D: they were errors of the client."""
+    with pytest.raises(OptionError, match="does not name a repository; wanted ORG/REPO"):
+        weights.push(saved, repo, **access)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("tag", ["../x", "/x", "a b", "-t", "\x1b[31m"])
+def test_names_that_no_tag_can_have(saved, access, hub, tag):
+    """Faults C2."""
+    with pytest.raises(OptionError, match="cannot be a tag"):
+        weights.push(saved, "me/lips", **access, tag=tag)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["loss.png", WEIGHTS, CONFIG, CARD])
+def test_links_that_leave_the_folder_are_not_pushed(hub, access, own, tmp_path, name):
+    """Faults C4."""
+    (own / name).rename(tmp_path / "private")
+    (own / name).symlink_to(tmp_path / "private")
+    with pytest.raises(OptionError, match=r"is a link to .*private, outside of the folder, and nothing was uploaded"):
+        weights.push(own, "me/mine", **access)
+    assert hub.requests == []
+
+
+def test_links_inside_of_the_folder_are_pushed_and_pipes_are_not(own):
+    (own / "loss.png").rename(own / "other.png")
+    (own / "loss.png").symlink_to("other.png")
+    os.mkfifo(own / "none.png")
+    assert collect_files(own, "me/mine").keys() == {CARD, CONFIG, WEIGHTS, "loss.png"}
+
+
+def test_links_in_a_card_of_the_model_before_are_not_followed(own, tmp_path):
+    """Faults C4: the pictures of an earlier run are copied, and pushed later."""
+    (tmp_path / "key").write_bytes(b"private")
+    (own / "loss.png").unlink()
+    (own / "loss.png").symlink_to(tmp_path / "key")
+    (own / CARD).write_text((own / CARD).read_text() + f"\n{RUN_HEADING}before\n\n![loss](loss.png)\n")
+    (tmp_path / "next").mkdir()
+    assert "loss.png" in copy_earlier_sections(own, tmp_path / "next")
+    assert (tmp_path / "next" / "loss.png").is_symlink()
+
+
+def test_push_does_not_show_a_password_or_a_token(hub, saved):
+    """Faults C5."""
+    endpoint = hub.url.replace("//", "//me:secret@")
+    with pytest.raises(GatedWeightsError, match="may not write") as caught:
+        weights.push(saved, "me/lips", endpoint=endpoint, token=hub.token)
+    assert "secret" not in str(caught.value) + str(caught.value.__cause__)
+    with pytest.raises(OptionError, match="token has a space") as caught:
+        weights.push(saved, "me/lips", endpoint=hub.url, token="secret\n")
+    assert "secret" not in str(caught.value)
+    assert repository_url("me/lips", endpoint) == f"{hub.url}/me/lips"
+
+
 # ---- cards
 
 
@@ -183,6 +241,35 @@ def test_cards_are_those_of_the_hub(saved, own):
 def test_a_card_states_the_hashes_of_its_files(own):
     assert find_card_hashes((own / CARD).read_text()) == {name: file_sha256(own / name) for name in (CONFIG, WEIGHTS)}
     assert find_card_hashes("| ../a.json | 1 bytes, SHA-256 `" + 64 * "0" + "` |") == {}
+
+
+def test_a_damaged_row_of_a_card_does_not_switch_its_check_off(own):
+    """Faults A9: any flipped bit, any lost line, any place where the card is cut."""
+    card = (own / CARD).read_bytes()
+    hashes = find_card_hashes(card.decode())
+    first, last = card.index(b"| model.safetensors"), card.index(b"\n\n```python")
+    damaged = [card[:k] + bytes([card[k] ^ 1 << bit]) + card[k + 1 :] for k in range(first, last) for bit in range(8)]
+    damaged += [card[:k] for k in range(card.index(b"\n---"), last)]
+    damaged += [card.replace(row + b"\n", b"") for row in card[first:last].split(b"\n")]
+    noticed = 0
+    for text in damaged:
+        try:
+            assert find_card_hashes(text.decode(errors="replace")).keys() == hashes.keys()
+        except WeightsIntegrityError:
+            noticed += 1
+    assert noticed > len(damaged) / 2  # the others are in a hash or a size
+    with pytest.raises(WeightsIntegrityError, match="wanted one each"):
+        find_card_hashes(card.decode() + card[first:last].decode())
+
+
+def test_a_damaged_card_of_a_folder_is_named(own):
+    (own / CARD).write_text((own / CARD).read_text().replace("SHA-256 `", "SHA-256 "))
+    for call in (scemae.load_model, lambda folder: weights.verify(str(folder))):
+        with pytest.raises(WeightsIntegrityError, match=rf"{CARD} is damaged .* are for none; .* remove the card"):
+            call(own)
+    (own / CARD).write_bytes(bytes(2 << 20))
+    with pytest.raises(WeightsIntegrityError, match="a card has at most 1,048,576"):
+        scemae.load_model(own)
 
 
 def test_the_card_of_a_regressor(detector, saved):

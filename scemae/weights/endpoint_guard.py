@@ -28,6 +28,7 @@ PATIENCE = 60.0  # s that any file may take
 SLOWEST = 16_384.0  # bytes/s; a longer file may take the longer
 TRIES = 4  # how often the bytes of a file may come: the client goes on where a connection broke, but not all servers do
 PIECE = 65_536  # bytes
+ANSWERS = 30  # with all redirections and tries of a file
 
 
 class RefusedAnswerError(Exception):
@@ -53,6 +54,7 @@ class Guard:
     def __init__(self, limit: int, revision: str) -> None:
         self.limit = limit
         self.revision = revision
+        self.answers = 0
         self.received = 0  # bytes, in all tries
         self.end = 0.0  # by the clock, from the first answer on
         self.checked: HfFileMetadata | None = None
@@ -70,7 +72,12 @@ class Guard:
         self.checked = replace(found, xet_file_data=None)  # Xet's downloads know no guard
 
     def watch(self, response: Any) -> None:
-        """Bound the body of a response of requests or httpx while it comes in."""
+        """Count a response of requests or httpx, and bound its body while it comes in."""
+        self.answers += 1
+        if self.answers > ANSWERS:
+            raise RefusedAnswerError(f"it was redirected again and again ({ANSWERS} answers)")
+        if response.request.method == "HEAD":
+            return
         coding = response.headers.get("Content-Encoding", "identity")
         if coding != "identity":  # what was asked for
             raise RefusedAnswerError(f"it comes compressed ({coding!r:.99}), which was not asked for")
@@ -141,7 +148,7 @@ def _install() -> None:
 
 def _watch(response: Any, *_: Any, **__: Any) -> None:
     guard = GUARD.get()
-    if guard is not None and response.request.method != "HEAD":
+    if guard is not None:
         guard.watch(response)
 
 
