@@ -199,7 +199,9 @@ def test_the_copies_of_a_face_show_each_landmark_where_they_say(model, swap):
     pixels = PixelModel(model)
     features = scemae.extract_features(pixels, picture, boxes=(70, 70, 190, 190), align=False)
     reader = MapReader("backbone", torch.zeros(3), torch.ones(3))
-    data = augment_faces(pixels, features, landmarks, swap=swap, groups=np.zeros(1, dtype=int), head=CascadeHead(), reader=reader)
+    data = augment_faces(
+        pixels, features, landmarks, swap=swap, groups=np.zeros(1, dtype=int), head=CascadeHead(), reader=reader
+    )
     sides = 1 if swap is None else 2
     assert (len(data.maps), data.originals.sum(), data.mirrored.sum()) == (10 + sides, 1, 0 if swap is None else 6)
     read = 255 * sample_at(data.maps, data.grid, data.landmarks)[..., :2]
