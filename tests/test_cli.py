@@ -12,7 +12,7 @@ from PIL import Image
 
 from scemae.cli.main import build_parser, main
 from scemae.errors import OutputError, TableError, WeightsIntegrityError
-from scemae.tables import read_boxes
+from scemae.tables import read_annotations, read_boxes, read_groups
 
 INFERENCE = ("models", "info", "features", "match", "fit", "predict", "demo", "doctor")
 
@@ -78,6 +78,21 @@ def test_fit_then_predict(capsys, tables, samples):
     code, out, _ = run(capsys, "predict", regressor, samples[1].path, "--boxes", boxes, "--json")
     place = json.loads(out)["faces"][0]["landmarks"]["nose_tip"]
     assert abs(place["x"] - samples[1].landmarks["nose_tip"][0]) < 3
+
+
+def test_the_groups_of_a_table_are_held_out_together(capsys, tables, samples):
+    """Faults A2: both faces are of one group, so none can be held out."""
+    table, text = tables / "groups.csv", (tables / "points.csv").read_text().splitlines()
+    table.write_text("\n".join([f"{text[0]},group", f"{text[1]},", *(f"{line},anna" for line in text[2:])]))
+    assert list(read_groups(table).items()) == [(path, "anna") for path in read_annotations(table)]
+    assert set(read_groups(tables / "points.csv").values()) == {None}
+    fast = ("--boxes", tables / "boxes.csv", "--no-align", "--expansion", "1", "--json")
+    code, out, _ = run(capsys, "fit", table, *fast, "--out", tables / "r.safetensors")
+    assert code == 0
+    assert json.loads(out)["held_out_error"] is None
+    table.write_text(table.read_text() + f"\n{samples[1].path},chin,1,2,ben\n")
+    with pytest.raises(TableError, match=r"line 18: .* is in group 'ben', and in 'anna' above"):
+        read_groups(table)
 
 
 def test_match_and_features(capsys, tables, samples):

@@ -20,7 +20,7 @@ class AnnotatedMaps:
         maps: standardised maps (n, C, h, w), float32.
         grid: where the cells of the maps lie, input px.
         landmarks: (n, K, 2), input px of each face's crop, float64; nan where not annotated.
-        blocks: (n,), from 0: faces of one block are held out together.
+        blocks: (n,), from 0: faces of one block are held out together; those of one group share a block.
         mirrored: (n,), whether a face is a mirror image, or a moved copy of one.
         moved: (n,), whether a face is a copy that was rotated, scaled and shifted.
     """

@@ -72,7 +72,7 @@ def validate_token(token: str | bool | None) -> None:
 def is_repository(name: str) -> bool:
     """Whether the Hub can have a repository "ORG/REPO" of this name."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     with suppress(HFValidationError):
         validate_repo_id(name)
