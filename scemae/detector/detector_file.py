@@ -135,7 +135,7 @@ def load_detector(
 
 def _update_first_format(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The header of a file of the first format as it would be today; the ridge that was chosen becomes a tensor."""
-    params, asked = header["settings"], header["asked"]["head"]
+    params, asked = header.pop("settings"), header["asked"]["head"]
     if header["head"] == "cascade":
         tensors[f"{HEAD_TENSOR}ridge"] = torch.tensor(params["ridge"], dtype=torch.float64)
     if not isinstance(asked, str):
@@ -150,7 +150,7 @@ def _require_unsealed(path: str | os.PathLike[str], header: dict[str, Any]) -> N
     warnings.warn(
         f"{path} carries no checksum, as scemae 0.1.0 wrote it: damage to its numbers would not be noticed. "
         "Load it where it is known to be whole, and save it again.",
-        stacklevel=5,  # the caller of LandmarkRegressor.load
+        stacklevel=4,  # the caller of LandmarkRegressor.load
     )
 
 

@@ -110,9 +110,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
         raise WeightsIntegrityError(f"{path} cannot be read as safetensors, it may be truncated: {error}.") from error
     for key, text in metadata.items():
         found = SEAL.match(text)
-        if (key == MODEL_FORMAT and not found) or (
-            found and found[1] != _digest(tensors, key, "{" + text[found.end() :])
-        ):
+        stated = found[1] if found else "" if key == MODEL_FORMAT else None
+        if stated is not None and stated != _digest(tensors, key, SEAL.sub("{", text, count=1)):
             raise WeightsIntegrityError(
                 f"{path} is damaged or was altered: it does not have the SHA-256 that it states. Get or make it again."
             )

@@ -1,0 +1,30 @@
+"""Damage to files: bits that flip, ends that are missing, headers that say something else."""
+
+import json
+
+from scemae.weights.model_folder import REGRESSOR_FORMAT, read_file, seal, write_file
+
+
+def flip_bit(content, bit):
+    """The bytes with one bit flipped, counted from the first."""
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def damage_file(content, rng):
+    """The bytes with a bit flipped (two times of three) or an end cut off."""
+    if rng.random() < 2 / 3:
+        return flip_bit(content, rng.randrange(8 * len(content)))
+    return content[: rng.randrange(len(content))]
+
+
+def rewrite_header(path, change, tensors=None, sealed=True):
+    """Change the header of a detector's file, and tensors by name; with a right checksum, or as 0.1.0, without."""
+    held, metadata = read_file(path)
+    header = json.loads(metadata[REGRESSOR_FORMAT])
+    header.pop("sha256", None)
+    change(header)
+    held |= tensors or {}
+    text = {REGRESSOR_FORMAT: json.dumps(header)}
+    write_file(path, held, seal(held, REGRESSOR_FORMAT, header) if sealed else text, overwrite=True)
