@@ -111,9 +111,11 @@ class CascadeHead:
         with torch.device("meta"):
             return {
                 "ridge": torch.empty((), dtype=torch.float64),
-                "components": torch.empty(kept, channels),
+                "components": torch.empty(kept, channels, dtype=torch.float32),
                 "mean_shape": torch.empty(landmarks, 2, dtype=torch.float64),
-                "weights": torch.empty(len(self.sigmas), landmarks, len(OFFSETS) ** 2 * kept + 1, 2),
+                "weights": torch.empty(
+                    len(self.sigmas), landmarks, len(OFFSETS) ** 2 * kept + 1, 2, dtype=torch.float32
+                ),
             }
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scemae.detector.built_in_heads import HEADS
-from scemae.detector.cascade import CascadeHead
 from scemae.detector.head import Head
-from scemae.detector.heatmap import HeatmapHead
 from scemae.detector.map_reader import MapReader
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, ScemaeError
 from scemae.extraction import Extractor
@@ -36,6 +34,10 @@ from scemae.weights.model_folder import (
     write_file,
 )
 from scemae.weights.zoo import RELEASED, load_model
+
+if TYPE_CHECKING:
+    from scemae.detector.cascade import CascadeHead
+    from scemae.detector.heatmap import HeatmapHead
 
 ARGUMENTS = ("names", "head", "mirror", "use", "expansion", "align", "normalizer")  # of a regressor, beside the model
 FIRST_FORMAT = "scemae landmark regressor 1"  # before heads had `params`
@@ -170,13 +172,12 @@ def _check_tensors(
     if isinstance(model, SceMae):  # of others the channels are not known
         width, projected = model.config.backbone.width, model.config.projector_dim or 0
         channels = {"backbone": width, "projected": projected, "both": width + projected}[use]
-    built_in = isinstance(head, (CascadeHead, HeatmapHead))
-    state = _select_state(tensors)
-    expected = {
-        HEAD_TENSOR + n: t for n, t in (head.expected_state(channels, landmarks, state) if built_in else state).items()
-    }
+    built_in, state = head.name in HEADS, _select_state(tensors)
+    if built_in:
+        state = cast("CascadeHead | HeatmapHead", head).expected_state(channels, landmarks, state)
+    expected = {f"{HEAD_TENSOR}{name}": tensor for name, tensor in state.items()}
     with torch.device("meta"):
-        expected["mean"] = expected["std"] = torch.empty(channels)
+        expected["mean"] = expected["std"] = torch.empty(channels, dtype=torch.float32)
         expected["held_out_errors"] = torch.empty(faces, landmarks, dtype=torch.float64)
     check_layout(path, tensors, expected, "header")
     check_finite(path, {n: tensors[n] for n in (expected if built_in else ("mean", "std")) if n != "held_out_errors"})

@@ -142,8 +142,9 @@ def _as_type(value: Any, hint: Any, name: str) -> Any:
     """A value of JSON as the annotated type of a field; raises TypeError or ValueError, with the name, for another."""
     parts = get_args(hint)
     if isinstance(value, dict) and dataclasses.is_dataclass(hint):
+        build: Any = hint
         hints = get_type_hints(hint)
-        return hint(**{key: _as_type(part, hints[key], key) if key in hints else part for key, part in value.items()})
+        return build(**{key: _as_type(part, hints[key], key) if key in hints else part for key, part in value.items()})
     if isinstance(value, list) and get_origin(hint) is tuple:
         wanted = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_as_type(part, kind, name) for part, kind in zip(value, wanted, strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scemae.model.config import ModelConfig
-from scemae.weights.model_folder import CARD, read_text
+from scemae.weights.model_folder import CARD
 
 FILE_ROW = re.compile(r"^\| ([\w-]+\.(?:safetensors|json)) \| [\d,]+ bytes, SHA-256 `([0-9a-f]{64})` \|$", re.M | re.A)
 LINKED = re.compile(r"\]\(([\w-]+\.(?:png|jsonl))\)", re.A)
@@ -114,7 +114,7 @@ def find_card_hashes(card: str) -> dict[str, str]:
 def read_card_hashes(folder: Path) -> dict[str, str]:
     """File name -> SHA-256, as the card in a folder states them; empty without a card of ours."""
     card = folder / CARD
-    return find_card_hashes(read_text(card).decode(errors="replace")) if card.is_file() else {}
+    return find_card_hashes(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else {}
 
 
 def linked_files(card: str, folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ REGRESSOR = "regressor.safetensors"  # the name of a regressor in its repository
 REGRESSOR_FORMAT = "scemae landmark regressor 2"  # key of its description in the header of its file
 MODEL_FORMAT = "scemae model 1"  # the same of a model's weights, since they carry a checksum; released ones do not
 SEAL = re.compile(r'\{"sha256": "([^"]*)"(?:, |(?=\}))')  # how a sealed description begins, see `seal`
-TEXT_LIMIT = 2**20  # bytes of a configuration or card; the released ones have 3,000
+CONFIG_LIMIT = 2**20  # bytes; the released ones have 2,000
 HEADER_LIMIT = 2**23  # bytes of the header of a safetensors file; that of a detector of 1,000 landmarks has 30,000
 TENSOR_LIMIT = 10_000  # in one file; deit-base has 150
 
@@ -42,9 +42,9 @@ def file_sha256(path: Path) -> str:
 
 def check_complete(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS)) -> None:
     """Raise ModelNotFoundError unless the folder holds these files of a model."""
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(folder / name)]  # False for names that no file can have
     if missing:
-        what = "is not a model folder" if folder.is_dir() else "is not a folder"
+        what = "is not a model folder" if os.path.isdir(folder) else "is not a folder"
         raise ModelNotFoundError(
             f"{folder} {what}: {' and '.join(missing)} missing. A model folder holds {CONFIG} and {WEIGHTS}."
         )
@@ -53,22 +53,17 @@ def check_complete(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS)) -> No
 def read_config(folder: Path) -> ModelConfig:
     """The configuration of a model folder; raises ModelNotFoundError where there is none."""
     check_complete(folder, (CONFIG,))
-    try:
-        return ModelConfig.from_json(read_text(folder / CONFIG).decode())
-    except UnicodeDecodeError as error:
-        raise IncompatibleWeightsError(f"{folder / CONFIG} is not UTF-8 text.") from error
-
-
-def read_text(path: Path) -> bytes:
-    """A configuration or card; raises WeightsIntegrityError where it is far too long or cannot be read."""
+    path = folder / CONFIG
     try:
         with path.open("rb") as file:
-            text = file.read(TEXT_LIMIT + 1)
+            text = file.read(CONFIG_LIMIT + 1)
+        if len(text) > CONFIG_LIMIT:
+            raise IncompatibleWeightsError(f"{path} is longer than {CONFIG_LIMIT:,} bytes, as no configuration is.")
+        return ModelConfig.from_json(text.decode())
+    except UnicodeDecodeError as error:
+        raise IncompatibleWeightsError(f"{path} is not UTF-8 text.") from error
     except OSError as error:
         raise WeightsIntegrityError(f"{path} cannot be read: {error}.") from error
-    if len(text) > TEXT_LIMIT:
-        raise WeightsIntegrityError(f"{path} has more than {TEXT_LIMIT:,} bytes, which no {path.name} of scemae has.")
-    return text
 
 
 def check_sha256(path: Path, expected: str, next_step: str) -> None:
@@ -102,9 +97,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
             if len(names) > TENSOR_LIMIT:
                 raise WeightsIntegrityError(f"{path} has {len(names):,} tensors; wanted at most {TENSOR_LIMIT:,}.")
             tensors = {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"{path}: there is no such file.") from error
-    except WeightsIntegrityError:
+    except (WeightsIntegrityError, ModelNotFoundError):
         raise
     except (SafetensorError, OSError, OverflowError) as error:
         raise WeightsIntegrityError(f"{path} cannot be read as safetensors, it may be truncated: {error}.") from error
@@ -120,8 +113,10 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
 
 def _check_header(path: Path) -> None:
     """Raise WeightsIntegrityError for what is no regular file, or states a header that is far too long."""
-    if path.exists() and not path.is_file():
-        raise WeightsIntegrityError(f"{path} is a folder or device; wanted a safetensors file.")
+    if not os.path.isfile(path):
+        if os.path.exists(path):
+            raise WeightsIntegrityError(f"{path} is a folder or device; wanted a safetensors file.")
+        raise ModelNotFoundError(f"{path}: there is no such file.")
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if HEADER_LIMIT < size <= path.stat().st_size:  # of what is more than the file, safetensors says that it is cut

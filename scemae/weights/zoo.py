@@ -171,9 +171,9 @@ def locate_model(source: str | os.PathLike[str], **hub: Unpack[HubOptions]) -> V
         return _locate_released(source, hub)
     close = difflib.get_close_matches(source, RELEASED, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    if os.sep in source or Path(source).is_dir():
+    if os.sep in source or os.path.isdir(source):
         hint += f" To load a folder, say '{LOCAL}{source}'; a repository of the Hub, '{HUB}ORG/REPO'."
-    raise ModelNotFoundError(f"There is no model {source!r}; there is {', '.join(sorted(RELEASED))}.{hint}")
+    raise ModelNotFoundError(f"There is no model {source!r:.200}; there is {', '.join(sorted(RELEASED))}.{hint}")
 
 
 def packaged_folder(name: str) -> Path:
@@ -186,7 +186,7 @@ def packaged_folder(name: str) -> Path:
 def _verify_local_folder(folder: Path) -> VerifiedFiles:
     check_complete(folder)
     stated = read_card_hashes(folder)
-    wanted = {name: stated[name] for name in (WEIGHTS, CONFIG) if name in stated}
+    wanted: Mapping[str, str] = {name: stated[name] for name in (WEIGHTS, CONFIG) if name in stated}
     next_step = f"{folder / CARD} states that. Get the folder again; or, if you changed it, remove the card."
     if not wanted:
         config = file_sha256(folder / CONFIG)

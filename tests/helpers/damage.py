@@ -12,10 +12,13 @@ def flip_bit(content, bit):
     return bytes(damaged)
 
 
-def damage_file(content, rng):
-    """The bytes with a bit flipped (two times of three) or an end cut off."""
-    if rng.random() < 2 / 3:
-        return flip_bit(content, rng.randrange(8 * len(content)))
+def flip_random_bit(content, rng):
+    """The bytes with any bit flipped."""
+    return flip_bit(content, rng.randrange(8 * len(content)))
+
+
+def cut_end(content, rng):
+    """The bytes up to any place."""
     return content[: rng.randrange(len(content))]
 
 
