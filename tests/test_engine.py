@@ -2,6 +2,7 @@ import functools
 import json
 import math
 import os
+import random
 import resource
 import signal
 import time
@@ -10,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from damage import flip_bit
 from PIL import Image
 from torch import nn
 from training_runs import (
@@ -33,7 +35,7 @@ from scemae.training.acceleration import can_compile
 from scemae.training.engine import learning_rate, train
 from scemae.training.processes import catch_signals
 from scemae.training.run_config import RunOptions, Stage1Config
-from scemae.training.run_folder import CHECKPOINT, LOG, lock_folder
+from scemae.training.run_folder import CHECKPOINT, LOG, RunFolder, lock_folder
 
 INTERRUPT = functools.partial(signal_self, signal.SIGINT)
 KILL = functools.partial(signal_self, signal.SIGKILL)
@@ -446,6 +448,36 @@ def test_a_damaged_checkpoint_says_so(tmp_path, damage):
     with pytest.raises(RunError, match=r"checkpoint.pt is (damaged|not a checkpoint).*--overwrite.*--continue-from"):
         train(Toy(), run, fixed_options(resume=True))
     train(Toy(), run, fixed_options(overwrite=True))
+
+
+def test_a_checkpoint_is_whole_or_refused(tmp_path):
+    """Faults A11: 60 of 60 flipped bits went unnoticed. One that 0.1.0 wrote, with CRCs only, is right or refused."""
+    train(Toy(), tmp_path / "run", fixed_options(max_hours=0))
+    folder, path = RunFolder(tmp_path / "run"), tmp_path / "run" / CHECKPOINT
+    whole, rng = path.read_bytes(), random.Random(0)
+    saved = folder.read_checkpoint()
+    for _ in range(60):
+        path.write_bytes(flip_bit(whole, rng.randrange(8 * len(whole))))
+        with pytest.raises(RunError, match=r"^[^\n]*checkpoint.pt is damaged[^\n]*--overwrite[^\n]*$"):
+            folder.read_checkpoint()
+    older = whole[:-66] + bytes(2)
+    path.write_bytes(older)
+    assert equal_states(folder.read_checkpoint(), saved)
+    refused = 0
+    for _ in range(60):
+        path.write_bytes(flip_bit(older, rng.randrange(8 * len(older))))
+        try:
+            assert equal_states(folder.read_checkpoint(), saved)  # padding between the parts
+        except RunError:
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize("line", [b'{"step": 1', b"\xff", b"[1]", b"{}", b"[" * 100_000])
+def test_a_damaged_log_says_so(tmp_path, line):
+    (tmp_path / LOG).write_bytes(line + b"\n")
+    with pytest.raises(RunError, match=r"log\.jsonl is damaged"):
+        RunFolder(tmp_path).read_log()
 
 
 def test_an_out_that_cannot_be_a_folder(tmp_path):

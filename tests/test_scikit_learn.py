@@ -1,4 +1,4 @@
-"""LandmarkRegressor in scikit-learn's cross-validation: boxes and groups reach `fit` and `score`, or it says so (A3)."""
+"""LandmarkRegressor in scikit-learn's cross-validation: boxes and groups reach fit and score, or it says so (A3)."""
 
 import sys
 
@@ -47,7 +47,7 @@ def routing():
 @pytest.fixture(scope="module")
 def by_hand(photos, two_block_model):
     """The scores of three people held out in turn, by a loop that has the boxes."""
-    images, landmarks, boxes, person = photos
+    images, landmarks, boxes, _ = photos
 
     def loop(regressor, groups):
         scores = []
@@ -136,7 +136,7 @@ def test_boxes_are_said_or_left_out_on_purpose(regressor, two_block_model, photo
     assert regressor.score(images, landmarks, boxes=[None] * 6) < regressor.score(images, landmarks, boxes=boxes)
     features = scemae.extract_features(two_block_model, images, boxes=boxes, align=False, expansion=1)
     for use in (regressor.fit, regressor.score):
-        with pytest.raises(BoxInputError, match="images are FaceFeatures.*leave out boxes="):
+        with pytest.raises(BoxInputError, match=r"images are FaceFeatures.*leave out boxes="):
             use(features, landmarks, boxes=boxes)
     assert regressor.score(features, landmarks) == pytest.approx(regressor.score(images, landmarks, boxes=boxes))
     regressor.fit(features, landmarks).predict(images)  # nothing is known of boxes here

@@ -1,5 +1,7 @@
 """Released models and model folders: loading by name, and what a damaged folder does."""
 
+import json
+import os
 import random
 import re
 import shutil
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import flip_bit
 from safetensors.torch import load_file, save_file
 
 import scemae
@@ -23,16 +26,19 @@ from scemae.model.backbone import Backbone, sincos_positions
 from scemae.model.config import BACKBONES, ModelConfig
 from scemae.weights import zoo
 from scemae.weights.card import model_card, read_card_hashes
-from scemae.weights.model_folder import CARD, CONFIG, WEIGHTS, file_sha256, read_config
+from scemae.weights.model_folder import CARD, CONFIG, CONFIG_LIMIT, WEIGHTS, file_sha256, read_config
 
 TINY = zoo.packaged_folder("scemae-tiny")
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the bundled model's folder, without the card that states the hashes of its files."""
+    """The bundled model as one of the user's own, without a card that states the hashes of its files."""
     ignored = shutil.ignore_patterns("README.md")
-    return Path(shutil.copytree(TINY, tmp_path / "copy", ignore=ignored))
+    folder = Path(shutil.copytree(TINY, tmp_path / "copy", ignore=ignored))
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace('"name": "scemae-tiny"', '"name": "mine"'))
+    return folder
 
 
 @pytest.mark.parametrize(("name", "params"), [("tiny", 5_403_840), ("small", 21_424_512), ("base", 85_316_352)])
@@ -88,7 +94,7 @@ def test_the_card_and_the_table_are_those_of_the_files(name):
 
 def test_a_folder_loads_like_the_name(folder, model):
     for source in (folder, f"local-dir:{folder}"):
-        assert scemae.load_model(source).id == model.id
+        assert scemae.load_model(source).id == ("mine", model.id.sha256)
 
 
 def test_bfloat16_features_are_close(model, samples, faces):
@@ -166,6 +172,100 @@ def test_a_broken_configuration(folder, text):
     (folder / "config.json").write_text(text)
     with pytest.raises(IncompatibleWeightsError, match=r"config\.json does not describe"):
         scemae.load_model(folder)
+
+
+CONFIGURATION = (TINY / CONFIG).read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 9000 + "1" + "}" * 9000,
+        *(
+            json.dumps(json.loads(CONFIGURATION) | change)
+            for change in (
+                {"name": ["x"]},
+                {"mean": 0.5},
+                {"mean": [0.5, 0.5]},
+                {"std": [0.0, 1.0, 1.0]},
+                {"std": [1e400, 1.0, 1.0]},
+                {"input_size": "96"},
+                {"input_size": 96.0},
+                {"input_size": True},
+                {"input_size": 2**20},
+                {"patch_size": 0},
+                {"projector_dim": 10**12},
+                {"aligner": []},
+                {"aligner": {}},
+                {"aligner": json.loads(CONFIGURATION)["aligner"] | {"steps": [10**9]}},
+                {"aligner": json.loads(CONFIGURATION)["aligner"] | {"points": [[1, 2, 3]]}},
+                {"matching_use": "all"},
+                {"architecture": []},
+            )
+        ),
+    ],
+    ids=lambda text: f"{len(text)}",
+)
+def test_configurations_of_wrong_types(folder, text):
+    """Faults D: deep nesting and wrong types were RecursionError, TypeError and worse."""
+    (folder / CONFIG).write_text(text)
+    with pytest.raises(IncompatibleWeightsError, match=r"config\.json does not describe"):
+        scemae.load_model(folder)
+
+
+def test_no_configuration_takes_more_memory_than_the_weights(folder):
+    """Faults C7: one that describes 800 GB is compared with the file first; an endless one is not read to its end."""
+    fields = json.loads(CONFIGURATION) | {"input_size": 16_384, "patch_size": 8}
+    (folder / CONFIG).write_text(json.dumps(fields))
+    with pytest.raises(IncompatibleWeightsError, match=r"pos_embed is \(1, 145, 192\), wanted \(1, 4194305, 192\)"):
+        scemae.load_model(folder)
+    (folder / CONFIG).write_bytes(b" " * (CONFIG_LIMIT + 1))
+    with pytest.raises(IncompatibleWeightsError, match="longer than 1,048,576 bytes"):
+        scemae.load_model(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_model_of_pipes(folder, name):
+    """Faults C7: a FIFO without a writer was waited for."""
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelNotFoundError, match=f"{name} missing"):
+        scemae.load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["../x", "-m", "", "m.git", "x" * 97, "x" * 5000, "a\0b", "/", "."])
+@pytest.mark.parametrize("kind", ["", "local-dir:"])
+def test_names_that_nothing_can_have(kind, name):
+    """Faults D."""
+    with pytest.raises(ModelNotFoundError):
+        scemae.load_model(kind + name)
+
+
+@pytest.mark.parametrize("change", [torch.nan, torch.inf, "int32"])
+def test_weights_that_are_no_numbers(folder, change):
+    """Faults A10: a model without a card loaded with nan."""
+    tensors = load_file(folder / WEIGHTS)
+    if change == "int32":
+        tensors["projector.bias"] = tensors["projector.bias"].to(torch.int32)
+    else:
+        tensors["projector.bias"][3] = change
+    save_file(tensors, folder / WEIGHTS)
+    message = "projector.bias is torch.int32" if change == "int32" else r"not finite\. projector.bias"
+    with pytest.raises(IncompatibleWeightsError, match=message):
+        scemae.load_model(folder)
+
+
+def test_weights_without_a_card_are_known_by_their_checksum(tmp_path, two_block_folder):
+    """Faults A10: what scemae writes carries one; released weights, which do not, are those of their configuration."""
+    own = shutil.copytree(two_block_folder, tmp_path / "own", ignore=shutil.ignore_patterns(CARD))
+    released = shutil.copytree(TINY, tmp_path / "released", ignore=shutil.ignore_patterns(CARD))
+    for folder, message in ((own, "the SHA-256 that it states"), (released, "that of scemae-tiny; if")):
+        scemae.load_model(folder)
+        content = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).write_bytes(flip_bit(content, 8 * len(content) - 8))  # of the last number, the least
+        with pytest.raises(WeightsIntegrityError, match=message):
+            scemae.load_model(folder)
 
 
 def test_a_configuration_of_an_older_folder(folder):

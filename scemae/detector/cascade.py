@@ -105,6 +105,19 @@ class CascadeHead:
             "weights": self.cascade_.weights,
         }
 
+    def expected_state(self, channels: int, landmarks: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Names, shapes and types that `state` must have, on "meta"; how many channels it reads is as it says."""
+        kept = len(state["components"])
+        with torch.device("meta"):
+            return {
+                "ridge": torch.empty((), dtype=torch.float64),
+                "components": torch.empty(kept, channels, dtype=torch.float32),
+                "mean_shape": torch.empty(landmarks, 2, dtype=torch.float64),
+                "weights": torch.empty(
+                    len(self.sigmas), landmarks, len(OFFSETS) ** 2 * kept + 1, 2, dtype=torch.float32
+                ),
+            }
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave."""
         self.ridge_ = float(state["ridge"])

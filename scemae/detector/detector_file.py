@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,16 +18,30 @@ from torch import Tensor
 from scemae.detector.built_in_heads import HEADS
 from scemae.detector.head import Head
 from scemae.detector.map_reader import MapReader
-from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError
+from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, ScemaeError
 from scemae.extraction import Extractor
 from scemae.features import FeatureKind
-from scemae.model.config import ModelId
+from scemae.model.config import ModelId, validate_use
+from scemae.model.sce_mae import SceMae
 from scemae.weights.hub import HUB, HubOptions, fetch
-from scemae.weights.model_folder import REGRESSOR, REGRESSOR_FORMAT, read_file, write_file
-from scemae.weights.zoo import load_model
+from scemae.weights.model_folder import (
+    REGRESSOR,
+    REGRESSOR_FORMAT,
+    check_finite,
+    check_layout,
+    read_file,
+    seal,
+    write_file,
+)
+from scemae.weights.zoo import RELEASED, load_model
+
+if TYPE_CHECKING:
+    from scemae.detector.cascade import CascadeHead
+    from scemae.detector.heatmap import HeatmapHead
 
 ARGUMENTS = ("names", "head", "mirror", "use", "expansion", "align", "normalizer")  # of a regressor, beside the model
 FIRST_FORMAT = "scemae landmark regressor 1"  # before heads had `params`
+UNSEALED = {"kind", "head", "params", "names", "landmarks", "use", "mirrored", "faces", "asked"}  # a header of 0.1.0
 HEAD_TENSOR = "head."  # prefix of the tensors of the head's state
 
 
@@ -74,13 +89,7 @@ def save_detector(
         "faces": faces,
         "asked": {name: arguments[name] for name in ARGUMENTS} | {"head": _describe_head(arguments["head"])},
     }
-    text = json.dumps(header, default=_to_list)
-    write_file(path, tensors, {REGRESSOR_FORMAT: text}, overwrite)
-
-
-def _to_list(values: Any) -> Any:
-    """What JSON has for an array, or any other iterable, in names=, mirror= and normalizer=."""
-    return values.tolist() if hasattr(values, "tolist") else list(values)
+    write_file(path, tensors, seal(tensors, REGRESSOR_FORMAT, header), overwrite)
 
 
 def load_detector(
@@ -99,6 +108,8 @@ def load_detector(
             header = json.loads(metadata[REGRESSOR_FORMAT])
         else:
             header = _update_first_format(json.loads(metadata[FIRST_FORMAT]), tensors)
+        if "sha256" not in header:
+            _require_unsealed(path, header)
         kind = FeatureKind(**header["kind"] | {"model": ModelId(*header["kind"]["model"])})
         model = _load_fitted_on(kind.model, hub) if model is None else model
         if model.id.sha256 != kind.model.sha256:
@@ -107,17 +118,17 @@ def load_detector(
                 "Load that model and pass model=, or fit again."
             )
         new_head = _head_class(path, header["head"], head)
+        fresh = new_head(**header["params"])
+        _check_tensors(path, tensors, header, fresh, model)
         fitted = FittedDetector(
-            head=new_head(**header["params"]),
+            head=fresh,
             reader=MapReader(header["use"], tensors["mean"], tensors["std"]),
             kind=kind,
             names=None if header["names"] is None else tuple(header["names"]),
             mirrored=header["mirrored"],
             held_out_errors=tensors["held_out_errors"].numpy(),
         )
-        fitted.head.load_state(
-            {name.removeprefix(HEAD_TENSOR): tensor for name, tensor in tensors.items() if name.startswith(HEAD_TENSOR)}
-        )
+        fitted.head.load_state(_select_state(tensors))
         arguments = {name: header["asked"][name] for name in ARGUMENTS}
         if not isinstance(arguments["head"], str):
             arguments["head"] = new_head(**arguments["head"]["params"])
@@ -126,12 +137,57 @@ def load_detector(
 
 def _update_first_format(header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The header of a file of the first format as it would be today; the ridge that was chosen becomes a tensor."""
-    params, asked = header["settings"], header["asked"]["head"]
+    params, asked = header.pop("settings"), header["asked"]["head"]
     if header["head"] == "cascade":
         tensors[f"{HEAD_TENSOR}ridge"] = torch.tensor(params["ridge"], dtype=torch.float64)
     if not isinstance(asked, str):
         asked = {"name": asked[0], "params": asked[1]}
     return header | {"params": params, "asked": header["asked"] | {"head": asked}}
+
+
+def _require_unsealed(path: str | os.PathLike[str], header: dict[str, Any]) -> None:
+    """Warn of a header without a checksum; raise ValueError where it is none that 0.1.0 wrote."""
+    if others := header.keys() ^ UNSEALED:
+        raise ValueError(f"the header has no checksum, and is not one of scemae 0.1.0 ({', '.join(sorted(others))})")
+    warnings.warn(
+        f"{path} carries no checksum, as scemae 0.1.0 wrote it: damage to its numbers would not be noticed. "
+        "Load it where it is known to be whole, and save it again.",
+        stacklevel=4,  # the caller of LandmarkRegressor.load
+    )
+
+
+def _check_tensors(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any], head: Head, model: Extractor
+) -> None:
+    """Raise IncompatibleWeightsError or ValueError unless the tensors are those that header, head and model call for.
+
+    A head that is not scemae's is given its own tensors unchecked.
+    """
+    faces, landmarks, names = header["faces"], header["landmarks"], header["names"]
+    if names is not None and not (len(set(names)) == len(names) == landmarks and all(type(n) is str for n in names)):
+        raise ValueError(f"names are {names!r:.200}, wanted those of {landmarks} landmarks")
+    if type(header["mirrored"]) is not bool or min(faces, landmarks) < 1:
+        raise ValueError(f"mirrored is {header['mirrored']!r}, faces {faces!r}, landmarks {landmarks!r}")
+    use, channels = validate_use(header["use"]), len(tensors["mean"])
+    if isinstance(model, SceMae):  # of others the channels are not known
+        width, projected = model.config.backbone.width, model.config.projector_dim or 0
+        channels = {"backbone": width, "projected": projected, "both": width + projected}[use]
+    built_in, state = head.name in HEADS, _select_state(tensors)
+    if built_in:
+        state = cast("CascadeHead | HeatmapHead", head).expected_state(channels, landmarks, state)
+    expected = {f"{HEAD_TENSOR}{name}": tensor for name, tensor in state.items()}
+    with torch.device("meta"):
+        expected["mean"] = expected["std"] = torch.empty(channels, dtype=torch.float32)
+        expected["held_out_errors"] = torch.empty(faces, landmarks, dtype=torch.float64)
+    check_layout(path, tensors, expected, "header")
+    check_finite(path, {n: tensors[n] for n in (expected if built_in else ("mean", "std")) if n != "held_out_errors"})
+    if tensors["held_out_errors"].isinf().any() or not (tensors["std"] > 0).all():
+        raise ValueError("a held-out error is infinite, or a deviation not above 0")
+
+
+def _select_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the head's state, by their names there."""
+    return {name.removeprefix(HEAD_TENSOR): t for name, t in tensors.items() if name.startswith(HEAD_TENSOR)}
 
 
 def _describe_head(head: str | Head) -> Any:
@@ -154,19 +210,19 @@ def _head_class(path: str | os.PathLike[str], name: str, own: type[Head] | None)
 
 
 def _load_fitted_on(model: ModelId, hub: HubOptions) -> Extractor:
-    try:
-        return load_model(model.name, **hub)
-    except ModelNotFoundError as error:
+    """The released model of that name. Any other is for the caller to find: a file must not choose what is fetched."""
+    if model.name not in RELEASED:
         raise ModelNotFoundError(
             f"The regressor was fitted on a model of your own, {model}: load it and pass model= (--model)."
-        ) from error
+        )
+    return load_model(model.name, **hub)
 
 
 @contextmanager
 def _explain_damage(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
-    except IncompatibleWeightsError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # RecursionError is one
+        if isinstance(error, ScemaeError) and not isinstance(error, OptionError):
+            raise
         raise IncompatibleWeightsError(f"{path} is damaged: {type(error).__name__}: {error}.") from error

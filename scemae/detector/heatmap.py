@@ -114,6 +114,11 @@ class HeatmapHead:
         """The network's tensors."""
         return self.net_.state_dict()
 
+    def expected_state(self, channels: int, landmarks: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Names, shapes and types that a `state` must have, on "meta"."""
+        with torch.device("meta"):
+            return self._new_net(channels, landmarks).float().state_dict()
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave."""
         count = len(state["mix"])

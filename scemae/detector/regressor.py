@@ -299,7 +299,7 @@ class LandmarkRegressor(Estimator):
 
         Args:
             path: the path of the file, or its source on the Hub.
-            model: the one that it was fitted on; None loads it by its name.
+            model: the one that it was fitted on; None loads it by its name, if it is a released one.
             head: the class of a head of your own that it was fitted with.
             hub: as in `load_model`, whose errors a file on the Hub raises too.
 
@@ -307,6 +307,10 @@ class LandmarkRegressor(Estimator):
             WeightsIntegrityError: a damaged file.
             IncompatibleWeightsError: another kind of file, another model than the regressor was fitted on, or a head
                 that is not one of scemae's without head=.
+            ModelNotFoundError: it was fitted on a model that is not a released one: pass model=.
+
+        Warns:
+            UserWarning: the file carries no checksum, as scemae 0.1.0 wrote it.
         """
         validate_hub_options(hub)
         arguments, fitted = load_detector(path, model, head, hub)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from scemae.errors import IncompatibleWeightsError, OptionError
 
 Use = Literal["backbone", "projected", "both"]
 ProjectorMode = Literal["linear", "spatial_softmax"]
+LARGEST = 2**14  # of any size in a configuration: far above what can be computed, far below what overflows
 
 
 def validate_use(use: str) -> Use:
@@ -58,6 +60,18 @@ class AlignerConfig:
     projection_dim: int  # numbers kept of each token
     residual: float  # half-sides: a last step that still moves the points by this (rms) has a confidence of one half
 
+    def __post_init__(self) -> None:
+        if not (
+            self.points
+            and self.scale > 0
+            and self.residual > 0
+            and self.steps
+            and all(0 <= step < 64 for step in self.steps)
+            and 0 <= self.similarity_steps <= LARGEST
+            and 1 <= self.projection_dim <= LARGEST
+        ):
+            raise IncompatibleWeightsError(f"No model can be aligned by {str(self)[:400]}: a value is out of range.")
+
     @property
     def stages(self) -> int:
         """How many trained stages `steps` draws on."""
@@ -93,10 +107,15 @@ class ModelConfig:
             raise IncompatibleWeightsError(
                 f"Model {self.name!r} has the architecture {self.architecture!r}; known are {sorted(BACKBONES)}."
             )
-        if self.patch_size < 1 or self.input_size < 1 or self.input_size % self.patch_size:
+        if self.patch_size < 1 or not 1 <= self.input_size <= LARGEST or self.input_size % self.patch_size:
             raise IncompatibleWeightsError(
                 f"Model {self.name!r} has an input of {self.input_size} px; it must be a multiple of its patch size, "
-                f"{self.patch_size} px."
+                f"{self.patch_size} px, and at most {LARGEST}."
+            )
+        if not 1 <= (self.projector_dim or 1) <= LARGEST or min(self.std) <= 0 or self.prior_sigma < 0:
+            raise IncompatibleWeightsError(
+                f"Model {self.name!r} has projector_dim {self.projector_dim}, std {self.std} and prior_sigma "
+                f"{self.prior_sigma}; wanted 1 to {LARGEST} or None, numbers above 0, and at least 0."
             )
 
     @property
@@ -115,23 +134,37 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Read config.json; raises IncompatibleWeightsError if a field is missing or unknown, or if it is not JSON."""
+        """Read config.json; raises IncompatibleWeightsError unless it is JSON of just these fields and their types."""
         try:
             fields: dict[str, Any] = {**json.loads(text)}
             fields.pop("interpolation", None)  # a field of older folders that nothing ever read
-            for name in ("mean", "std"):
-                fields[name] = tuple(fields[name])
-            aligner = fields["aligner"]
-            if aligner is not None:
-                aligner["points"] = tuple((float(x), float(y)) for x, y in aligner["points"])
-                aligner["steps"] = tuple(aligner["steps"])
-                fields["aligner"] = AlignerConfig(**aligner)
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+            return _as_type(fields, cls, "config.json")
+        except (TypeError, ValueError, RecursionError) as error:
             raise IncompatibleWeightsError(
-                f"This config.json does not describe a scemae model ({type(error).__name__}: {error}). "
+                f"This config.json does not describe a scemae model ({type(error).__name__}: {str(error)[:400]}). "
                 "Was it written by another version of scemae, or edited by hand?"
             ) from error
+
+
+def _as_type(value: Any, hint: Any, name: str) -> Any:
+    """A value of JSON as the annotated type of a field; raises TypeError or ValueError, with the name, for another."""
+    parts = get_args(hint)
+    if isinstance(value, dict) and dataclasses.is_dataclass(hint):
+        build: Any = hint
+        hints = get_type_hints(hint)
+        return build(**{key: _as_type(part, hints[key], key) if key in hints else part for key, part in value.items()})
+    if isinstance(value, list) and get_origin(hint) is tuple:
+        wanted = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
+        return tuple(_as_type(part, kind, name) for part, kind in zip(value, wanted, strict=True))
+    if get_origin(hint) is Literal and value in parts:
+        return value
+    if type(None) in parts:  # X | None
+        return None if value is None else _as_type(value, parts[0], name)
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return value
+    if hint in (int, str) and type(value) is hint:
+        return value
+    raise TypeError(f"{name} is {value!r}, wanted {getattr(hint, '__name__', hint)}")
 
 
 class ModelId(NamedTuple):

@@ -90,20 +90,27 @@ class Pack:
     def open(cls, folder: Path) -> Self:
         """Map a folder that `pack_faces` wrote; raises DataError where it is not a pack, or not whole."""
         try:
+            if odd := [name for name in (INDEX, SQUARES) if (folder / name).exists() and not (folder / name).is_file()]:
+                raise OSError(f"{odd[0]} is a folder or device")
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            names, size = tuple(index["names"]), int(index["size"])
+            names, size, input_size = index["names"], index["size"], index.get("input_size", 96)
+            texts = [index["source"], *names, *index["skipped"].values()]
+            if not (isinstance(names, list) and names and all(isinstance(text, str) for text in texts)):
+                raise ValueError("names, source or skipped are not as scemae writes them")
+            if not (type(size) is type(input_size) is int and 1 <= input_size <= size):
+                raise ValueError(f"size is {size!r}, input_size {input_size!r}")
             squares = np.memmap(folder / SQUARES, dtype=np.uint8, mode="r").reshape(len(names), size, size, 3)
             return cls(
                 folder=folder,
                 squares=squares,
-                names=names,
+                names=tuple(names),
                 source=index["source"],
                 skipped=index["skipped"],
-                input_size=int(index.get("input_size", 96)),
+                input_size=input_size,
             )
         except OSError as error:
             raise DataError(f"{folder} is not a pack that can be read: {error}. Make one: {_COMMAND}.") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise DataError(f"{folder} is damaged ({error!r}). Make it again: {_COMMAND}.") from error
 
 
@@ -258,7 +265,7 @@ def _iter_entries(source: Path, only: Container[Path] | None) -> Iterator[Any]:
         paths = sorted(path for path in source.rglob("*") if _is_image(path.name) and path.is_file())
         paths = [path for path in paths if only is None or path.resolve() in only]
         return _count_first(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
-    if not source.exists():
+    if not source.is_file():
         raise DataError(f"{source}: there is no such file or folder.")
     return _iter_parquet(source) if source.suffix == ".parquet" else _iter_tar(source)
 

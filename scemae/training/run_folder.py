@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,7 @@ CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pic
 RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
 # Fields of a checkpoint. step: updates of the weights so far; seconds: of work; losses: of the steps that are not in
 # the log yet; images: hash of the first image of the next step; origin: see Recipe.
+ZIP_END, DIGEST = 22, 64  # bytes of the end of a zip archive without a comment, and of a SHA-256 as text
 CHECKPOINT_FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "origin", "module", "optimizer"}
 
 
@@ -68,11 +72,15 @@ class RunFolder:
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
+        if not path.is_file():
+            raise RunError(f"{path} is a folder or device; wanted a checkpoint. Choose another --out.")
         again = f"Replace the run with --overwrite; a new one can --continue-from {self.path / MODEL}, if it is there."
+        if not _is_whole(path):
+            raise RunError(f"{path} is damaged or was altered: its checksums do not match its contents. {again}")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # which kind depends on the damage
-            raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
+        except Exception as error:  # which kind depends on what it is
+            raise RunError(f"{path} is not a checkpoint: it cannot be read as one. {again}") from error
         if not isinstance(state, dict) or state.keys() != CHECKPOINT_FIELDS:
             raise RunError(f"{path} is not a checkpoint of this version of scemae. {again}")
         return state
@@ -92,8 +100,14 @@ class RunFolder:
     def read_log(self) -> list[dict[str, float]]:
         """The lines of the log, without a last one that was cut short."""
         path = self.path / LOG
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            text = path.read_bytes().decode() if path.exists() else ""
+            lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            if not all(isinstance(line, dict) and type(line.get("step")) is int for line in lines):
+                raise ValueError("a line has no step")
+        except (ValueError, RecursionError, OSError) as error:
+            raise RunError(f"{path} is damaged ({error}). Mend or remove the line, or remove the file.") from error
+        return lines
 
     def cut_log(self, step: int) -> None:
         """Drop what was logged after a step: the run continues there."""
@@ -140,11 +154,39 @@ def create_model_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             yield folder
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a file is as `_save_whole` wrote it; torch.load compares no checksum.
+
+    It is a zip archive whose comment is the SHA-256 of all before it. Those of scemae 0.1.0 have no comment, and their
+    parts have CRCs only.
+    """
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            file.seek(-ZIP_END, os.SEEK_END)
+            if file.read(4) == b"PK\5\6":  # the archive ends without a comment
+                return archive.testzip() is None
+            file.seek(-DIGEST, os.SEEK_END)
+            left, stated = file.tell(), file.read()
+            digest = hashlib.sha256()
+            file.seek(0)
+            while left and (part := file.read(min(left, 2**20))):
+                digest.update(part)
+                left -= len(part)
+            return digest.hexdigest().encode() == stated
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError, OSError):
+        return False
+
+
 def _save_whole(path: Path, state: Any) -> None:
     try:
         with atomic_write(path) as temporary:
             torch.save(state, temporary)
             with temporary.open("r+b") as file:  # Windows flushes only what is open for writing
+                file.seek(-2, os.SEEK_END)
+                file.write(DIGEST.to_bytes(2, "little"))  # the length of the archive's comment
+                file.seek(0)
+                file.write(hashlib.file_digest(file, "sha256").hexdigest().encode())
+                file.flush()
                 os.fsync(file.fileno())  # after a power failure the file is the old one or the new one
     except RuntimeError as error:  # how torch reports a full disk
         raise OutputError(

@@ -22,8 +22,8 @@ from scemae.weights.model_folder import (
     VerifiedFiles,
     check_complete,
     file_sha256,
-    load_state,
     read_config,
+    read_weights,
     verify_files,
 )
 
@@ -110,7 +110,8 @@ def load_model(
             SCEMAE_WEIGHTS_DIR names, else from the Hub's cache, else fetched. Its SHA-256 is that of the release.
             "hf-hub:ORG/REPO" or "hf-hub:ORG/REPO@REVISION": a repository that `scemae push` wrote.
             "local-dir:PATH" or a pathlib.Path: a model folder. For both, the SHA-256 must be the one that the card
-            states; a folder without a card is checked for the names and shapes of its tensors only.
+            states; in a folder without a card, the weights must have the checksum that they carry (released ones carry
+            none, and must be those of the release), and just the tensors that the configuration describes, finite.
         device: "auto" (the first CUDA GPU, Apple's MPS, else the CPU) or any torch device.
         dtype: "float32", or "bfloat16" for an encoder that is faster on processors with bf16 instructions.
         **hub: how to reach the Hub: `endpoint`, `cache_dir`, `token`, `local_files_only` (HubOptions).
@@ -133,9 +134,12 @@ def load_model(
         raise OptionError(f"dtype is {dtype!r}; it must be one of {DTYPES}.")
     folder, sha256 = locate_model(source, **hub)
     config = read_config(folder)
+    with torch.device("meta"):  # a configuration may ask for any amount of memory
+        expected = SceMae(config).state_dict()
+    tensors = read_weights(folder / WEIGHTS, expected)
     with torch.random.fork_rng(devices=[]), default_numerics():  # the initial weights, soon replaced, draw none
         model = SceMae(config).float()  # whatever the default dtype is
-        load_state(model, folder / WEIGHTS)
+        model.load_state_dict(tensors)
     model.id = ModelId(config.name, sha256.get(WEIGHTS) or file_sha256(folder / WEIGHTS))
     if dtype == "bfloat16":
         model.backbone.to(torch.bfloat16)
@@ -167,9 +171,9 @@ def locate_model(source: str | os.PathLike[str], **hub: Unpack[HubOptions]) -> V
         return _locate_released(source, hub)
     close = difflib.get_close_matches(source, RELEASED, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    if os.sep in source or Path(source).is_dir():
+    if os.sep in source or os.path.isdir(source):
         hint += f" To load a folder, say '{LOCAL}{source}'; a repository of the Hub, '{HUB}ORG/REPO'."
-    raise ModelNotFoundError(f"There is no model {source!r}; there is {', '.join(sorted(RELEASED))}.{hint}")
+    raise ModelNotFoundError(f"There is no model {source!r:.200}; there is {', '.join(sorted(RELEASED))}.{hint}")
 
 
 def packaged_folder(name: str) -> Path:
@@ -182,8 +186,15 @@ def packaged_folder(name: str) -> Path:
 def _verify_local_folder(folder: Path) -> VerifiedFiles:
     check_complete(folder)
     stated = read_card_hashes(folder)
+    wanted: Mapping[str, str] = {name: stated[name] for name in (WEIGHTS, CONFIG) if name in stated}
     next_step = f"{folder / CARD} states that. Get the folder again; or, if you changed it, remove the card."
-    return verify_files(folder, {name: stated[name] for name in (WEIGHTS, CONFIG) if name in stated}, next_step)
+    if not wanted:
+        config = file_sha256(folder / CONFIG)
+        for name, release in RELEASED.items():
+            if release.sha256[CONFIG] == config:
+                wanted = release.sha256
+                next_step = f"Its {CONFIG} is that of {name}; if you changed the weights, give them another name there."
+    return verify_files(folder, wanted, next_step)
 
 
 def _locate_released(name: str, hub: HubOptions) -> VerifiedFiles:
