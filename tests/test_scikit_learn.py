@@ -47,7 +47,7 @@ def routing():
 @pytest.fixture(scope="module")
 def by_hand(photos, two_block_model):
     """The scores of three people held out in turn, by a loop that has the boxes."""
-    images, landmarks, boxes, _ = photos
+    images, landmarks, boxes, person = photos
 
     def loop(regressor, groups):
         scores = []
@@ -82,7 +82,7 @@ def test_cross_validation_with_boxes_is_the_loop_by_hand(regressor, photos, by_h
 @pytest.mark.slow
 @pytest.mark.usefixtures("routing")
 def test_what_was_not_requested_is_refused(regressor, photos):
-    images, landmarks, boxes, person = photos
+    images, landmarks, boxes, _ = photos
     with pytest.raises(UnsetMetadataPassedError, match="boxes"):
         cross_val_score(regressor, images, landmarks, cv=3, params={"boxes": boxes})
     with pytest.raises(UnsetMetadataPassedError, match=r"\[boxes\].*LandmarkRegressor.*score"):
