@@ -38,8 +38,8 @@ def check_count(faces: int) -> None:
     """Raise OptionError for more faces than a picture shows."""
     if faces > MOST_FACES:
         raise OptionError(
-            f"There are {faces:,} faces; one picture shows at most {MOST_FACES}. Draw them in parts, [:{MOST_FACES}] first; "
-            "on the command line, give fewer images, or no --out."
+            f"There are {faces:,} faces; one picture shows at most {MOST_FACES}. Draw them in parts, [:{MOST_FACES}] "
+            "first; on the command line, give fewer images, or no --out."
         )
 
 

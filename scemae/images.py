@@ -95,8 +95,8 @@ class ImageBatch:
                 yield photo, box
                 usable += 1
             if usable:  # until then, no warning: there may be nothing but an error
-                for _, error in self.failed[warned:]:
-                    warnings.warn(f"{error} It is left out.", stacklevel=2)
+                for _, problem in self.failed[warned:]:
+                    warnings.warn(f"{problem} It is left out.", stacklevel=2)
                 warned = len(self.failed)
         if self._boxes is not None and next(boxes, missing) is not missing:
             raise BoxInputError("There are more boxes than images; wanted one (x0, y0, x1, y1) per image.")

@@ -230,8 +230,10 @@ def test_bad_images_are_skipped(two_block_model, bad_images, samples):
     assert torch.equal(features.backbone_map, wanted.backbone_map)
 
     with pytest.warns(UserWarning, match=SKIPPED):
-        parts = scemae.iter_features(two_block_model, iter(images), boxes=iter(boxes), on_error="skip", batch_size=2)
-        assert [[face.source for face in part.faces] for part in parts] == [good[:2], good[2:]]
+        parts = list(
+            scemae.iter_features(two_block_model, iter(images), boxes=iter(boxes), on_error="skip", batch_size=2)
+        )
+    assert [[face.source for face in part.faces] for part in parts] == [good[:2], good[2:]]
 
     regressor = scemae.fit_regressor(two_block_model, features[:2], [list(s.landmarks.values()) for s in samples])
     with pytest.warns(UserWarning, match=SKIPPED):

@@ -81,7 +81,7 @@ def _end_on_signals() -> Iterator[None]:
 @contextmanager
 def _one_line_warnings(as_json: bool) -> Iterator[None]:
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: _format_problem("warning", message, as_json) + "\n"  # type: ignore
+    warnings.formatwarning = lambda message, *_: _format_problem("warning", message, as_json) + "\n"
     try:
         yield
     finally:
@@ -106,7 +106,9 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of all commands. Of those in `TRAINING` it has the options only if `words` call them."""
-    parser = _Parser(prog="scemae", description=scemae.__doc__, epilog="scemae COMMAND --help describes a command.")
+    parser: argparse.ArgumentParser = _Parser(
+        prog="scemae", description=scemae.__doc__, epilog="scemae COMMAND --help describes a command."
+    )
     parser.add_argument(
         "--version", action="version", version=f"scemae {scemae.__version__}", help="Print the version and exit."
     )
