@@ -51,7 +51,10 @@ def is_taken(path: Path) -> bool:
 
 def find_leftovers(folder: Path) -> list[str]:
     """Names of temporary files and folders: of processes that are writing there, or that were killed before the end."""
-    return sorted(entry.name for entry in folder.iterdir() if TEMPORARY_NAME.fullmatch(entry.name))
+    try:
+        return sorted(filter(TEMPORARY_NAME.fullmatch, os.listdir(folder)))
+    except OSError:  # a folder that cannot be read
+        return []
 
 
 @contextmanager

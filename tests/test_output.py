@@ -58,15 +58,12 @@ def test_of_two_writers_one_folder_is_whole(tmp_path, exists):
     out = tmp_path / "out"
     if exists:
         out.mkdir()
-
-    def write_while_another_writes():
-        with atomic_folder(out) as slow:
-            fill(slow, "slow")
-            with atomic_folder(out) as fast:
-                fill(fast, "fast")
-
+    writer = atomic_folder(out)
+    fill(writer.__enter__(), "slow")
+    with atomic_folder(out) as fast:
+        fill(fast, "fast")
     with pytest.raises(OutputError, match="another process has just written it"):
-        write_while_another_writes()
+        writer.__exit__(None, None, None)
     assert [path.read_text() for path in tmp_path.rglob("*.txt")] == ["fast"]
     assert list(tmp_path.iterdir()) == [out]
 

@@ -64,7 +64,7 @@ def features(args: argparse.Namespace) -> Report:
     }
     write_file(out, {"map": feature_map, "crop_to_image": crops}, header, args.overwrite)
     result = {"out": str(out), "map": list(feature_map.shape), "grid": vars(faces.grid), "failed": _failures(batch)}
-    return result, f"{out}: map {tuple(feature_map.shape)} of {len(faces)} faces", _report_failures(batch)
+    return result, f"{out}: map {tuple(feature_map.shape)} of {len(faces)} faces", _finish(batch)
 
 
 def match(args: argparse.Namespace) -> Report:
@@ -154,7 +154,7 @@ def doctor(args: argparse.Namespace) -> tuple[Any, str]:
         "threads": torch.get_num_threads(),
         "models": [row.name for row in scemae.list_models()],
         "default model": _check_default_model(),
-        "unfinished files here": find_leftovers(Path.cwd()),
+        "unfinished files here": find_leftovers(Path()),
     }
     return report, "\n".join(f"{name}: {value}" for name, value in report.items())
 
@@ -341,31 +341,26 @@ def _report_landmarks(landmarks: Landmarks, out: Path | None, batch: ImageBatch 
         for name, place in face["landmarks"].items():
             lines.append(f"  {escape_controls(name)}: {place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}")
     result = {"faces": faces, "picture": None if out is None else str(out), "failed": _failures(batch)}
-    return result, "\n".join(lines), _finish(landmarks, out, batch)
+    return result, "\n".join(lines), _finish(batch, landmarks, out)
 
 
-def _finish(landmarks: Landmarks, out: Path | None, batch: ImageBatch | None) -> Iterator[str]:
-    if out is not None:
+def _finish(batch: ImageBatch | None, landmarks: Landmarks | None = None, out: Path | None = None) -> Iterator[str]:
+    """Draw the landmarks to `out`, then raise ImageInputError if an image could not be used. Gives lines to print."""
+    if landmarks is not None and out is not None:
         picture = landmarks.draw()
         with atomic_write(out) as temporary:
             picture.save(temporary)
         yield f"picture: {out}"
-    yield from _report_failures(batch)
+    if batch is not None and batch.failed:
+        names = [name for name, _ in batch.failed]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise ImageInputError(f"{', '.join(names[:8])}{more} could not be used; the other images are done.")
 
 
 def _failures(batch: ImageBatch | None) -> list[dict[str, str]]:
     """The images that could not be used, for --json."""
     failed = [] if batch is None else batch.failed
     return [{"source": name, "error": type(error).__name__, "message": str(error)} for name, error in failed]
-
-
-def _report_failures(batch: ImageBatch | None) -> Iterator[str]:
-    """Raise ImageInputError if there are images that could not be used; no lines."""
-    failed = [] if batch is None else [name for name, _ in batch.failed]
-    if failed:
-        more = f" and {len(failed) - 8} more" if len(failed) > 8 else ""
-        raise ImageInputError(f"{', '.join(failed[:8])}{more} could not be used; the other images are done.")
-    yield from ()
 
 
 def _check_default_model() -> str:

@@ -36,11 +36,11 @@ class EvaluationFolder:
 
         `overwrite` starts again; raises OutputError if the folder holds files that are not an evaluation's.
         """
-        settings, taken = json.loads(json.dumps(settings)), is_taken(path)
-        if overwrite and (path / SETTINGS).exists():
+        settings = json.loads(json.dumps(settings))
+        if overwrite and is_taken(path / SETTINGS):
             check_own(path, OWN_FILES)
             shutil.rmtree(path)
-        if (path / SETTINGS).exists():
+        if is_taken(path / SETTINGS):
             before = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
             changed = [name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)]
             if changed:
@@ -51,7 +51,7 @@ class EvaluationFolder:
                     f"{path} holds an evaluation with other settings ({changes}). Choose another --out, or pass "
                     "--overwrite to start again."
                 )
-        elif taken and (not path.is_dir() or any(path.iterdir())):
+        elif is_taken(path) and (not path.is_dir() or any(path.iterdir())):
             raise RunError(f"{path} exists already and does not hold an evaluation. Choose another --out.")
         path.mkdir(parents=True, exist_ok=True)
         _write_text(path / SETTINGS, json.dumps(settings, indent=2) + "\n")
