@@ -69,7 +69,7 @@ def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, floa
 def _read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """The line number of each row, and its cells by column, without spaces around them.
 
-    Raises TableError unless the header has each of the columns, and each row as many cells as the header.
+    Raises TableError unless the header and each row have each of the columns, and no row a cell beyond the header.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
