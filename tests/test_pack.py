@@ -1,11 +1,13 @@
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_runs import pack_noise
 
 from scemae.errors import DataError, OptionError, OutputError
 from scemae.geometry import sample_views
@@ -271,6 +273,28 @@ def test_a_damaged_pack(folder, tmp_path, damage):
     assert is_pack(out) == (damage != "no index")
     with pytest.raises(DataError, match=r"pack is (damaged|not a pack).*scemae data pack IMAGES OUT"):
         Pack.open(out)
+
+
+@pytest.mark.parametrize(
+    "change", [{"names": "ab"}, {"names": [1, 2]}, {"size": 136.0}, {"input_size": 500}, {"skipped": []}, {"source": 1}]
+)
+def test_an_index_of_wrong_types(tmp_path, change):
+    """Faults D."""
+    pack_noise(tmp_path / "pack", 2)
+    index = tmp_path / "pack" / "pack.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    with pytest.raises(DataError, match="pack is damaged"):
+        Pack.open(tmp_path / "pack")
+
+
+def test_a_pack_of_pipes(tmp_path):
+    """Faults C7: a FIFO without a writer was waited for."""
+    pack_noise(tmp_path / "pack", 2)
+    index = tmp_path / "pack" / "pack.json"
+    index.unlink()
+    os.mkfifo(index)
+    with pytest.raises(DataError, match=r"pack\.json is a folder or device"):
+        Pack.open(tmp_path / "pack")
 
 
 def test_a_file_is_no_pack(tmp_path):

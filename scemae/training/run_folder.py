@@ -22,9 +22,9 @@ from scemae.output import atomic_folder, atomic_write, is_taken
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
 RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
+ZIP_END, DIGEST = 22, 64  # bytes of the end of a zip archive without a comment, and of a SHA-256 as text
 # Fields of a checkpoint. step: updates of the weights so far; seconds: of work; losses: of the steps that are not in
 # the log yet; images: hash of the first image of the next step; origin: see Recipe.
-ZIP_END, DIGEST = 22, 64  # bytes of the end of a zip archive without a comment, and of a SHA-256 as text
 CHECKPOINT_FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "origin", "module", "optimizer"}
 
 
