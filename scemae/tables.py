@@ -39,8 +39,8 @@ def read_groups(path: str | PathLike[str]) -> dict[Path, str | None]:
         before = groups.setdefault(image, group)
         if group is not None and before not in (None, group):
             raise TableError(
-                f"{path}, line {number}: {row['path']} is in group {group!r}, and in {before!r} above; wanted one group "
-                "per image."
+                f"{path}, line {number}: {row['path']} is in group {group!r}, and in {before!r} above; wanted one "
+                "group per image."
             )
         groups[image] = before or group
     return groups

@@ -1,4 +1,4 @@
-"""LandmarkRegressor in scikit-learn's cross-validation: boxes and groups reach `fit` and `score`, or it says so (A3)."""
+"""In scikit-learn's cross-validation boxes and groups reach `fit` and `score`, or it says so (faults A3)."""
 
 import sys
 
@@ -82,7 +82,7 @@ def test_cross_validation_with_boxes_is_the_loop_by_hand(regressor, photos, by_h
 @pytest.mark.slow
 @pytest.mark.usefixtures("routing")
 def test_what_was_not_requested_is_refused(regressor, photos):
-    images, landmarks, boxes, person = photos
+    images, landmarks, boxes, _ = photos
     with pytest.raises(UnsetMetadataPassedError, match="boxes"):
         cross_val_score(regressor, images, landmarks, cv=3, params={"boxes": boxes})
     with pytest.raises(UnsetMetadataPassedError, match=r"\[boxes\].*LandmarkRegressor.*score"):
@@ -136,7 +136,7 @@ def test_boxes_are_said_or_left_out_on_purpose(regressor, two_block_model, photo
     assert regressor.score(images, landmarks, boxes=[None] * 6) < regressor.score(images, landmarks, boxes=boxes)
     features = scemae.extract_features(two_block_model, images, boxes=boxes, align=False, expansion=1)
     for use in (regressor.fit, regressor.score):
-        with pytest.raises(BoxInputError, match="images are FaceFeatures.*leave out boxes="):
+        with pytest.raises(BoxInputError, match=r"images are FaceFeatures.*leave out boxes="):
             use(features, landmarks, boxes=boxes)
     assert regressor.score(features, landmarks) == pytest.approx(regressor.score(images, landmarks, boxes=boxes))
     regressor.fit(features, landmarks).predict(images)  # nothing is known of boxes here

@@ -83,7 +83,8 @@ def fit_regressor(
     Returns:
         A fitted LandmarkRegressor. `held_out_error_` is its mean error on held-out faces, as a fraction of the
         normalizer (an NME): leave-one-group-out up to 10 groups, where a face without a group counts as one, then
-        five folds of groups, at most three with "heatmap"; nan for one group. The cascade chooses the ridge and the use of mirror images by it, which makes it a little optimistic.
+        five folds of groups, at most three with "heatmap"; nan for one group. The cascade chooses the ridge
+        and the use of mirror images by it, which makes it a little optimistic.
 
     Raises:
         ImageInputError: an image that cannot be used; says which.
@@ -337,7 +338,7 @@ class LandmarkRegressor(Estimator):
         return with_progress(stream_features(self.model, batch, **settings), batch.count)
 
     def _lacks_boxes(self, images: Any, boxes: Boxes) -> bool:
-        """Whether images come without boxes after `fit` had them: scikit-learn passes them to `fit` alone if not told."""
+        """Whether images have no boxes though those of `fit` had: scikit-learn, if not told, gives them to `fit` alone."""
         return self._fitted_with_boxes and boxes is None and not _are_features(images)
 
     def check_fitted(self) -> None:
