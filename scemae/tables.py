@@ -21,8 +21,7 @@ def read_annotations(path: str | PathLike[str]) -> dict[Path, dict[str, tuple[fl
     annotations: dict[Path, dict[str, tuple[float, float]]] = {}
     spellings: dict[Path, Path] = {}
     for number, row in _read_rows(path, ANNOTATION_COLUMNS):
-        image = path.parent / row["path"]
-        named = annotations.setdefault(spellings.setdefault(image.resolve(), image), {})
+        named = annotations.setdefault(_find_image(path, row, spellings), {})
         if row["name"] in named:
             raise TableError(f"{path}, line {number}: {row['name']!r} of {row['path']} is listed twice.")
         x, y = _read_floats(path, number, row, ("x", "y"), empty="nan")
@@ -39,8 +38,9 @@ def read_groups(path: str | PathLike[str]) -> dict[Path, str | None]:
     """
     path = Path(path)
     groups: dict[Path, str | None] = {}
+    spellings: dict[Path, Path] = {}
     for number, row in _read_rows(path, ANNOTATION_COLUMNS):
-        image, group = path.parent / row["path"], (row.get("group") or "").strip() or None
+        image, group = _find_image(path, row, spellings), (row.get("group") or "").strip() or None
         before = groups.setdefault(image, group)
         if group is not None and before not in (None, group):
             raise TableError(
@@ -49,6 +49,12 @@ def read_groups(path: str | PathLike[str]) -> dict[Path, str | None]:
             )
         groups[image] = before or group
     return groups
+
+
+def _find_image(path: Path, row: dict[str, str], spellings: dict[Path, Path]) -> Path:
+    """The image of a row, by the first spelling of its path in the table; `spellings` keeps them."""
+    image = path.parent / row["path"]
+    return spellings.setdefault(image.resolve(), image)
 
 
 def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, float, float]]:

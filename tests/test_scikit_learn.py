@@ -1,4 +1,4 @@
-"""LandmarkRegressor in scikit-learn's cross-validation: boxes and groups reach fit and score, or it says so (A3)."""
+"""In scikit-learn's cross-validation boxes and groups reach `fit` and `score`, or it says so (faults A3)."""
 
 import sys
 

@@ -45,7 +45,7 @@ def group_pictures(pictures: NDArray[np.int64], groups: Any = None) -> NDArray[n
 def merge_copies(
     features: FaceFeatures, xy: NDArray[np.float64], pictures: NDArray[np.int64]
 ) -> tuple[FaceFeatures, NDArray[np.float64]]:
-    """Each of m pictures once: its features, and the mean (m, K, 2), image px, of the landmarks on its copies."""
+    """Each of m pictures once: features, and the mean (m, K, 2) of the landmarks (n, K, 2) on its copies, image px."""
     rows = _first_rows(pictures)
     if len(rows) == len(pictures):
         return features, xy

@@ -355,7 +355,7 @@ class LandmarkRegressor(Estimator):
         return with_progress(stream_features(self.model, batch, batch_size=batch_size, **settings), batch.count)
 
     def _lacks_boxes(self, images: Any, boxes: Boxes) -> bool:
-        """Whether images come without boxes after `fit` had them: scikit-learn may pass them to `fit` alone."""
+        """Whether images have no boxes though those of `fit` had, as scikit-learn does it without routing."""
         return self._fitted_with_boxes and boxes is None and not _are_features(images)
 
     def check_fitted(self) -> None:
