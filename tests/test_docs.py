@@ -10,6 +10,7 @@ import shlex
 import shutil
 import tomllib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,9 @@ def run_command(words, more, monkeypatch):
         parse_words(words)  # as written
         name = " ".join(words[: 2 if words[0] in TRAINING else 1])
         smaller = more.get(name, "").split()
-        for option in [word for word in smaller if word.startswith("--") and word in words]:
-            del words[words.index(option) : words.index(option) + 2]  # none may be given twice
+        for option, value in pairwise(smaller):  # whose values none may be given twice
+            if option in words and not value.startswith("--"):
+                del words[words.index(option) : words.index(option) + 2]
         assert main([*words, *smaller]) == 0, " ".join(words)
 
 
