@@ -133,8 +133,7 @@ def guarding(limit: int, revision: str) -> Iterator[Guard]:
 
 def _install() -> None:
     """Have the client's session and its downloads ask the guard of their context; without one they are as before."""
-    from huggingface_hub import file_download
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import file_download, get_session
 
     session: Any = get_session()
     hooks = (session.hooks if hasattr(session, "hooks") else session.event_hooks)["response"]  # requests, or httpx
@@ -143,7 +142,7 @@ def _install() -> None:
     # A second request for metadata could be answered with others than those that were checked.
     ask = file_download.get_hf_file_metadata
     if not (isinstance(ask, partial) and ask.func is _recall):
-        file_download.get_hf_file_metadata = partial(_recall, ask)  # type: ignore[assignment]
+        file_download.get_hf_file_metadata = partial(_recall, ask)
 
 
 def _watch(response: Any, *_: Any, **__: Any) -> None:
