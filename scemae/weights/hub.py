@@ -23,7 +23,7 @@ from scemae.errors import (
     WeightsUnavailableError,
 )
 from scemae.weights.card import read_stated_files
-from scemae.weights.endpoint_guard import COMMIT, SMALL, RefusedAnswerError, guarding, split_endpoint
+from scemae.weights.endpoint_guard import COMMIT, SMALL, Guard, RefusedAnswerError, guarding, split_endpoint
 from scemae.weights.model_folder import CARD, VerifiedFiles, check_sha256
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Repository:
         endpoint, header = split_endpoint(self.hub.get("endpoint"))
         try:
             with guarding(limit, self.revision) as guard:
-                guard.check_metadata(self._get_metadata(name, retry))
+                guard.check_metadata(self._get_metadata(name, retry, guard))
                 path = hf_hub_download(
                     self.id,
                     name,
@@ -247,7 +247,7 @@ class Repository:
             raise translate_hub_error(self, name, error) from error
         return Path(path)
 
-    def _get_metadata(self, name: str, retry: bool) -> HfFileMetadata:
+    def _get_metadata(self, name: str, retry: bool, guard: Guard) -> HfFileMetadata:
         """What the Hub says of a file, or the client's error: at once where nobody answers, `hf_hub_download` alone
         would retry for minutes."""
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
@@ -255,7 +255,7 @@ class Repository:
 
         endpoint, header = split_endpoint(self.hub.get("endpoint"))
         url = hf_hub_url(self.id, name, revision=self.revision, endpoint=endpoint)
-        for pause in (*RETRIES, None) if retry else (None,):
+        for tries, pause in enumerate((*RETRIES, None), 1):
             try:
                 found = get_hf_file_metadata(
                     url,
@@ -266,8 +266,8 @@ class Repository:
                 )
                 break
             except Exception as error:
-                if pause is None or http_status(error) < 500:
-                    raise
+                if pause is None or not retry or http_status(error) < 500 or guard.answers > tries:
+                    raise  # the last: some versions of the client tried again themselves
                 time.sleep(pause)
         if found.commit_hash is None:
             raise FileMetadataError("what answers is not a Hub but, say, a proxy or a login page")
