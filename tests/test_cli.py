@@ -323,9 +323,11 @@ def test_control_characters_are_escaped(capsys, tmp_path, samples):
 def test_a_terminated_command_deletes_its_temporary_files(tmp_path, number):
     """faults B5."""
     code = f"""
-import os, pathlib, scemae, sys
+import os, pathlib, scemae, signal, sys
 from scemae.cli.main import main
 from scemae.output import atomic_folder, atomic_write
+
+signal.signal({int(number)}, signal.SIG_DFL)  # nohup and its like have SIGHUP ignored
 
 def write(pattern):
     with atomic_write(pathlib.Path("file.txt")), atomic_folder(pathlib.Path("folder")):

@@ -124,9 +124,12 @@ def evaluation(run, tmp_path):
 def test_a_published_model_has_the_choices_tables_and_notes(run, evaluation, capsys, tmp_path):
     source, out, notes = run[0] / "model", tmp_path / "published", tmp_path / "notes.md"
     notes.write_text("## Limits\n\nDrawings only.\n")
-    words = ("--prior-sigma", "40", "--license", "CC0-1.0", "--measured", evaluation, "--notes", notes)
-    command = ["train", "publish", "--model", f"local-dir:{source}", "--out", out, *words, "--json"]
-    assert main([str(word) for word in command]) == 0
+
+    def publish(model, notes, *more):
+        words = ["--prior-sigma", "40", "--license", "CC0-1.0", "--measured", evaluation, "--notes", notes, "--json"]
+        return main([*map(str, ["train", "publish", "--model", f"local-dir:{model}", "--out", out, *words, *more])])
+
+    assert publish(source, notes) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (out / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
     before, after = (scemae.model_info(folder).config for folder in (source, out))
@@ -138,11 +141,11 @@ def test_a_published_model_has_the_choices_tables_and_notes(run, evaluation, cap
     sections = old[old.index("\n## How it was made") :]
     assert card.endswith(f"| drawn-tiny | 1.25 |\n\n## Limits\n\nDrawings only.\n{sections}")
     assert {path.name for path in out.iterdir()} == {path.name for path in source.iterdir()} - {DECODER}
-    assert main([str(word) for word in command]) == 2
+    assert publish(source, notes) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main([*map(str, command), "--notes", str(tmp_path / "none.md")]) == 2
+    assert publish(source, tmp_path / "none.md") == 2
     assert "none.md cannot be read" in capsys.readouterr().err
-    assert main([*map(str, command), "--overwrite", "--model", f"local-dir:{out}"]) == 0
+    assert publish(out, notes, "--overwrite") == 0
     assert (out / CARD).read_text() == card  # publishing what is published adds nothing
 
 
