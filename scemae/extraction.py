@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from scemae.errors import ImageInputError, OptionError
+from scemae.errors import ImageInputError, OptionError, warn_user
 from scemae.features import Face, FaceFeatures
 from scemae.geometry import IDENTITY, Array, CellGrid, Crop, sample_view
 from scemae.images import ImageBatch, ImageLike, OnError, Photo, cut_patch, validate_box
@@ -243,10 +242,9 @@ def _cut_face(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> 
     patch = cut_patch(photo.image, crop, at_input_scale)
     quarter = len(patch.pixels) // 4
     if np.ptp(patch.pixels[quarter:-quarter, quarter:-quarter], axis=(0, 1)).max() < CONTRAST:
-        warnings.warn(
+        warn_user(
             f"The square of the face in {photo.source} is of one colour. Is its box right, and its picture neither "
-            "black nor white?",
-            stacklevel=2,
+            "black nor white?"
         )
     return Face(source=photo.source, image_size=photo.image.size, crop=crop, patch=patch)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ class ImageBatch:
                 usable += 1
             if usable:  # until then, no warning: there may be nothing but an error
                 for _, reason in self.failed[warned:]:
-                    warnings.warn(f"{reason} It is left out.", stacklevel=2)
+                    warn_user(f"{reason} It is left out.")
                 warned = len(self.failed)
         if self._boxes is not None and next(boxes, missing) is not missing:
             raise BoxInputError("There are more boxes than images; wanted one (x0, y0, x1, y1) per image.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 from scemae.detector.built_in_heads import HEADS
 from scemae.detector.head import Head
 from scemae.detector.map_reader import MapReader
-from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, ScemaeError
+from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, ScemaeError, warn_user
 from scemae.extraction import Extractor
 from scemae.features import FeatureKind
 from scemae.model.config import ModelId, validate_use
@@ -149,10 +148,9 @@ def _require_unsealed(path: str | os.PathLike[str], header: dict[str, Any]) -> N
     """Warn of a header without a checksum; raise ValueError where it is none that 0.1.0 wrote."""
     if others := header.keys() ^ UNSEALED:
         raise ValueError(f"the header has no checksum, and is not one of scemae 0.1.0 ({', '.join(sorted(others))})")
-    warnings.warn(
+    warn_user(
         f"{path} carries no checksum, as scemae 0.1.0 wrote it: damage to its numbers would not be noticed. "
-        "Load it where it is known to be whole, and save it again.",
-        stacklevel=4,  # the caller of LandmarkRegressor.load
+        "Load it where it is known to be whole, and save it again."
     )
 
 

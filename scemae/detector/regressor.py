@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, Unpack
@@ -20,7 +19,7 @@ from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
-from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError
+from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError, warn_user
 from scemae.extraction import Boxes, Extractor, extract_features, open_batch, stream_features
 from scemae.features import Face, FaceFeatures
 from scemae.images import ImageLike, OnError
@@ -240,7 +239,7 @@ class LandmarkRegressor(Estimator):
         """
         self.check_fitted()
         if self._lacks_boxes(images, boxes):
-            warnings.warn(f"{NO_BOXES} Here the middle of each image is taken for the face.", stacklevel=2)
+            warn_user(f"{NO_BOXES} Here the middle of each image is taken for the face.")
         found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
         for part in self._parts(images, boxes, batch_size, on_error):
             part.kind.require(self.kind_, "These features", "the regressor's")
