@@ -18,17 +18,24 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, OptionError, warn_user
 from scemae.features import Face, FaceFeatures
-from scemae.geometry import IDENTITY, Array, CellGrid, Crop, sample_view
+from scemae.geometry import IDENTITY, CellGrid, Crop, compose, invert, sample_view, similarity
 from scemae.images import ImageBatch, ImageLike, OnError, Photo, cut_patch, validate_box
-from scemae.model.aligner import FaceAligner, is_plausible
+from scemae.model.aligner import Aligner, Located, is_plausible
 from scemae.model.config import ModelConfig, ModelId, validate_switch
 from scemae.model.projector import Projector
 from scemae.numerics import default_numerics
 from scemae.progress import with_progress
 
 Margin = Literal["context", "reflect"]
+Search = Literal["auto", "none"]
 Boxes = ArrayLike | Iterable[ArrayLike | None] | None
 HELD_PIXELS = 200e6  # of photos in memory at a time, 4 bytes each: as many as of 16 photos of 12 MP
+# Other starts of a face that was not found: sides, in sides of its square, and shifts of the centre, in the same.
+OTHER_STARTS = {
+    1.7: ((0, 0),),
+    0.6: ((0, 0),),
+    1.3: ((-0.4, 0), (0.4, 0), (0, -0.4), (0, 0.4), (-0.35, -0.35), (0.35, -0.35), (-0.35, 0.35), (0.35, 0.35)),
+}
 CONTRAST = 16  # of 255: a square in which no channel varies as much shows nothing
 
 
@@ -51,7 +58,7 @@ class Extractor(Protocol):
     def view_margin(self) -> int: ...
 
     @property
-    def aligner(self) -> FaceAligner | None: ...
+    def aligner(self) -> Aligner | None: ...
 
     @property
     def projector(self) -> Projector | None: ...
@@ -59,8 +66,8 @@ class Extractor(Protocol):
     def normalise(self, views: Tensor) -> Tensor:
         """Views of pixels 0..1, on the CPU, to the input of the other methods."""
 
-    def patch_tokens(self, views: Tensor) -> Tensor:
-        """The aligner's input, tokens (B, N, D), of normalised views of `config.input_size` px without margin."""
+    def locate_face(self, views: Tensor, step: int) -> Located:
+        """What the aligner sees in views (B, 3, V, V) of pixels 0..1, of `aligner.view_size` px, in that step."""
 
     def __call__(self, views: Tensor, expansion: int) -> Tensor:
         """Normalised views (B, 3, S, S), S = view_size + 2 view_margin, to maps (B, D, h, w)."""
@@ -77,6 +84,7 @@ def extract_features(
     align: bool | None = None,
     expansion: int | None = None,
     margin: Margin = "context",
+    search: Search = "auto",
     batch_size: int = 16,
     progress: bool | None = None,
     on_error: OnError = "raise",
@@ -97,6 +105,7 @@ def extract_features(
             Default: the model's.
         margin: what the shifts see beyond the view: "context", the photo's own pixels, or "reflect", the view
             mirrored, as in the paper's protocol.
+        search: "auto" starts a face that is not found again from larger and shifted squares; "none" does not.
         batch_size: number of faces in one pass through the model; fewer are aligned together where photos are huge.
         progress: show a progress bar; None shows one on a terminal when the work is long.
         on_error: "raise" for the first image or box that cannot be used; or "skip" to leave such images out, with a
@@ -114,7 +123,9 @@ def extract_features(
     Warns of a face whose square is of one colour.
     """
     batch = open_batch(images, boxes, on_error)
-    parts = stream_features(model, batch, align=align, expansion=expansion, margin=margin, batch_size=batch_size)
+    parts = stream_features(
+        model, batch, align=align, expansion=expansion, margin=margin, search=search, batch_size=batch_size
+    )
     return FaceFeatures.concatenate(list(with_progress(parts, batch.count, progress)))
 
 
@@ -126,12 +137,15 @@ def iter_features(
     align: bool | None = None,
     expansion: int | None = None,
     margin: Margin = "context",
+    search: Search = "auto",
     batch_size: int = 16,
     on_error: OnError = "raise",
 ) -> Iterator[FaceFeatures]:
     """Like `extract_features`, one batch at a time: for generators, and for more images than fit in memory."""
     batch = open_batch(images, boxes, on_error)
-    return stream_features(model, batch, align=align, expansion=expansion, margin=margin, batch_size=batch_size)
+    return stream_features(
+        model, batch, align=align, expansion=expansion, margin=margin, search=search, batch_size=batch_size
+    )
 
 
 def stream_features(
@@ -141,6 +155,7 @@ def stream_features(
     align: bool | None = None,
     expansion: int | None = None,
     margin: Margin = "context",
+    search: Search = "auto",
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
     """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
@@ -154,12 +169,14 @@ def stream_features(
         raise OptionError(f"Model {model.config.name!r} has no aligner; pass align=False.")
     if margin not in ("context", "reflect"):
         raise OptionError(f"margin is {margin!r}; it must be 'context' or 'reflect'.")
+    if search not in ("auto", "none"):
+        raise OptionError(f"search is {search!r}; it must be 'auto' or 'none'.")
     if _whole("batch_size", batch_size) < 1:
         raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
     aligner = model.aligner if align is None or align else None
     expansion = model.config.expansion if expansion is None else _whole("expansion", expansion)
     model.grid(expansion)  # raises OptionError for an expansion that the model does not have
-    return _extract_batches(model, iter(batch), aligner, expansion, margin, batch_size)
+    return _extract_batches(model, iter(batch), aligner, expansion, margin, search, batch_size)
 
 
 def features_through_crops(
@@ -195,14 +212,15 @@ def open_batch(images: Any, boxes: Any, on_error: OnError) -> ImageBatch:
 def _extract_batches(
     model: Extractor,
     pairs: Iterator[tuple[Photo, Any]],
-    aligner: FaceAligner | None,
+    aligner: Aligner | None,
     expansion: int,
     margin: Margin,
+    search: Search,
     batch_size: int,
 ) -> Iterator[FaceFeatures]:
     # A copy on the CPU: features are values, and travel to machines without a GPU.
     project = None if model.projector is None else deepcopy(model.projector).cpu().project
-    while faces := _find_faces(model, aligner, islice(pairs, batch_size)):
+    while faces := _find_faces(model, aligner, islice(pairs, batch_size), search):
         yield FaceFeatures(
             backbone_map=_encode_faces(model, faces, expansion, margin),
             grid=model.grid(expansion),
@@ -216,7 +234,9 @@ def _extract_batches(
         )
 
 
-def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[tuple[Photo, Any]]) -> list[Face]:
+def _find_faces(
+    model: Extractor, aligner: Aligner | None, pairs: Iterator[tuple[Photo, Any]], search: Search
+) -> list[Face]:
     """The faces on photos with boxes, aligned if there is an aligner. It holds `HELD_PIXELS` of photos, or one."""
     at_input_scale = aligner is None and model.view_size == model.config.input_size
     faces: list[Face] = []
@@ -224,7 +244,7 @@ def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[t
 
     def align_last() -> None:
         if held and aligner is not None:
-            faces[-len(held) :] = _align_faces(model, aligner, held, faces[-len(held) :])
+            faces[-len(held) :] = _align_faces(model, aligner, held, faces[-len(held) :], search)
         held.clear()
 
     for photo, box in pairs:
@@ -250,33 +270,67 @@ def _cut_face(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> 
 
 
 @default_numerics()
-def _align_faces(model: Extractor, aligner: FaceAligner, photos: list[Photo], faces: list[Face]) -> list[Face]:
+def _align_faces(
+    model: Extractor, aligner: Aligner, photos: list[Photo], faces: list[Face], search: Search
+) -> list[Face]:
     """The faces with the crops that the aligner's steps lead to.
 
-    A step that loses the face (see `is_plausible`) is not taken; if it is the last one, the confidence is 0.
+    With search="auto" a face that is not found is started again from larger and shifted crops, all in one batch; of
+    these and the first start the surest is kept.
+    """
+    aligned = _take_steps(model, aligner, photos, faces)
+    lost = [i for i, face in enumerate(aligned) if search == "auto" and face.found is False]
+    tries = [(i, replace(faces[i], crop=start)) for i in lost for start in _other_starts(faces[i].crop)]
+    again = _take_steps(model, aligner, [photos[i] for i, _ in tries], [face for _, face in tries])
+    for (i, _), face in zip(tries, again, strict=True):
+        if face.score > aligned[i].score:
+            aligned[i] = replace(
+                face,
+                alignment=aligner.describe(compose(invert(faces[i].crop.to_image_affine), face.crop.to_image_affine)),
+            )
+    return aligned
+
+
+def _other_starts(crop: Crop) -> list[Crop]:
+    middle = np.full(2, (crop.size - 1) / 2)
+    return [
+        crop.refine(similarity(0.0, scale, middle, crop.size * np.array(shift)))
+        for scale, shifts in OTHER_STARTS.items()
+        for shift in shifts
+    ]
+
+
+def _take_steps(model: Extractor, aligner: Aligner, photos: list[Photo], faces: list[Face]) -> list[Face]:
+    """The faces with the crops that the aligner's steps lead to, and what it says of them.
+
+    A step that loses the face (see `is_plausible`) is not taken; if it is the last one, no face is found.
     """
     starts, faces = [face.crop for face in faces], list(faces)
 
-    def move_faces(affines: list[Array]) -> None:
-        crops = [start.refine(affine) for start, affine in zip(starts, affines, strict=True)]
-        moved = zip(faces, crops, photos, strict=True)
-        faces[:] = [_move_face(face, crop, photo, model.view_margin) for face, crop, photo in moved]
+    def crop_of(row: int, affine: Tensor) -> Crop:
+        return starts[row].refine(affine.numpy())
 
-    def encode(affines: list[Array]) -> Tensor:
-        move_faces(affines)
-        views = torch.stack([sample_view(face.patch, face.crop) for face in faces])
+    def locate(rows: Tensor, affines: Tensor, step: int) -> Located:
+        for row, affine in zip(rows.tolist(), affines, strict=True):
+            faces[row] = _move_face(faces[row], crop_of(row, affine), photos[row], 0)
+        crops = [(faces[row].patch, faces[row].crop.resample(aligner.view_size)) for row in rows.tolist()]
         with torch.inference_mode():
-            return model.patch_tokens(model.normalise(views))
+            return model.locate_face(torch.stack([sample_view(patch, crop) for patch, crop in crops]), step)
 
-    def accept(index: int, affine: Array) -> bool:
-        centre, extent = starts[index].refine(affine).centre, np.array(photos[index].image.size)
-        return bool(is_plausible(np.linalg.det(affine[:, :2]), centre, extent))
+    def accept(rows: Tensor, affines: Tensor) -> Tensor:
+        centres = np.stack([crop_of(row, affine).centre for row, affine in zip(rows.tolist(), affines, strict=True)])
+        extents = np.array([photos[row].image.size for row in rows.tolist()])
+        return torch.from_numpy(is_plausible(np.linalg.det(affines[..., :2].numpy()), centres, extents))
 
-    affines, residuals = aligner.align([IDENTITY] * len(faces), encode, accept)
-    move_faces(affines)
+    affines, log_errors = aligner.align(torch.from_numpy(IDENTITY).expand(len(faces), 2, 3), locate, accept)
+    scores = aligner.face_scores(log_errors).tolist()
     return [
-        replace(face, alignment=aligner.describe(affine, residual))
-        for face, affine, residual in zip(faces, affines, residuals, strict=True)
+        replace(
+            _move_face(face, crop_of(row, affines[row]), photos[row], model.view_margin),
+            alignment=aligner.describe(affines[row].numpy()),
+            score=scores[row],
+        )
+        for row, face in enumerate(faces)
     ]
 
 

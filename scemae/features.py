@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from scemae.model.config import ModelConfig, ModelId, Use, validate_use
 from scemae.model.projector import concatenate_maps
 from scemae.numerics import default_numerics
 
+FOUND = 0.5  # the score from which on a face counts as found
 Index = int | slice | Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_]
 
 
@@ -32,6 +34,8 @@ class Face:
         crop: the square that the model saw.
         patch: the pixels around it.
         alignment: what alignment did to the crop of the box; None if it was off.
+        score: the probability that there is a face in the crop, 0..1; nan if it was not aligned, or by an aligner that
+            cannot tell.
     """
 
     source: str
@@ -39,6 +43,12 @@ class Face:
     crop: Crop
     patch: Patch
     alignment: Alignment | None = None
+    score: float = math.nan
+
+    @property
+    def found(self) -> bool | None:
+        """Whether there is a face in the crop; None if that is not known."""
+        return None if math.isnan(self.score) else self.score >= FOUND
 
     def view(self, size: int = 288) -> Image.Image:
         """The square that the model saw (upright and centred if aligned), as an image of `size` px."""
@@ -126,6 +136,16 @@ class FaceFeatures:
         return replace(first, backbone_map=maps, faces=tuple(face for part in parts for face in part.faces))
 
     @property
+    def scores(self) -> NDArray[np.float64]:
+        """The probability (B,) that each crop shows a face, 0..1; nan where `Face.score` is."""
+        return np.array([face.score for face in self.faces])
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Which faces (B,) were found: whose score is at least 1/2, or not known."""
+        return np.array([face.found is not False for face in self.faces], dtype=bool)
+
+    @property
     def kind(self) -> FeatureKind:
         """The model and the settings of the extraction."""
         return FeatureKind(model=self.model, expansion=self.expansion, aligned=self.aligned, margin=self.margin)
@@ -168,15 +188,18 @@ class FaceFeatures:
         """
         draw.check_count(len(self))
         maps = self.map(use).permute(0, 2, 3, 1).float().cpu().numpy()
-        views = [draw.row([face.view()], [_alignment_caption(face.alignment)]) for face in self.faces]
+        views = [draw.row([face.view()], [_caption(face)]) for face in self.faces]
         colours = draw.principal_colours(maps, (views[0].width, views[0].width))
         return draw.grid([draw.stack_rows(pair) for pair in zip(views, colours, strict=True)])
 
 
-def _alignment_caption(alignment: Alignment | None) -> str:
-    if alignment is None:
+def _caption(face: Face) -> str:
+    if face.alignment is None:
         return "not aligned"
-    return f"turned {alignment.rotation:+.0f}°, scale {alignment.scale:.2f}, confidence {alignment.confidence:.2f}"
+    turned = f"turned {face.alignment.rotation:+.0f}°, scale {face.alignment.scale:.2f}"
+    if face.found is None:
+        return turned
+    return f"{turned}, face {face.score:.2f}" if face.found else f"no face found: {face.score:.2f}"
 
 
 def draw_crop(patch: Patch, crop: Crop) -> Image.Image:

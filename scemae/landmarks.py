@@ -45,16 +45,26 @@ class Landmarks:
     def __iter__(self) -> Iterator[Self]:
         return (self[i] for i in range(len(self)))
 
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Which faces (B,) were found, as far as that is known; landmarks of the others mean nothing."""
+        return np.array([face.found is not False for face in self.faces], dtype=bool)
+
     def labels(self) -> list[str]:
         """The names, or "0", "1", ... if the landmarks have none."""
         return list(self.names) if self.names else [str(k) for k in range(self.xy.shape[1])]
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """JSON-ready: for each face its source, its image size and the landmarks by name; nan becomes null."""
+        """JSON-ready: for each face its source, its image size, whether it was found, and the landmarks by name.
+
+        nan becomes null; "found" is null where that is not known.
+        """
         return [
             {
                 "source": face.source,
                 "image_size": list(face.image_size),
+                "found": face.found,
+                "face_score": _finite(face.score),
                 "landmarks": {
                     label: {"x": _finite(x), "y": _finite(y), "score": _finite(score)}
                     for label, (x, y), score in zip(self.labels(), xy, scores, strict=True)

@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from scemae.training.run_config import (
     AlignConfig,
     CardFields,
     DiscriminantConfig,
+    FindConfig,
     PublishConfig,
     RunConfig,
     RunOptions,
@@ -54,16 +55,26 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
     add_fields(stage2, CardFields, CARD_TITLE, {})
 
     discriminant = _add_command(stages, "discriminant", run_discriminant, common)
-    align = _add_command(stages, "align", run_align, common)
-    for closed_form, config, title in (
-        (discriminant, DiscriminantConfig(), "the positional discriminant"),
-        (align, AlignConfig(), "the aligner"),
+    _add_run_arguments(discriminant)
+    _add_model_argument(discriminant)
+    discriminant.add_argument("--overwrite", action="store_true", help="Replace RUN/model if it exists.")
+    add_fields(discriminant, DiscriminantConfig, CONFIG_TITLE.format("the discriminant"), {"": DiscriminantConfig()})
+    add_fields(discriminant, CardFields, CARD_TITLE, {})
+
+    for name, run, config, title in (
+        ("align", run_align, AlignConfig(), "the aligner"),
+        ("find", run_find, FindConfig(), "the face finder"),
     ):
-        _add_run_arguments(closed_form)
-        _add_model_argument(closed_form)
-        closed_form.add_argument("--overwrite", action="store_true", help="Replace RUN/model if it exists.")
-        add_fields(closed_form, type(config), CONFIG_TITLE.format(title), {"": config})
-        add_fields(closed_form, CardFields, CARD_TITLE, {})
+        perturbed = _add_command(stages, name, run, common)
+        _add_run_arguments(perturbed)
+        _add_model_argument(perturbed)
+        perturbed.add_argument(
+            "--backgrounds",
+            metavar="FOLDER",
+            help="Pictures without faces, which are shown beside the faces and alone; without it plain colours are.",
+        )
+        _add_gradient_options(perturbed, type(config), title, {"cpu": config})
+        add_fields(perturbed, CardFields, CARD_TITLE, {})
 
     publish = _add_command(stages, "publish", run_publish, common)
     _add_model_argument(publish, "Model to publish")
@@ -158,17 +169,24 @@ def run_discriminant(args: argparse.Namespace) -> Outcome:
 
 
 def run_align(args: argparse.Namespace) -> Outcome:
-    """Fit the aligner without labels, from known motions of the faces (docs/alignment.md; not in the paper)."""
-    from scemae.training.fit_aligner import train_align
+    """Train the aligner without labels, from known perturbations of the faces (docs/alignment.md; not in the paper)."""
+    from scemae.training.fit_aligner import AlignRecipe
 
-    config = AlignConfig(**given_fields(args, AlignConfig))
+    return _run_perturbed(AlignRecipe, AlignConfig, args)
+
+
+def run_find(args: argparse.Namespace) -> Outcome:
+    """Train the first look for faces in whole pictures, without labels (docs/find.md; not in the paper)."""
+    from scemae.training.fit_finder import FindRecipe
+
+    return _run_perturbed(FindRecipe, FindConfig, args)
+
+
+def _run_perturbed(recipe: Any, kind: type[AlignConfig], args: argparse.Namespace) -> Outcome:
+    config = kind(**given_fields(args, kind))
     faces, card_fields = open_faces(args, _input_size(args.model)), given_fields(args, CardFields)
-    errors = train_align(args.model, faces, config, Path(args.out), card_fields, args.overwrite)
-    lines = [
-        f"amplitude {error.amplitude:g}: points moved by {error.unmoved:.2f} px, predicted to {error.predicted:.2f} px"
-        for error in errors
-    ]
-    return format_report(args.out, {"stages": [asdict(error) for error in errors]}, lines)
+    backgrounds = None if args.backgrounds is None else Path(args.backgrounds)
+    return run_training(recipe(config, faces, args.model, backgrounds, card_fields), args, start=args.model)
 
 
 def run_publish(args: argparse.Namespace) -> Outcome:

@@ -19,7 +19,7 @@ from scemae.evaluation.baseline_features import (
     timm_features,
 )
 from scemae.geometry import CellGrid
-from scemae.model.aligner import FaceAligner
+from scemae.model.aligner import Aligner, Located
 from scemae.model.backbone import initialise_backbone
 from scemae.model.config import ModelId
 from scemae.model.sce_mae import SceMae
@@ -100,7 +100,7 @@ class ExternalExtractor:
         return self.encoder.view_margin
 
     @property
-    def aligner(self) -> FaceAligner | None:
+    def aligner(self) -> Aligner | None:
         """That of the aligning model."""
         return self.aligning_model.aligner
 
@@ -108,9 +108,9 @@ class ExternalExtractor:
         """Views 0..1, moved to the device of the aligning model; encoders normalise for themselves."""
         return views.to(self.aligning_model.device)
 
-    def patch_tokens(self, views: Tensor) -> Tensor:
-        """Patch tokens of the aligning model, for its aligner."""
-        return self.aligning_model.patch_tokens(self.aligning_model.normalise(views))
+    def locate_face(self, views: Tensor, step: int) -> Located:
+        """What the aligning model's aligner sees."""
+        return self.aligning_model.locate_face(views, step)
 
     def __call__(self, views: Tensor, expansion: int = 1) -> Tensor:
         """Maps (B, C, h, w), float32."""

@@ -16,9 +16,10 @@ from scemae.geometry import (
     crops_from_boxes,
     determinants,
     pad_crops,
+    resample_crops,
     sample_crops,
 )
-from scemae.model.aligner import FaceAligner, is_plausible
+from scemae.model.aligner import LOST, Aligner, is_plausible
 from scemae.model.projector import concatenate_maps
 from scemae.model.sce_mae import SceMae
 
@@ -47,9 +48,6 @@ class RegressorGraph(nn.Module):
     Affines and positions are float64, as they are there: an aligner amplifies rounding (docs/export.md).
     """
 
-    constants: Tensor
-    slopes: Tensor
-
     def __init__(self, regressor: LandmarkRegressor) -> None:
         super().__init__()
         regressor.check_fitted()
@@ -62,10 +60,6 @@ class RegressorGraph(nn.Module):
         self.kind, self.reader = regressor.kind_, regressor.reader_
         self.size = self.model.config.input_size
         self.aligner = self.model.aligner if self.kind.aligned else None
-        if self.aligner is not None:
-            steps = [_linear_step(self.aligner, step) for step in range(len(self.aligner.config.steps))]
-            self.register_buffer("constants", torch.stack([constant for constant, _ in steps]))
-            self.register_buffer("slopes", torch.stack([slopes for _, slopes in steps]))
         self.head = copy.deepcopy(regressor.head_)
 
     @property
@@ -73,35 +67,40 @@ class RegressorGraph(nn.Module):
         """Largest longer side of a box, patch px; without alignment the only one, as `predict` resamples any other."""
         return self.size if self.aligner is None else BOX_SIDE
 
-    def forward(self, patches: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Landmarks (B, K, 2) in patch pixels and confidence (B, K), 0..1.
+    def forward(self, patches: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Landmarks (B, K, 2) in patch pixels, confidence (B, K), 0..1, and the faces' scores (B,), see `Face.score`.
 
         `patches` (B, 3, H, W) uint8 RGB; `boxes` (B, 4), each (x0, y0, x1, y1), pixel edges in its patch.
         """
         pixels = patches.float() / 255
         crop = crops_from_boxes(boxes.double(), self.size)
+        scores = torch.full_like(boxes[:, 0], torch.nan)
         if self.aligner is not None:
-            crop = self._align(self.aligner, pixels, crop)
+            crop, log_errors = self._align(self.aligner, pixels, crop)
+            scores = self.aligner.face_scores(log_errors).float()
         maps = self.reader.standardise(self._encode(pixels, crop))
         places, confidence = self.head.predict(maps, self.model.grid(self.kind.expansion))
-        return apply_affines(crop, places).float(), confidence.float()
+        return apply_affines(crop, places).float(), confidence.float(), scores
 
-    def _align(self, aligner: FaceAligner, pixels: Tensor, start: Tensor) -> Tensor:
-        """The crops (B, 2, 3) that the aligner's steps lead to; a step that loses the face is not taken.
+    def _align(self, aligner: Aligner, pixels: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The crops (B, 2, 3) that the aligner's steps lead to, and the log errors (B,) of the last ones.
 
-        `FaceAligner.align` for a whole batch in torch. That loop cannot be traced itself: it fits affines with numpy,
-        decides face by face which step to take, and has patches cut again. Shared are what a step does (`_linear_step`
-        takes it from `aligner.affines`) and `is_plausible`.
+        `Aligner.align` for a whole batch, as can be traced: each step is computed for all faces, and kept by those
+        that have not settled.
         """
         total = torch.eye(2, 3, dtype=torch.float64).expand(start.shape[0], -1, -1)
-        for step, stage in enumerate(aligner.config.steps):
-            views = sample_crops(pixels, compose_affines(start, total), self.size)
-            points = aligner(self.model.patch_tokens(self.model.normalise(views)), stage).double()
-            motion = self.constants[step] + torch.einsum("bp,prc->brc", points.flatten(1), self.slopes[step])
-            proposed = compose_affines(total, motion)
+        log_errors = torch.full_like(start[:, 0, 0], LOST)
+        moving = torch.ones_like(log_errors, dtype=torch.bool)
+        for step in range(aligner.steps):
+            crops = resample_crops(compose_affines(start, total), self.size, aligner.view_size)
+            located = self.model.locate_face(sample_crops(pixels, crops, aligner.view_size), step)
+            points, errors = located.points.double(), located.log_errors.double()
+            proposed = compose_affines(total, aligner.motion(points, step))
             accepted = self._accept(proposed, start, pixels)
-            total = torch.where(accepted[:, None, None], proposed, total)
-        return compose_affines(start, total)
+            total = torch.where((moving & accepted)[:, None, None], proposed, total)
+            log_errors = torch.where(moving, torch.where(accepted, errors, LOST), log_errors)
+            moving = moving & ~(accepted & aligner.has_settled(points, errors))
+        return compose_affines(start, total), log_errors
 
     def _accept(self, total: Tensor, start: Tensor, pixels: Tensor) -> Tensor:
         """Which affines (B, 2, 3) to the starting crops are plausible, (B,); the patch is the picture."""
@@ -132,14 +131,3 @@ def _copy_to_cpu(model: SceMae) -> SceMae:
     if dtype != torch.float32:
         raise OptionError(f"The model is of {dtype}; exported graphs are float32: load_model(..., dtype='float32').")
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)
-
-
-def _linear_step(aligner: FaceAligner, step: int) -> tuple[Tensor, Tensor]:
-    """`aligner.affines` of a step as a linear map: constant (2, 3) + flat points (2 P) @ slopes (2 P, 2, 3), float64.
-
-    A least-squares fit to fixed points is linear in what is fitted, so probing it with unit vectors gives all of it.
-    """
-    count = len(aligner.config.points)
-    probes = torch.cat([torch.zeros(1, 2 * count), torch.eye(2 * count)]).unflatten(1, (count, 2))
-    found = torch.stack([torch.from_numpy(affine) for affine, _ in aligner.affines(probes, step)])
-    return found[0], found[1:] - found[0]

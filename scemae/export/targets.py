@@ -99,7 +99,7 @@ def _regressor_target(regressor: LandmarkRegressor) -> ExportTarget:
             "boxes": torch.from_numpy(np.stack([box, box])),
         },
         axes={"patches": {0: "batch", 2: "height", 3: "width"}, "boxes": {0: "batch"}},
-        outputs=("landmarks", "scores"),
+        outputs=("landmarks", "scores", "face_scores"),
         about=about,
         distance=distance,
         unit="px",
@@ -125,6 +125,6 @@ def _map_distance(model: SceMae, expansion: int, views: NDArray[Any], found: Seq
 
 
 def _landmark_distance(regressor: LandmarkRegressor, patches: NDArray[Any], boxes: NDArray[Any], run: Run) -> float:
-    xy, _ = run({"patches": patches, "boxes": boxes})
+    xy, *_ = run({"patches": patches, "boxes": boxes})
     truth = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes)
     return float(np.linalg.norm(xy - truth.xy, axis=-1).max())

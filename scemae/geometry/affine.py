@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -86,6 +87,12 @@ def apply_affines(affines: Tensor, xy: Tensor) -> Tensor:
 def compose_affines(outer: Tensor, inner: Tensor) -> Tensor:
     """The affines (B, 2, 3) that apply `inner` first, then `outer`."""
     return outer[..., :2] @ inner + outer * outer.new_tensor([0.0, 0.0, 1.0])
+
+
+def invert_affines(affines: Tensor) -> Tensor:
+    """The affines (B, 2, 3) that undo these."""
+    linear = torch.linalg.inv(affines[..., :2])
+    return torch.cat([linear, -linear @ affines[..., 2:]], dim=-1)
 
 
 def determinants(affines: Tensor) -> Tensor:

@@ -100,6 +100,13 @@ def pad_crops(crops: Tensor, margin: int) -> Tensor:
     return torch.cat([crops[..., :2], origin[..., None]], dim=2)
 
 
+def resample_crops(crops: Tensor, size: int, new_size: int) -> Tensor:
+    """`Crop.resample` of affines (B, 2, 3) in torch: of crops of `size` px to `new_size` px."""
+    scale = size / new_size
+    origin = crops[..., 2] + (scale / 2 - 0.5) * (crops[..., 0] + crops[..., 1])
+    return torch.cat([crops[..., :2] * scale, origin[..., None]], dim=2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
     """What alignment did to one face, relative to the crop it started from.
@@ -108,16 +115,14 @@ class Alignment:
         rotation: by how much the face was rotated in the image, degrees, positive clockwise as seen.
         scale: side of the aligned square over that of the start.
         shift: (x, y) from the start's centre to the new one, in sides of the start.
-        confidence: 0..1, from how far the last step still moved the face; 0 if that step was rejected.
     """
 
     rotation: float
     scale: float
     shift: tuple[float, float]
-    confidence: float
 
     @classmethod
-    def of(cls, affine: Array, size: int, confidence: float) -> Alignment:
+    def of(cls, affine: Array, size: int) -> Alignment:
         """What an affine (2, 3), pixels of the aligned crop to pixels of the start, both of `size` px, does."""
         linear = affine[:, :2]
         # The rotation nearest to the linear part (its polar factor): shear and aspect do not count as turning.
@@ -128,5 +133,4 @@ class Alignment:
             rotation=float(np.degrees(angle)),
             scale=float(np.sqrt(abs(np.linalg.det(linear)))),
             shift=(float(x), float(y)),
-            confidence=float(confidence),
         )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -20,6 +21,13 @@ def half_sides_to_pixels(half_sides: ArrayLike, size: int) -> Array:
 def pixels_to_half_sides(pixels: ArrayLike, size: int) -> Array:
     """Undoes `half_sides_to_pixels`."""
     return (np.asarray(pixels, dtype=np.float64) + 0.5) * (2 / size) - 1
+
+
+def half_side_to_pixel_affines(affines: Tensor, size: int, new_size: int) -> Tensor:
+    """Affines (B, 2, 3) from half-sides of one square to those of another, as from pixels of `size` to `new_size`."""
+    linear, shift = affines[..., :2], affines[..., 2]
+    origin = (linear.sum(-1) * (1 / size - 1) + shift + 1) * (new_size / 2) - 0.5
+    return torch.cat([linear * (new_size / size), origin[..., None]], dim=-1)
 
 
 def pixels_to_unit(pixels: Tensor, size: int) -> Tensor:

@@ -82,12 +82,17 @@ def sample_views(pixels: Tensor, to_pixels: Tensor, size: int) -> Tensor:
 
 def _sample_lattice(pixels: Tensor, to_pixels: Tensor, axis: Tensor) -> Tensor:
     """`sample_views` (B, C, n, n) at view coordinates `axis` (B or 1, n), the same along x and y."""
-    extent = torch.tensor([pixels.shape[-1], pixels.shape[-2]], dtype=to_pixels.dtype, device=to_pixels.device)
+    grid = _lattice(to_pixels, axis, pixels.shape[-2:]).to(pixels.dtype)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _lattice(to_pixels: Tensor, axis: Tensor, shape: torch.Size) -> Tensor:
+    """Where the points of the view read a picture of (H, W) = `shape`, (B, n, n, 2), as grid_sample takes it."""
+    extent = torch.tensor([shape[1], shape[0]], dtype=to_pixels.dtype, device=to_pixels.device)
     to_grid = to_pixels * (2 / extent)[:, None]  # grid_sample has -1 and 1 at the edges of the outermost pixels
     offset = to_grid[:, None, :, 2] + (1 / extent - 1)
     across, down = axis[..., None] * to_grid[:, None, :, 0] + offset, axis[..., None] * to_grid[:, None, :, 1]
-    grid = (across[:, None] + down[:, :, None]).to(pixels.dtype)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return across[:, None] + down[:, :, None]
 
 
 @dataclass(frozen=True)
@@ -139,3 +144,32 @@ def soft_argmax(heatmaps: Tensor, grid: CellGrid) -> Tensor:
     columns = grid.centres(heatmaps.shape[-1]).to(heatmaps)
     rows = grid.centres(heatmaps.shape[-2]).to(heatmaps)
     return torch.stack([heatmaps.sum(-2) @ columns, heatmaps.sum(-1) @ rows], dim=-1)
+
+
+def build_pyramid(pixels: Tensor, smallest: int = 64) -> list[Tensor]:
+    """A picture (1, C, H, W) and its halves (anti-aliased), down to a shorter side of about `smallest` px."""
+    levels = [pixels]
+    while min(levels[-1].shape[-2:]) >= 2 * smallest:
+        levels.append(F.avg_pool2d(levels[-1], 2))
+    return levels
+
+
+def sample_pyramid(levels: list[Tensor], crops: Tensor, size: int) -> Tensor:
+    """What crops (B, 2, 3) of `size` px see of one picture: (B, C, size, size).
+
+    For many crops of a large picture: each reads, bilinearly, the level whose pixels are about its own, or a little
+    finer. Beyond the picture its pixels are mirrored.
+    """
+    scales = determinants(crops).abs().sqrt()
+    chosen = scales.clamp(min=1).log2().add(0.3).floor().clamp(max=len(levels) - 1).long()
+    views = levels[0].new_empty(len(crops), levels[0].shape[1], size, size)
+    for level in chosen.unique().tolist():
+        rows = (chosen == level).nonzero()[:, 0]
+        shrink = 0.5**level  # a pixel x of the picture lies at (x + 1/2) shrink - 1/2 of the level
+        here = crops[rows] * shrink
+        here[..., 2] += (shrink - 1) / 2
+        axis = torch.arange(size, dtype=crops.dtype)[None]
+        grid = _lattice(here, axis, levels[level].shape[-2:]).to(levels[level].dtype)
+        flat = F.grid_sample(levels[level], grid.flatten(0, 1)[None], padding_mode="reflection", align_corners=False)
+        views[rows] = flat[0].unflatten(1, (len(rows), size)).transpose(0, 1)
+    return views

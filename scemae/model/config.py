@@ -49,16 +49,45 @@ BACKBONES = {  # the DeiTs of the paper (Sec. 4)
 
 @dataclass(frozen=True, kw_only=True)
 class AlignerConfig:
-    """Alignment learned without labels (docs/alignment.md)."""
+    """The convolutional aligner, learned without labels (docs/alignment.md)."""
+
+    points: tuple[tuple[float, float], ...]  # canonical places that it predicts, (x, y) in half-sides of the frame
+    scale: float = 1.0  # the part of that frame, by side, that the canonical view shows
+    view_size: int  # px: side of the views that it sees
+    widths: tuple[int, ...]  # channels of its convolutions, each of which halves the sides
+    squeezed: int  # channels that the last map is reduced to
+    hidden: int  # numbers in the layer between that map and the outputs
+    steps: int  # at most
+    similarity_steps: int  # how many of them, from the first, only rotate, scale and shift
+    settled: float  # half-sides: a step that moves the points by less (rms) is the last one
+    threshold: float  # the log error up to which there is a face
+    slope: float  # of the face's log odds over the log error
+
+    def __post_init__(self) -> None:
+        if not (
+            self.points
+            and self.scale > 0
+            and 8 <= self.view_size <= 1024
+            and 1 <= len(self.widths) <= 8
+            and all(1 <= size <= LARGEST for size in (*self.widths, self.squeezed, self.hidden))
+            and 1 <= self.steps <= 64
+            and 0 <= self.similarity_steps <= LARGEST
+            and self.settled >= 0
+            and self.slope > 0
+        ):
+            raise _out_of_range(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenAlignerConfig:
+    """The aligner on patch tokens that models of scemae 0.1.0 have."""
 
     points: tuple[tuple[float, float], ...]  # canonical places that it predicts, (x, y) in half-sides of the frame
     scale: float  # the part of that frame, by side, that the canonical view shows
     steps: tuple[int, ...]  # which stage each step uses
-    # How many steps, from the first, only rotate, scale and shift: shear and aspect are hard to see, and errors in them
-    # take many steps to undo while the face is still askew.
-    similarity_steps: int
+    similarity_steps: int  # how many steps, from the first, only rotate, scale and shift
     projection_dim: int  # numbers kept of each token
-    residual: float  # half-sides: a last step that still moves the points by this (rms) has a confidence of one half
+    residual: float  # of its confidence, which was no measure of success; not used
 
     def __post_init__(self) -> None:
         if not (
@@ -70,12 +99,34 @@ class AlignerConfig:
             and 0 <= self.similarity_steps <= LARGEST
             and 1 <= self.projection_dim <= LARGEST
         ):
-            raise IncompatibleWeightsError(f"No model can be aligned by {str(self)[:400]}: a value is out of range.")
+            raise _out_of_range(self)
 
     @property
     def stages(self) -> int:
         """How many trained stages `steps` draws on."""
         return max(self.steps) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinderConfig:
+    """The first look for faces in whole pictures (docs/find.md)."""
+
+    widths: tuple[int, int, int]  # channels at strides of 2, 4 and 8 px
+    sides: tuple[float, float]  # px: smallest and largest side of the faces that it sees
+    threshold: float  # logit from which on a place is looked at closer
+
+    def __post_init__(self) -> None:
+        if not (all(1 <= width <= LARGEST for width in self.widths) and 0 < self.sides[0] < self.sides[1] <= LARGEST):
+            raise IncompatibleWeightsError(f"No face can be found by {self}: a value is out of range.")
+
+    @property
+    def typical_side(self) -> float:
+        """The middle of `sides`, px."""
+        return math.sqrt(self.sides[0] * self.sides[1])
+
+
+def _out_of_range(config: AlignerConfig | TokenAlignerConfig) -> IncompatibleWeightsError:
+    return IncompatibleWeightsError(f"No model can be aligned by {str(config)[:400]}: a value is out of range.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +144,8 @@ class ModelConfig:
     license_link: str = ""  # URL of its text
     projector_dim: int | None = None  # channels of the projected map; None: the model has no projector
     projector_mode: ProjectorMode = "linear"  # see Projector
-    aligner: AlignerConfig | None = None  # None: the model cannot align faces
+    aligner: AlignerConfig | TokenAlignerConfig | None = None  # None: the model cannot align faces
+    finder: FinderConfig | None = None  # None: the model cannot find faces in whole pictures
     expansion: int = 2  # the default: cells per patch side
     matching_use: Use = "backbone"  # the default features of match_landmarks
     regression_use: Use = "backbone"  # of fit_regressor
@@ -158,8 +210,9 @@ def _as_type(value: Any, hint: Any, name: str) -> Any:
         return tuple(_as_type(part, kind, name) for part, kind in zip(value, wanted, strict=True))
     if get_origin(hint) is Literal and value in parts:
         return value
-    if type(None) in parts:  # X | None
-        return None if value is None else _as_type(value, parts[0], name)
+    if type(None) in parts:  # X | None, or X | Y | None: of two dataclasses the first that has all the fields
+        kinds = [part for part in parts[:-1] if isinstance(value, dict) and value.keys() <= get_type_hints(part).keys()]
+        return None if value is None else _as_type(value, (*kinds, parts[0])[0], name)
     if hint is float and type(value) in (int, float) and math.isfinite(value):
         return value
     if hint in (int, str) and type(value) is hint:

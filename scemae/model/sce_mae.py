@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from scemae.errors import OptionError
 from scemae.geometry import CellGrid
 from scemae.model import cover_and_stride
-from scemae.model.aligner import FaceAligner
+from scemae.model.aligner import Aligner, FaceAligner, Located
 from scemae.model.backbone import Backbone
-from scemae.model.config import ModelConfig, ModelId
+from scemae.model.config import ModelConfig, ModelId, TokenAlignerConfig
+from scemae.model.face_finder import FaceFinder
 from scemae.model.projector import Projector
+from scemae.model.token_aligner import TokenAligner
 
 # Bytes of activations that one chunk of encoder passes may take.
 CPU_PASS_MEMORY = 2**25  # what the caches hold: 16 to 32 passes of deit-tiny were the fastest
@@ -32,11 +34,8 @@ class SceMae(nn.Module):
         self.backbone = Backbone(config.backbone, config.input_size, config.patch_size)
         dim, mode = config.projector_dim, config.projector_mode
         self.projector = None if dim is None else Projector(width, dim, mode)
-        self.aligner = (
-            None
-            if config.aligner is None
-            else FaceAligner(config.aligner, self.backbone.grid**2, width, config.input_size)
-        )
+        self.aligner = self._build_aligner()
+        self.finder = None if config.finder is None else FaceFinder(config.finder)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
@@ -64,6 +63,16 @@ class SceMae(nn.Module):
         """Views 0..1 (B, 3, H, W), of any device, to the mean and deviation that the model was trained with."""
         return (views.to(self.device) - self.mean) / self.std
 
+    def locate_face(self, views: Tensor, step: int) -> Located:
+        """What the aligner sees in views (B, 3, V, V), 0..1, of `aligner.view_size` px, in that step."""
+        if isinstance(self.aligner, TokenAligner):
+            points = self.aligner(self.patch_tokens(self.normalise(views)), step)
+            return Located(points, points.new_full((len(points),), torch.nan))
+        if self.aligner is None:
+            raise OptionError(f"Model {self.config.name!r} has no aligner.")
+        located: Located = self.aligner(views.to(self.device))
+        return located
+
     def patch_tokens(self, views: Tensor) -> Tensor:
         """Normalised views (B, 3, S, S) of `view_size` px to the last layer's patch tokens (B, N, D), float32."""
         return self._encode(views).flatten(2).transpose(1, 2)
@@ -87,6 +96,12 @@ class SceMae(nn.Module):
         if self.projector is None:
             raise OptionError(f"Model {self.config.name!r} has no projector: use='backbone' is what it offers.")
         return self.projector.project(backbone_map)
+
+    def _build_aligner(self) -> Aligner | None:
+        config, size = self.config.aligner, self.config.input_size
+        if isinstance(config, TokenAlignerConfig):
+            return TokenAligner(config, self.backbone.grid**2, self.config.backbone.width, size)
+        return None if config is None else FaceAligner(config, size)
 
     def _encode(self, views: Tensor) -> Tensor:
         return self.backbone(views.to(self.dtype)).float()

@@ -38,6 +38,7 @@ class Recipe(Protocol):
     """What the engine trains."""
 
     origin: str  # SHA-256 of the model that the run needs besides its checkpoint; "": none
+    compiles: bool  # whether torch.compile makes it faster on a CPU
 
     @property
     def config(self) -> RunConfig:
@@ -121,7 +122,7 @@ class _Run:
             (self.step, self._hash_next_image()), f"The processes do not all see the same {folder.path} and images."
         )
         self.parallel, self.prepared = accelerator.prepare(recipe.module, self.optimizer)
-        compiled = (not on_gpu and can_compile()) if options.compile is None else options.compile
+        compiled = (recipe.compiles and not on_gpu and can_compile()) if options.compile is None else options.compile
         if compiled and not on_gpu:
             add_bias_after(recipe.module)
         self.module = torch.compile(self.parallel) if compiled else self.parallel

@@ -1,15 +1,13 @@
-"""The aligner, learned without labels from known motions of roughly aligned faces, in closed form (docs/alignment.md).
+"""The aligner, learned without labels from known perturbations of roughly aligned faces (docs/alignment.md).
 
-scemae train align --model MODEL --data PACK --out RUN
+scemae train align --model MODEL --data PACK --backgrounds FOLDER --out RUN
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,151 +15,312 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
 from scemae import draw
-from scemae.errors import ImageInputError, OptionError
-from scemae.geometry import Array, half_sides_to_pixels, pixels_to_half_sides, sample_views
-from scemae.model.aligner import AlignerStage, FaceAligner
+from scemae.errors import DataError, ImageInputError, OptionError
+from scemae.geometry import (
+    Array,
+    apply_affines,
+    compose_affines,
+    determinants,
+    half_side_to_pixel_affines,
+    half_sides_to_pixels,
+    invert_affines,
+    resample_crops,
+    sample_crops,
+    sample_views,
+)
+from scemae.images import iter_photos
+from scemae.model.aligner import Aligned, Aligner, FaceAligner, Located
+from scemae.model.config import AlignerConfig
 from scemae.model.sce_mae import SceMae
-from scemae.ridge import CentredSums, solve_ridge
-from scemae.training.acceleration import choose_precision
-from scemae.training.discriminant import learn_projection
-from scemae.training.engine import describe_hardware
-from scemae.training.model_writer import CardSection, describe_run, draw_view, write_model
-from scemae.training.motions import Encode, Moves, TokenSource, random_motions, token_encoder
+from scemae.training.batches import Batches
+from scemae.training.engine import History
+from scemae.training.model_writer import CardSection, draw_view, write_model
 from scemae.training.pack import Pack, sample_pack, write_pack
-from scemae.training.run_config import AlignConfig
-from scemae.training.run_folder import create_model_folder
+from scemae.training.perturbed_views import (
+    Perturbations,
+    cut_backgrounds,
+    draw_affines,
+    draw_fields,
+    locate_canonical,
+    render_views,
+)
+from scemae.training.run_config import CANONICAL_POINTS, AlignConfig
 from scemae.weights.zoo import load_model, locate_model
 
+Locate = Callable[[Tensor, int], Located]  # views (b, 3, V, V), 0..1, and the number of the step
+PHOTO = 192  # px: side of the pictures in which the threshold of the verdict is set
 COPIES_SHOWN = 4  # of each sample face in a picture
-MIN_CONFIDENCE = 0.5  # with less, a training face is left out
+LOST_ERROR = 1.0  # half-sides: what a view without a face counts as
+FOUND_ERROR = 0.15  # half-sides: up to this error of its points an aligned face counts as found
+MIN_SCORE = 0.5  # with less, a training face is left out
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageError:
-    """Error of a stage on moved views of held-out faces: mean distances from the true points, input px."""
+class AlignerLoss(nn.Module):
+    """The aligner as it is trained, and the loss: the log-likelihood of Laplace-distributed distances."""
 
-    amplitude: float  # of the motions
-    unmoved: float  # of the points of the canonical view: without alignment
-    predicted: float  # of the predicted points
-    ridge: float  # the penalty with which the prediction is best
+    def __init__(self, aligner: FaceAligner) -> None:
+        super().__init__()
+        self.aligner = aligner
+
+    def forward(self, views: Tensor, points: Tensor, is_face: Tensor) -> dict[str, Tensor]:
+        """Views (n, 3, V, V), 0..1, where the canonical points lie (n, P, 2), and which show a face (n,)."""
+        located = self.aligner(views)
+        distance = torch.where(is_face, mean_distance(located.points, points), LOST_ERROR)
+        return {"loss": (distance * (-located.log_errors).exp() + located.log_errors).mean()}
 
 
-def fit_aligner(model: SceMae, pack: Pack, config: AlignConfig) -> tuple[FaceAligner, list[StageError]]:
-    """An aligner for the model's backbone, and the error of each of its stages on held-out faces.
+def _aligner_config(config: AlignConfig) -> AlignerConfig:
+    """What config.json will say of it; threshold and slope are set at the end."""
+    return AlignerConfig(
+        points=CANONICAL_POINTS,
+        view_size=config.view_size,
+        widths=config.widths,
+        squeezed=config.squeezed,
+        hidden=config.hidden,
+        steps=config.alignment_steps,
+        similarity_steps=config.similarity_steps,
+        settled=config.settled,
+        threshold=-2.0,
+        slope=1.0,
+    )
 
-    Raises DataError where the pack has too few faces or is framed for another input size.
-    """
-    pack.check_input_size(model.config.input_size)
-    train, held_out = pack.split(config.held_out, config.seed)
-    grid, width = model.backbone.grid, model.config.backbone.width
-    aligner = FaceAligner(config.aligner, grid**2, width, pack.input_size)
-    encode = token_encoder(model)
-    passes = len(config.amplitudes) * (config.projection_views + config.views + len(held_out))
-    errors = []
-    with tqdm(total=passes, unit="view", delay=2, disable=None) as bar:
-        for number, (stage, amplitude) in enumerate(zip(aligner.stages, config.amplitudes, strict=True)):
-            assert isinstance(stage, AlignerStage)
-            source = TokenSource(
-                encode=encode,
-                pack=pack,
-                faces=train,
-                config=config,
-                amplitude=amplitude,
-                batch_size=config.batch_size,
-                seed=(config.seed, number),
-                bar=bar,
+
+def mean_distance(found: Tensor, truth: Tensor) -> Tensor:
+    """Mean distance (n,) of points (n, P, 2)."""
+    return (found - truth).norm(dim=-1).mean(-1)
+
+
+class PerturbedFaces:
+    """What both recipes of this kind share: perturbed views of the faces of a pack, over pictures without faces."""
+
+    compiles = False  # slower than the plain convolutions, measured on CPUs with and without AMX
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        pack: Pack,
+        source: str,
+        backgrounds: Path | None = None,
+        card_fields: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = load_model(source, device="cpu")
+        pack.check_input_size(self.model.config.input_size)
+        self.config, self.pack, self.source, self.card_fields = config, pack, source, card_fields
+        self.origin = self.model.id.sha256
+        self.faces, self.held_out = pack.split(config.held_out, config.seed)
+        self.batches = Batches(len(self.faces), config.batch_size, config.seed)
+        pictures = read_pictures(backgrounds, config.seed)
+        unseen = math.ceil(len(pictures) / 8)
+        rng, plain = np.random.default_rng([config.seed, 5]), len(pictures) // 8
+        shown = [*pictures[:-unseen], *draw_plain_pictures(plain, rng)]
+        self.backgrounds = cut_backgrounds(shown, config.background_squares, config.view_size, rng)
+        self.unseen_pictures = pictures[-unseen:]
+        self.report_every = math.ceil(config.steps / 20)
+        torch.manual_seed(config.seed)
+
+    def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
+        """Squares (b, S, S, 3) and backgrounds (b, V, V, 3), uint8, and the fields of the perturbations."""
+        rows, config = self.faces[self.batches.rows(step)[part]], self.config
+        drawn = Perturbations.draw(self.batches.rng(step), config.batch_size, len(self.backgrounds), config)[part]
+        squares = self.pack.squares[rows]
+        drawn.replace_some(squares, self.backgrounds)
+        fields = [torch.from_numpy(values) for values in vars(drawn).values()]
+        return torch.from_numpy(squares), torch.from_numpy(self.backgrounds[drawn.background]), *fields
+
+    def render(self, squares: Tensor, backgrounds: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+        """Perturbed views (n, 3, V, V), 0..1, of squares (n, S, S, 3) over backgrounds (n, V, V, 3)."""
+        views = render_views(squares, backgrounds, drawn, self.pack.input_size / self.pack.size, backgrounds.shape[1])
+        return views.contiguous(memory_format=torch.channels_last)
+
+    def held_out_views(
+        self, config: AlignConfig, size: int | None = None, faces: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Views (n, 3, V, V) of the held-out faces over pictures that training did not show, and what was done to them.
+
+        `faces`: else only the pictures are seen.
+        """
+        rng, count = np.random.default_rng([config.seed, 3]), len(self.held_out)
+        behind = torch.from_numpy(cut_backgrounds(self.unseen_pictures, count, size or config.view_size, rng))
+        fields = draw_fields(rng, count, count, config)
+        if not faces:
+            fields["border"] = torch.full_like(fields["border"], -9.0)
+            fields["mirrored_border"] = torch.zeros_like(fields["mirrored_border"])
+        return self.render(torch.from_numpy(self.pack.squares[self.held_out]), behind, fields), fields
+
+
+class AlignRecipe(PerturbedFaces):
+    """The recipe that the engine trains."""
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        pack: Pack,
+        source: str,
+        backgrounds: Path | None = None,
+        card_fields: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(config, pack, source, backgrounds, card_fields)
+        self.module = AlignerLoss(FaceAligner(_aligner_config(config), pack.input_size, norm=True))
+
+    def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The arguments of the loss: views, points, which are faces."""
+        squares, backgrounds, *fields = loaded
+        drawn = dict(zip(Perturbations.__dataclass_fields__, fields, strict=True))
+        points = locate_canonical(drawn["affines"], self.module.aligner.canonical)
+        return self.render(squares, backgrounds, drawn), points, drawn["is_face"]
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Errors, input px of 96, on held-out faces: of one look at near and wide views, and after all steps."""
+        aligner = self._trained()
+        errors = {}
+        for name, wide in (("near", 0.0), ("wide", 1.0)):
+            config = dataclasses.replace(self.config, wide=wide, negatives=0.0)
+            views, fields = self.held_out_views(config)
+            points = locate_canonical(fields["affines"], aligner.canonical)
+            found = torch.cat([aligner(part).points for part in views.split(256)])
+            errors[f"{name}_error"] = float(mean_distance(found, points).mean()) * 48
+        return errors
+
+    def draw_report(self) -> Image.Image:
+        """Sample faces, perturbed, and below them the same aligned."""
+        return draw_before_and_after(self._trained(), self.config)
+
+    def export(self, folder: Path, history: History) -> None:
+        """Write the source model with this aligner, its threshold set on held-out faces and backgrounds."""
+        aligner = self._trained()
+        threshold, slope, rates = self._set_threshold(aligner)
+        config = dataclasses.replace(aligner.config, threshold=threshold, slope=slope)
+        section = CardSection.of_training(
+            "alignment", self.config, history, {"before and after": draw_before_and_after(aligner, self.config)}
+        )
+        measured = {
+            name.replace("_", " "): f"{value:.2f} input px (held-out faces)" for name, value in self.measure().items()
+        }
+        section = dataclasses.replace(section, rows={**section.rows, **measured, **rates})
+        model_config = dataclasses.replace(self.model.config, aligner=config, **(self.card_fields or {}))
+        tensors = {name: t for name, t in self.model.state_dict().items() if not name.startswith("aligner.")}
+        tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
+        write_model(folder, model_config, tensors, section, locate_model(self.source).folder)
+
+    def _trained(self) -> FaceAligner:
+        """The aligner as it is now, as models have it, on the CPU."""
+        twin = FaceAligner(self.module.aligner.config, self.pack.input_size, norm=True)
+        twin.load_state_dict(self.module.aligner.state_dict())
+        return twin.fold_norms().eval().requires_grad_(False)
+
+    def _set_threshold(self, aligner: FaceAligner) -> tuple[float, float, dict[str, str]]:
+        """The threshold and slope of the log odds of a face, and the error rates on what they were set on.
+
+        Set on photos with a held-out face at a random place, started from loose boxes of it, and on as many without.
+        """
+        rng, count = np.random.default_rng([self.config.seed, 4]), len(self.held_out)
+        config = dataclasses.replace(self.config, wide=1.0, scales=(2.0, 3.0), farthest=0.4, negatives=0.0)
+        starts = draw_affines(rng, count, dataclasses.replace(config, scales=(0.5, 1.8), farthest=0.7))
+        errors, log_errors = [], []
+        for is_face in (True, False):
+            photos, fields = self.held_out_views(config, PHOTO, is_face)
+            to_photo = invert_affines(fields["affines"].double())
+            first, truth = (
+                half_side_to_pixel_affines(affines, aligner.input_size, PHOTO)
+                for affines in (compose_affines(to_photo, torch.from_numpy(starts).double()), to_photo)
             )
-            unseen = dataclasses.replace(source, faces=held_out, seed=(config.seed, number, 1))
-            stage.token_mean, stage.token_projection = learn_projection(
-                source,
-                views=config.projection_views,
-                cells=config.cells,
-                dim=config.projection_dim,
-                shrinkage=config.shrinkage,
-            )
-            errors.append(_fit_regression(stage, source, unseen, aligner.canonical, config))
-    return aligner, errors
+            found = align_squares(aligner, lambda views, step: aligner(views), photos, first)
+            errors.append(_alignment_errors(found.affines, truth, aligner))
+            log_errors.append(found.log_errors)
+        found_faces = torch.cat([errors[0] < FOUND_ERROR, torch.zeros(count, dtype=torch.bool)])
+        threshold, slope = fit_logistic(torch.cat(log_errors), found_faces)
+        kept = torch.cat(log_errors) < threshold
+        rates = {
+            "found": f"{float(found_faces[:count].double().mean()):.3f} of {count:,} held-out faces, loose boxes, any roll",
+            "verdict": f"{float(kept[found_faces].double().mean()):.4f} of the found faces kept, "
+            f"{float((~kept[count:]).double().mean()):.4f} of {count:,} squares without a face refused",
+        }
+        return threshold, slope, rates
 
 
-def _fit_regression(
-    stage: AlignerStage, source: TokenSource, unseen: TokenSource, canonical: Array, config: AlignConfig
-) -> StageError:
-    """Fill the regression of a stage, with the ridge penalty that is best on held-out views."""
-    size = source.pack.input_size
-    features, outputs = stage.weight.shape
-    sums = CentredSums(features, outputs)
-    for tokens, moves in source.iter_tokens(config.views, 1):
-        sums.add(stage.features(tokens), _targets(moves, canonical, size))
-    mean_x, mean_y, gram, moment = sums.centre()
-    stage.feature_mean, stage.bias = mean_x.float(), mean_y.float()
-    held_out = [(stage.features(tokens), moves) for tokens, moves in unseen.iter_tokens(len(unseen.faces), 2)]
-    truth = np.concatenate([moves.to_moved(canonical) for _, moves in held_out])
-    tried = []
-    for ridge, weight in zip(config.ridges, solve_ridge(gram, moment, config.ridges, features), strict=True):
-        found = [_points((x - stage.feature_mean) @ weight.float() + stage.bias, size) for x, _ in held_out]
-        tried.append((_mean_distance(np.concatenate(found), truth), ridge, weight.float()))
-    error, ridge, stage.weight = min(tried, key=lambda result: result[0])
-    unmoved = _mean_distance(canonical, truth)
-    return StageError(amplitude=source.amplitude, unmoved=unmoved, predicted=error, ridge=ridge)
+def _alignment_errors(affines: Tensor, truth: Tensor, aligner: FaceAligner) -> Tensor:
+    """Mean distance (n,) of the canonical points under two affines (n, 2, 3), in half-sides of the second one."""
+    canonical = torch.from_numpy(half_sides_to_pixels(aligner.canonical.numpy(), aligner.input_size))
+    places = [apply_affines(to_square, canonical.expand(len(affines), -1, -1)) for to_square in (affines, truth)]
+    return mean_distance(*places) / (determinants(truth).abs().sqrt() * aligner.input_size / 2)
 
 
-def _targets(moves: Moves, canonical: Array, size: int) -> Tensor:
-    """The canonical points in each view (n, 2 P), half-sides."""
-    half_sides = pixels_to_half_sides(moves.to_moved(canonical), size)
-    return torch.from_numpy(half_sides).float().flatten(1)
+def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Threshold t and slope s > 0 so that sigmoid(s (t - x)) is the most likely probability of y (n,), bool.
+
+    Newton's steps on the log-likelihood, with a weak prior that keeps the slope finite where x separates y.
+    """
+    design = torch.stack([torch.ones_like(x), -x], dim=1).double()
+    weights = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    prior = torch.diag(torch.tensor([0.0, 0.05], dtype=torch.float64))
+    for _ in range(50):
+        p = torch.sigmoid(design @ weights)
+        gradient = design.T @ (p - y.double()) + prior @ weights
+        hessian = (design * (p * (1 - p) + 1e-9)[:, None]).T @ design + prior + 1e-9 * torch.eye(2)
+        weights = weights - torch.linalg.solve(hessian, gradient).clamp(-2, 2)
+    return float(-weights[0] / weights[1]), float(weights[1])
 
 
-def _points(outputs: Tensor, size: int) -> Array:
-    """Undoes `_targets`' encoding: (n, P, 2), input px."""
-    return half_sides_to_pixels(outputs.unflatten(1, (-1, 2)).numpy(), size)
+def read_pictures(folder: Path | None, seed: int) -> list[Array]:
+    """Pictures (H, W, 3) without faces: those of a folder, or without one plain colours that run into each other."""
+    if folder is None:
+        return draw_plain_pictures(64, np.random.default_rng([seed, 6]))
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in Image.registered_extensions())
+    if len(paths) < 8:
+        raise DataError(f"{folder} holds {len(paths)} pictures; wanted at least 8 without faces.")
+    return [np.asarray(photo.image) for photo in iter_photos(paths)]
 
 
-def _mean_distance(found: Array, truth: Array) -> float:
-    return float(np.linalg.norm(found - truth, axis=-1).mean())
+def draw_plain_pictures(count: int, rng: np.random.Generator) -> list[Array]:
+    """Pictures (96, 96, 3), uint8, of a few random colours that run into each other."""
+    coarse = rng.integers(0, 256, (count, 3, 3, 3), dtype=np.uint8)
+    return [np.asarray(Image.fromarray(colours).resize((96, 96), Image.Resampling.BICUBIC)) for colours in coarse]
 
 
-def align_views(
-    aligner: FaceAligner, encode: Encode, squares: Tensor, to_square: Array, steps: Sequence[int]
-) -> tuple[Array, Array]:
-    """Align views of squares (n, 3, S, S), 0..1, by these steps, numbers into the aligner's `steps`.
+def align_squares(
+    aligner: Aligner, locate: Locate, squares: Tensor, starts: Tensor, steps: Sequence[int] | None = None
+) -> Aligned:
+    """Align faces in squares (n, 3, S, S), 0..1, by these steps of the aligner; None: all.
 
-    `to_square` (n, 3, 3) takes pixels of each view to pixels of its square, before; returned are the same after, and
-    the confidences (n,).
+    `starts` (n, 2, 3), float64, take pixels of the input to those of the square, as the result does.
+    `locate`: what the aligner sees in views (b, 3, V, V) in a step.
     """
 
-    def encode_views(affines: list[Array]) -> Tensor:
-        return encode(sample_views(squares, torch.from_numpy(np.stack(affines)), aligner.input_size))
+    def see(rows: Tensor, affines: Tensor, step: int) -> Located:
+        crops = resample_crops(affines, aligner.input_size, aligner.view_size)
+        return locate(sample_crops(squares[rows], crops, aligner.view_size), step)
 
-    aligned = np.tile(np.eye(3), (len(squares), 1, 1))
-    aligned[:, :2], residuals = aligner.align(list(to_square[:, :2]), encode_views, steps=steps)
-    return aligned, np.array([aligner.confidence(residual) for residual in residuals])
+    return aligner.align(starts, see, steps=steps)
 
 
 def align_pack(model: SceMae, pack: Pack, out: Path, *, steps: int = 4, overwrite: bool = False) -> Pack:
     """Write a pack of the same faces, upright and centred by the last `steps` steps of the model's alignment.
 
-    Faces whose alignment is not confident are left out and named in the pack. Pixels beyond a square are mirrored.
+    Faces that are not found are left out and named in the pack. Pixels beyond a square are mirrored.
     Raises OptionError where the model has no aligner, DataError where more than a tenth of the faces is left out or the
     pack is framed for another input size.
     """
     aligner = require_aligner(model)
     pack.check_input_size(model.config.input_size)
-    encode, total = token_encoder(model), len(aligner.config.steps)
+    chosen = range(max(aligner.steps - steps, 0), aligner.steps)
+    central = torch.from_numpy(pack.central_affine[:2])
+    to_whole = torch.from_numpy(np.linalg.inv(pack.central_affine)[:2])
 
     def iter_upright() -> Iterator[tuple[str, NDArray[np.uint8] | ImageInputError]]:
         for rows in np.array_split(np.arange(len(pack)), math.ceil(len(pack) / 64)):
             pixels = pack.read_squares(rows)
-            starts = np.tile(pack.central_affine, (len(rows), 1, 1))
-            found, confidences = align_views(aligner, encode, pixels, starts, range(max(total - steps, 0), total))
-            whole = torch.from_numpy((found @ np.linalg.inv(pack.central_affine))[:, :2])
+            with torch.inference_mode():
+                aligned = align_squares(aligner, model.locate_face, pixels, central.expand(len(rows), 2, 3), chosen)
+            whole = compose_affines(aligned.affines, to_whole.expand(len(rows), 2, 3))
             upright = (sample_views(pixels, whole, pack.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            for row, square, confidence in zip(rows, upright, confidences, strict=True):
-                failure = ImageInputError(f"{pack.names[row]}: the alignment failed (confidence {confidence:.2f})")
-                yield pack.names[row], square if confidence >= MIN_CONFIDENCE else failure
+            scores = aligner.face_scores(aligned.log_errors)
+            for row, square, score in zip(rows, upright, scores.tolist(), strict=True):
+                failure = ImageInputError(f"{pack.names[row]}: no face was found (score {score:.2f})")
+                yield pack.names[row], failure if score < MIN_SCORE else square
 
     return write_pack(
         out,
@@ -175,54 +334,22 @@ def align_pack(model: SceMae, pack: Pack, out: Path, *, steps: int = 4, overwrit
     )
 
 
-def require_aligner(model: SceMae) -> FaceAligner:
+def require_aligner(model: SceMae) -> Aligner:
     """The model's aligner; raises OptionError if there is none."""
     if model.aligner is None:
         raise OptionError(f"Model {model.config.name!r} has no aligner; make one: scemae train align.")
     return model.aligner
 
 
-def draw_before_and_after(aligner: FaceAligner, encode: Encode, config: AlignConfig) -> Image.Image:
-    """Sample faces, moved at full amplitude, and below them the same after all steps of the alignment."""
-    size = aligner.input_size
-    pack = sample_pack(size)
+def draw_before_and_after(aligner: FaceAligner, config: AlignConfig) -> Image.Image:
+    """Sample faces, turned, moved and scaled, and below them the same aligned."""
+    size, pack = aligner.input_size, sample_pack(aligner.input_size)
     rows = np.tile(np.arange(len(pack)), COPIES_SHOWN)
-    rng = np.random.default_rng(config.seed)
-    motions = random_motions(rng, len(rows), config, amplitude=1.0, input_size=size)
-    pixels, starts = pack.read_squares(rows), pack.central_affine @ motions
-    ends, _ = align_views(aligner, encode, pixels, starts, range(len(aligner.config.steps)))
-    views = [sample_views(pixels, torch.from_numpy(affines[:, :2]), size) for affines in (starts, ends)]
+    squares = pack.read_squares(rows)
+    near = dataclasses.replace(config, wide=1.0, scales=(0.8, 1.3), farthest=0.4)
+    moves = torch.from_numpy(draw_affines(np.random.default_rng(0), len(rows), near)).double()
+    starts = half_side_to_pixel_affines(moves * torch.tensor(size / pack.size), size, pack.size)
+    with torch.inference_mode():
+        aligned = align_squares(aligner, lambda views, step: aligner(views), squares, starts)
+    views = [sample_views(squares, affines, size) for affines in (starts, aligned.affines)]
     return draw.stack_rows([draw.row([draw_view(view) for view in row]) for row in views])
-
-
-def train_align(
-    source: str,
-    pack: Pack,
-    config: AlignConfig,
-    out: Path,
-    card_fields: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> list[StageError]:
-    """Fit an aligner for the model `source` and write `out`/model: that model with this aligner.
-
-    `card_fields`: fields of its configuration to change. Raises RunError where `out` is in use or holds a model.
-    """
-    start = time.monotonic()
-    model = load_model(source)
-    with create_model_folder(out, overwrite) as folder:
-        aligner, errors = fit_aligner(model, pack, config)
-        encode = token_encoder(model)
-        rows = {
-            f"stage {number}, amplitude {error.amplitude:g}": f"points moved by {error.unmoved:.2f} px, predicted to "
-            f"{error.predicted:.2f} px (held-out faces, ridge {error.ridge:g})"
-            for number, error in enumerate(errors)
-        }
-        hardware = describe_hardware(model.device, 1, choose_precision(model.device))
-        rows |= describe_run((time.monotonic() - start) / 3600, hardware)
-        pictures = {"before and after": draw_before_and_after(aligner, encode, config)}
-        model_config = dataclasses.replace(model.config, aligner=config.aligner, **(card_fields or {}))
-        tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("aligner.")}
-        tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
-        section = CardSection(title="alignment", rows=rows, config=config, pictures=pictures)
-        write_model(folder, model_config, tensors, section, locate_model(source).folder)
-    return errors

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from scemae.errors import OptionError
-from scemae.model.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode, Use
+from scemae.model.config import BACKBONES, BackboneConfig, ProjectorMode, Use
 
 Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
@@ -331,42 +331,55 @@ CANONICAL_POINTS = (  # places of the canonical view, half-sides: brows, nose, m
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(MotionConfig):
+class AlignConfig(MotionConfig, RunConfig):
     """The aligner, learned without labels (docs/alignment.md; ours, not in the paper)."""
 
-    amplitudes: tuple[float, ...] = option((1.0, 0.5, 0.3), "How far faces are moved, one trained stage for each.")
-    steps: tuple[int, ...] = option((0, 0, 0, 1, 1, 2, 2, 2, 2), "Stage that each step of the alignment uses, from 0.")
-    similarity_steps: int = option(5, "Number of initial steps that only rotate, scale and shift.")
-    residual: float = option(
-        0.05, "Movement in the last step, in half-sides of the view, that means a confidence of one half."
+    batch_size: int = 256
+    steps: int = 12_000
+    learning_rate: float = 2e-3
+    warmup: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    clip_norm: float | None = 5.0
+    view_size: int = option(64, "Side of the views that the aligner sees, px.")
+    widths: tuple[int, ...] = option((16, 32, 64, 96, 160), "Channels of its convolutions.")
+    squeezed: int = option(32, "Channels that the last map is reduced to.")
+    hidden: int = option(256, "Numbers in the layer before the outputs.")
+    wide: float = option(0.6, "Fraction of the views with any roll, --scales, and shifts up to --farthest.")
+    scales: tuple[float, float] = option((0.4, 2.5), "Smallest and largest side of a wide view, in sides of the face.")
+    farthest: float = option(1.0, "Largest shift of a wide view along each axis, in half-sides of the face.")
+    growing: tuple[float, float] = option(
+        (0.6, 1.8), "Scales between which the largest shift grows with the scale, so that smaller views shift less."
     )
-    projection_dim: int = option(24, "Dimensions that each token is projected to.")
-    cells: int = option(16, "Classes of position along one axis of the face, for that projection.")
-    shrinkage: float = option(0.1, "Multiple of its mean variance added to the scatter within the classes.")
-    projection_views: int = option(2000, "Moved views that each stage's projection is learned from.")
-    views: int = option(16_000, "Moved views that each stage's regression is learned from.")
-    ridges: tuple[float, ...] = option(
-        (0.1, 0.3, 1.0), "Ridge penalties tried on the held-out faces, as multiples of the mean variance."
-    )
-    held_out: int = option(1000, "Faces held out to choose the ridge penalty and to measure the error.")
-    batch_size: int = option(100, "Views encoded at a time.")
-    seed: int = option(0, "Seed of the held-out faces, the order of the others and their motions.")
+    negatives: float = option(0.15, "Fraction of the views that show a background, or a small piece of a face.")
+    grey: float = option(0.2, "Fraction of the views without colour.")
+    hidden_part: float = option(0.3, "Fraction of the views of which a part is hidden.")
+    background_squares: int = option(8192, "Squares cut out of the pictures of --backgrounds.")
+    alignment_steps: int = option(3, "Steps that the alignment takes at most.")
+    similarity_steps: int = option(2, "Number of initial steps that only rotate, scale and shift.")
+    settled: float = option(0.05, "A step that moves the points by less, half-sides (rms), is the last one.")
+    held_out: int = option(1000, "Faces held out to measure the error and to set the threshold of the verdict.")
 
     def __post_init__(self) -> None:
-        if not self.steps or not self.amplitudes or sorted(set(self.steps)) != list(range(len(self.amplitudes))):
-            raise OptionError(
-                f"steps {self.steps} must use each of the {len(self.amplitudes)} stages (amplitudes), counted from 0."
-            )
-        self._check_at_least_1("projection_views", "views", "held_out", "batch_size")
+        super().__post_init__()
+        self._check_at_least_1("view_size", "squeezed", "hidden", "alignment_steps", "held_out", "background_squares")
+        self._check("widths", "one number at least, all at least 1", min(self.widths, default=0) >= 1)
+        self._check("scales", "two rising numbers above 0", 0 < self.scales[0] < self.scales[1])
+        for name in ("wide", "negatives", "grey", "hidden_part"):
+            self._check(name, "in 0..1", 0 <= getattr(self, name) <= 1)
 
-    @property
-    def aligner(self) -> AlignerConfig:
-        """What the model's config.json says of the aligner."""
-        return AlignerConfig(
-            points=CANONICAL_POINTS,
-            scale=1.0,
-            steps=self.steps,
-            similarity_steps=self.similarity_steps,
-            projection_dim=self.projection_dim,
-            residual=self.residual,
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class FindConfig(AlignConfig):
+    """The first look for faces in whole pictures, learned without labels (docs/find.md; ours, not in the paper)."""
+
+    batch_size: int = 128
+    steps: int = 4000
+    view_size: int = 96
+    wide: float = 1.0
+    scales: tuple[float, float] = (1.9, 7.0)
+    growing: tuple[float, float] = (0.0, 10.0)
+    negatives: float = 0.3
+    finder_widths: tuple[int, int, int] = option((16, 32, 64), "Channels of the finder at strides of 2, 4 and 8 px.")
+    sides: tuple[float, float] = option((18.0, 40.0), "Smallest and largest side of the faces that it sees, px.")
+    unsure: float = option(1.25, "Sides up to so many times smaller or larger are neither faces nor not.")

@@ -35,6 +35,8 @@ REPORTS = 20  # in a run
 class Stage1:
     """The recipe that the engine trains: random crops, random masks, reconstruction."""
 
+    compiles = True
+
     def __init__(self, config: Stage1Config, pack: Pack, card_fields: CardFields) -> None:
         pack.check_input_size(config.input_size)
         self.config, self.pack, self.card_fields = config, pack, card_fields

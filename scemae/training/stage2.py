@@ -90,6 +90,8 @@ def _faces_and_tokens(faces: int, tokens: int) -> tuple[Tensor, Tensor]:
 class Stage2:
     """The recipe that the engine trains: faces of a pack at the usual framing, or moved by known motions."""
 
+    compiles = True
+
     def __init__(
         self, config: Stage2Config, pack: Pack, source: str, card_fields: Mapping[str, Any] | None = None
     ) -> None:
