@@ -262,7 +262,7 @@ def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
         gradient = design.T @ (p - y.double()) + prior @ weights
         hessian = (design * (p * (1 - p) + 1e-9)[:, None]).T @ design + prior + 1e-9 * torch.eye(2)
         weights = weights - torch.linalg.solve(hessian, gradient).clamp(-2, 2)
-    return float(-weights[0] / weights[1]), float(weights[1])
+    return float(weights[0] / weights[1]), float(weights[1])
 
 
 def read_pictures(folder: Path | None, seed: int) -> list[Array]:
