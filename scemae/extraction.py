@@ -18,12 +18,14 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, OptionError, warn_user
 from scemae.features import Face, FaceFeatures
-from scemae.geometry import IDENTITY, Array, CellGrid, Crop, sample_view
-from scemae.images import ImageBatch, ImageLike, OnError, Photo, cut_patch, validate_box
+from scemae.geometry import IDENTITY, Array, Box, CellGrid, Crop, sample_view
+from scemae.images import ImageBatch, ImageLike, OnError
 from scemae.model.aligner import FaceAligner, is_plausible
 from scemae.model.config import ModelConfig, ModelId, validate_switch
 from scemae.model.projector import Projector
 from scemae.numerics import default_numerics
+from scemae.patches import cut_patch
+from scemae.photo import Photo
 from scemae.progress import with_progress
 
 Margin = Literal["context", "reflect"]
@@ -194,7 +196,7 @@ def open_batch(images: Any, boxes: Any, on_error: OnError) -> ImageBatch:
 
 def _extract_batches(
     model: Extractor,
-    pairs: Iterator[tuple[Photo, Any]],
+    pairs: Iterator[tuple[Photo, Box]],
     aligner: FaceAligner | None,
     expansion: int,
     margin: Margin,
@@ -216,7 +218,7 @@ def _extract_batches(
         )
 
 
-def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[tuple[Photo, Any]]) -> list[Face]:
+def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[tuple[Photo, Box]]) -> list[Face]:
     """The faces on photos with boxes, aligned if there is an aligner. It holds `HELD_PIXELS` of photos, or one."""
     at_input_scale = aligner is None and model.view_size == model.config.input_size
     faces: list[Face] = []
@@ -237,8 +239,8 @@ def _find_faces(model: Extractor, aligner: FaceAligner | None, pairs: Iterator[t
     return faces
 
 
-def _cut_face(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> Face:
-    crop = Crop.from_box(validate_box(box, photo), input_size)
+def _cut_face(photo: Photo, box: Box, at_input_scale: bool, input_size: int) -> Face:
+    crop = Crop.from_box(box, input_size)
     patch = cut_patch(photo.image, crop, at_input_scale)
     quarter = len(patch.pixels) // 4
     if np.ptp(patch.pixels[quarter:-quarter, quarter:-quarter], axis=(0, 1)).max() < CONTRAST:

@@ -18,7 +18,7 @@ from scemae.datasets import DATASETS, check_dataset, problems, read_dataset
 from scemae.datasets.three_hundred_w import read_points, window_box
 from scemae.errors import DataError, OptionError
 from scemae.geometry import Crop, sample_view
-from scemae.images import cut_patch
+from scemae.patches import cut_patch
 from scemae.training.pack import Pack
 
 FACE = np.array([(60, 70), (100, 71), (80, 90), (65, 110), (95, 111)], dtype=float)

@@ -13,8 +13,9 @@ from scemae import draw
 from scemae.datasets import FaceDataset
 from scemae.evaluation.warped_pairs import BOX, INSET, WarpedPairs
 from scemae.geometry import Array, Crop
-from scemae.images import cut_square, iter_photos, validate_box
+from scemae.images import iter_photos
 from scemae.metrics import pixel_errors
+from scemae.patches import cut_square, validate_box
 from scemae.plots import line_plot
 
 LARGEST = 25.0  # % of the inter-ocular distance, the right end of the curves

@@ -28,8 +28,9 @@ from scemae.errors import (
     ScemaeError,
 )
 from scemae.geometry import Crop, central_box, sample_views
-from scemae.images import cut_square, iter_photos, validate_box
+from scemae.images import iter_photos
 from scemae.output import atomic_folder, is_taken
+from scemae.patches import cut_square, validate_box
 from scemae.samples import sample_faces
 
 MARGIN = 20 / 96  # of a square on each side of its input, in sides of the input (paper Sec. 4, after DVE: 136 for 96)

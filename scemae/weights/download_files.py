@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Unpack
 
-from scemae.errors import ModelNotFoundError, OutputError
-from scemae.output import atomic_write, new_path
+from scemae.errors import ModelNotFoundError
+from scemae.output import atomic_write, make_folder, new_path
 from scemae.weights.card import read_card_hashes
 from scemae.weights.hub import HUB, HubOptions, fetch
 from scemae.weights.model_folder import CARD, VerifiedFiles, file_sha256, verify_files
@@ -33,10 +33,7 @@ def download(
     if to is None:
         return found
     target = Path(to) / source.removeprefix(HUB).partition("@")[0].rpartition("/")[2]
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be made: {error}.") from error
+    make_folder(target)
     for name in found.sha256:
         _copy_file(found.folder / name, target / name, overwrite)
     # Only the files of a release are fetched, but its card is always in the package.
