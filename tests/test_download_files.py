@@ -26,7 +26,17 @@ from scemae.model.sce_mae import SceMae
 from scemae.weights import zoo
 from scemae.weights.card import RUN_HEADING, copy_earlier_sections, find_card_hashes, model_card, regressor_card
 from scemae.weights.hub import repository_url
-from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config, save_model
+from scemae.weights.model_folder import (
+    CARD,
+    CONFIG,
+    REGRESSOR,
+    WEIGHTS,
+    file_sha256,
+    read_config,
+    read_file,
+    save_model,
+    write_file,
+)
 from scemae.weights.upload import collect_files
 
 TINY = zoo.packaged_folder("scemae-tiny")
@@ -283,8 +293,28 @@ def test_the_card_of_a_regressor(detector, saved):
     assert "fitted on 1 annotated face." in card
     assert "| error on held-out faces | not known |" in card
     assert "of the distance of landmarks 0, 1" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
+    card = regressor_card(header | {"names": ["a\nb", "c", "d"]}, 0.05, "me/x", "0" * 64, 1)
+    assert "| landmarks | a\\nb, c, d |" in card  # faults C8: the table ended there
     header |= {"landmarks": 1, "asked": {"normalizer": None}}
     assert "of the side of the square that the model saw" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
+
+
+@pytest.mark.parametrize("damage", [{"asked": None}, {"names": 5}, {"kind": {}}])
+def test_the_card_of_a_damaged_regressor(saved, tmp_path, damage):
+    """Faults D: of a file without a checksum, as 0.1.0 wrote it, these were KeyErrors and TypeErrors."""
+    tensors, metadata = read_file(saved)
+    [(key, text)] = metadata.items()
+    header = json.loads(text) | damage
+    del header["sha256"]
+    write_file(tmp_path / "older", tensors, {key: json.dumps(header)})
+    with pytest.raises(IncompatibleWeightsError, match="older is damaged: "):
+        collect_files(tmp_path / "older", "me/lips")
+
+
+def test_earlier_sections_of_a_card_that_is_not_utf8(own, tmp_path):
+    """Faults D: a UnicodeDecodeError."""
+    (own / CARD).write_bytes(b"caf\xe9\n" + RUN_HEADING.encode() + b"once\n")
+    assert copy_earlier_sections(own, tmp_path) == f"\n{RUN_HEADING}once\n"
 
 
 # ---- download and verify

@@ -16,12 +16,11 @@ from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.datasets import read_dataset
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.tables import read_boxes
+from scemae.training.closed_form_config import AlignConfig, DiscriminantConfig
 from scemae.training.run_config import (
     STAGE1_PRESETS,
     STAGE2_PRESETS,
-    AlignConfig,
     CardFields,
-    DiscriminantConfig,
     PublishConfig,
     RunConfig,
     RunOptions,
@@ -30,8 +29,8 @@ from scemae.training.run_config import (
 )
 
 if TYPE_CHECKING:
-    from scemae.training.engine import History, Recipe
     from scemae.training.pack import Pack
+    from scemae.training.recipe import History, Recipe
 
 Outcome = tuple[Any, str]  # the result of a command for --json, and as text
 CONFIG_TITLE = "Configuration of {}; it defines the result [default in brackets]"

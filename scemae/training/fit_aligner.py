@@ -27,12 +27,12 @@ from scemae.model.aligner import AlignerStage, FaceAligner
 from scemae.model.sce_mae import SceMae
 from scemae.ridge import CentredSums, solve_ridge
 from scemae.training.acceleration import choose_precision
+from scemae.training.closed_form_config import AlignConfig
 from scemae.training.discriminant import learn_projection
 from scemae.training.engine import describe_hardware
 from scemae.training.model_writer import CardSection, describe_run, draw_view, write_model
 from scemae.training.motions import Encode, Moves, TokenSource, random_motions, token_encoder
 from scemae.training.pack import Pack, sample_pack, write_pack
-from scemae.training.run_config import AlignConfig
 from scemae.training.run_folder import create_model_folder
 from scemae.weights.zoo import load_model, locate_model
 

@@ -1,4 +1,4 @@
-"""Configurations of the training commands: frozen values; each field's help gives the paper's symbol and section.
+"""Configurations of the trainings with gradient steps, and what the author of a model states about it.
 
 `*Config` is what defines a result, and is kept in the model's card; `RunOptions` is how a run goes.
 """
@@ -6,69 +6,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal
 
 from scemae.errors import OptionError
-from scemae.model.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode, Use
+from scemae.model.config import BACKBONES, BackboneConfig, ProjectorMode, Use
+from scemae.training.training_config import MotionConfig, TrainingConfig, option
 
 Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
 Locality = Literal["log", "root"]
 Precision = Literal["float32", "bf16"]
-
-
-def option(default: Any, help: str) -> Any:
-    """A field with a default and the help text of its command-line option."""
-    return field(default=default, metadata={"help": help})
-
-
-def field_help(kind: type) -> dict[str, str]:
-    """The help text of each field of a dataclass; a field that only gets another default keeps its parent's."""
-    return {
-        name: described.metadata["help"]
-        for parent in reversed(kind.__mro__)
-        for name, described in getattr(parent, "__dataclass_fields__", {}).items()
-        if "help" in described.metadata
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Frozen values that can be written down, read again and compared."""
-
-    def to_json(self) -> str:
-        """The text that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; raises TypeError for fields that this class does not have."""
-        return cls(**{name: _as_tuple(value) for name, value in json.loads(text).items()})
-
-    def difference(self, other: TrainingConfig) -> list[str]:
-        """A line for each field that differs: its name, this value, the other value."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return [
-            f"{name}: {mine.get(name)!r} -> {theirs.get(name)!r}"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
-        ]
-
-    def _check(self, name: str, wanted: str, holds: bool) -> None:
-        if not holds:
-            raise OptionError(f"{name} is {getattr(self, name)}; it must be {wanted}.")
-
-    def _check_at_least_1(self, *names: str) -> None:
-        for name in names:
-            self._check(name, "at least 1", getattr(self, name) >= 1)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,18 +167,6 @@ STAGE1_PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionConfig(TrainingConfig):
-    """Known random motions of the training faces (augmentation): standard deviations at amplitude 1."""
-
-    rotation: float = option(0.3, "Standard deviation of the random rotation of the faces, rad, at amplitude 1.")
-    log_scale: float = option(0.15, "Standard deviation of the logarithm of their scale, at amplitude 1.")
-    shear: float = option(0.06, "Standard deviation of their shear and of their logarithmic aspect, at amplitude 1.")
-    shift: float = option(0.13, "Standard deviation of their shift, in half-sides of the view, at amplitude 1.")
-    brightness: float = option(0.08, "Standard deviation of what is added to pixels of 0..1, at any amplitude.")
-    log_contrast: float = option(0.15, "Standard deviation of the logarithm of the contrast, at any amplitude.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Stage2Config(MotionConfig, RunConfig):
     """Stage 2: tokens selected as in Sec. 3.2; CARB and LCR (Sec. 3.3). The defaults are preset "paper" for DeiT-T."""
 
@@ -299,74 +236,3 @@ STAGE2_PRESETS = {
     # Table 4, "clustering without LCR", in our reading: the same tokens, under the loss that LCR was made from.
     "clustering": Stage2Config(locality="root", attentive_repellence=1.0, mixed_repellence=1.0, center_repellence=1.0),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiscriminantConfig(MotionConfig):
-    """The positional discriminant: a projector in closed form, from moved faces (ours, not in the paper)."""
-
-    projector_dim: int = option(64, "Dimensions of the projected features.")
-    amplitude: float = option(1.0, "How far faces are moved, see --rotation.")
-    views: int = option(6000, "Moved views that the projector is learned from.")
-    cells: int = option(20, "Classes of position along one axis of the face.")
-    shrinkage: float = option(0.1, "Multiple of its mean variance added to the scatter within the classes.")
-    batch_size: int = option(256, "Views encoded at a time.")
-    held_out: int = option(200, "Faces held out to measure the matching error between them and warped copies of them.")
-    seed: int = option(0, "Seed of the held-out faces, the order of the others and their motions.")
-
-    def __post_init__(self) -> None:
-        self._check_at_least_1("projector_dim", "views", "cells", "batch_size")
-        self._check("amplitude", "above 0: faces that do not move teach only the place", self.amplitude > 0)
-
-
-CANONICAL_POINTS = (  # places of the canonical view, half-sides: brows, nose, mouth corners, chin, forehead
-    (-0.4, -0.4),
-    (0.4, -0.4),
-    (0.0, 0.06),
-    (-0.32, 0.47),
-    (0.32, 0.47),
-    (0.0, 0.88),
-    (0.0, -0.82),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignConfig(MotionConfig):
-    """The aligner, learned without labels (docs/alignment.md; ours, not in the paper)."""
-
-    amplitudes: tuple[float, ...] = option((1.0, 0.5, 0.3), "How far faces are moved, one trained stage for each.")
-    steps: tuple[int, ...] = option((0, 0, 0, 1, 1, 2, 2, 2, 2), "Stage that each step of the alignment uses, from 0.")
-    similarity_steps: int = option(5, "Number of initial steps that only rotate, scale and shift.")
-    residual: float = option(
-        0.05, "Movement in the last step, in half-sides of the view, that means a confidence of one half."
-    )
-    projection_dim: int = option(24, "Dimensions that each token is projected to.")
-    cells: int = option(16, "Classes of position along one axis of the face, for that projection.")
-    shrinkage: float = option(0.1, "Multiple of its mean variance added to the scatter within the classes.")
-    projection_views: int = option(2000, "Moved views that each stage's projection is learned from.")
-    views: int = option(16_000, "Moved views that each stage's regression is learned from.")
-    ridges: tuple[float, ...] = option(
-        (0.1, 0.3, 1.0), "Ridge penalties tried on the held-out faces, as multiples of the mean variance."
-    )
-    held_out: int = option(1000, "Faces held out to choose the ridge penalty and to measure the error.")
-    batch_size: int = option(100, "Views encoded at a time.")
-    seed: int = option(0, "Seed of the held-out faces, the order of the others and their motions.")
-
-    def __post_init__(self) -> None:
-        if not self.steps or not self.amplitudes or sorted(set(self.steps)) != list(range(len(self.amplitudes))):
-            raise OptionError(
-                f"steps {self.steps} must use each of the {len(self.amplitudes)} stages (amplitudes), counted from 0."
-            )
-        self._check_at_least_1("projection_views", "views", "held_out", "batch_size")
-
-    @property
-    def aligner(self) -> AlignerConfig:
-        """What the model's config.json says of the aligner."""
-        return AlignerConfig(
-            points=CANONICAL_POINTS,
-            scale=1.0,
-            steps=self.steps,
-            similarity_steps=self.similarity_steps,
-            projection_dim=self.projection_dim,
-            residual=self.residual,
-        )

@@ -39,8 +39,8 @@ class RunFolder:
 
         Raises RunError where another process trains there.
         """
-        make_folder(self.path)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise RunError(

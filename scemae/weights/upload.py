@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scemae.errors import GatedWeightsError, IncompatibleWeightsError, OptionError, OutputError, ScemaeError
-from scemae.weights.card import linked_files, load_call, read_card_hashes, regressor_card
+from scemae.weights.card import linked_files, load_call, read_card, read_card_hashes, regressor_card
+from scemae.weights.client_errors import describe_client_error, http_status
 from scemae.weights.endpoint_guard import COMMIT, split_endpoint
-from scemae.weights.hub import HUB, REVISION, describe_client_error, http_status, is_repository, validate_token
+from scemae.weights.hub import HUB, REVISION, is_repository, validate_token
 from scemae.weights.model_folder import (
     CARD,
     CONFIG,
@@ -131,7 +132,7 @@ def _collect_model(folder: Path, repo: str) -> dict[str, Path | bytes]:
             f"{folder / CARD} does not state the SHA-256 of {WEIGHTS} and {CONFIG}, so nobody could check them; write "
             "it with scemae.weights.card.model_card."
         )
-    card = (folder / CARD).read_text(encoding="utf-8")
+    card = read_card(folder)
     name = read_config(folder).name
     if name not in RELEASED:
         card = card.replace(load_call(name), load_call(HUB + repo))
@@ -154,6 +155,9 @@ def _collect_regressor(path: Path, repo: str) -> dict[str, Path | bytes]:
     tensors, metadata = read_file(path)
     if REGRESSOR_FORMAT not in metadata:
         raise IncompatibleWeightsError(f"{path} is not a detector of scemae; wanted one, or a model folder.")
-    error = tensors["held_out_errors"].nanmean().item()
-    card = regressor_card(json.loads(metadata[REGRESSOR_FORMAT]), error, repo, file_sha256(path), path.stat().st_size)
+    try:
+        header, held_out = json.loads(metadata[REGRESSOR_FORMAT]), tensors["held_out_errors"].nanmean().item()
+        card = regressor_card(header, held_out, repo, file_sha256(path), path.stat().st_size)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:  # a file without a checksum
+        raise IncompatibleWeightsError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
     return {CARD: card.encode(), REGRESSOR: path}

@@ -163,6 +163,10 @@ def locate_model(source: str | os.PathLike[str], **hub: Unpack[HubOptions]) -> V
     validate_hub_options(hub)
     if isinstance(source, os.PathLike):
         return _verify_local_folder(Path(source))
+    if not isinstance(source, str):
+        raise OptionError(
+            f"source is a {type(source).__name__}; wanted the name of a model, such as {DEFAULT!r}, or a pathlib.Path."
+        )
     if source.startswith(LOCAL):
         return _verify_local_folder(Path(source.removeprefix(LOCAL)))
     if source.startswith(HUB):
