@@ -249,6 +249,8 @@ def _cut_face(
     name: str, image: Path | bytes, input_size: int, size: int, boxes: Mapping[Path, Any] | None
 ) -> NDArray[np.uint8] | ImageInputError | BoxInputError:
     try:
+        if not isinstance(image, (Path, bytes)):  # a parquet file's text, say: what a file names is not followed
+            raise ImageInputError(f"{name} is a {type(image).__name__}; wanted the bytes of an image file.")
         photo = next(iter_photos(image))
         box: Any = central_box(*photo.image.size, central=input_size, frame=size)
         if boxes is not None:
