@@ -113,7 +113,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     target = _follow_link(path)
     before, partial = _identify(target), _temporary_path(target)
     with _translate_errors(path):
-        make_folder(target.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.mkdir()
             yield partial
