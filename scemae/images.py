@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from scemae.errors import BoxInputError, ImageInputError, OptionError, ScemaeError, warn_user
 from scemae.geometry import Array, Box, Crop, Patch, central_box
+from scemae.metrics import fill_masked
 
 ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Array | torch.Tensor
 OnError = Literal["raise", "skip"]
@@ -73,7 +74,7 @@ class ImageBatch:
                 "them."
             )
         self._images: Iterable[Any] = [images] if single else images
-        boxes = _rows_of_table(boxes)
+        boxes = _rows_of_table(fill_masked(boxes))
         self._boxes: Iterable[Any] | None = _boxes_of_one(boxes) if single and boxes is not None else boxes
         self.count = _length(self._images)
         boxes_count = _length(self._boxes)
@@ -257,6 +258,11 @@ def _channels_last(tensor: torch.Tensor, source: str) -> Array:
 
 
 def _from_array(array: Array, source: str) -> Image.Image:
+    if np.ma.is_masked(array):
+        raise ImageInputError(
+            f"{source} is a masked array, and parts of it are masked; wanted every pixel: array.filled(0), say."
+        )
+    array = np.asarray(array)
     if array.ndim == 4:
         raise ImageInputError(
             f"{source} is a batch of shape {array.shape} within a list; pass the batch itself, or the images of it one "
@@ -336,6 +342,7 @@ def validate_box(box: Any, photo: Photo) -> Box:
         if central[2] - central[0] < MIN_BOX:
             raise ImageInputError(f"{photo.source} is {width} x {height} pixels: too small to show a face.")
         return central
+    box = fill_masked(box)
     try:
         numbers = np.asarray(box.tolist() if isinstance(box, torch.Tensor) else box, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor without numbers, on "meta"

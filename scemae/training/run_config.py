@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from scemae.errors import OptionError
-from scemae.model.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode, Use
+from scemae.model.config import BACKBONES, AlignerConfig, BackboneConfig, ProjectorMode, Use, validate_switch
 
 Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
@@ -166,6 +166,8 @@ class RunOptions:
     checkpoint_minutes: float = option(5.0, "Minutes between two checkpoints: the most that a killed run can lose.")
 
     def __post_init__(self) -> None:
+        for name in ("resume", "overwrite"):
+            validate_switch(name, getattr(self, name))
         if self.resume and self.overwrite:
             raise OptionError("resume and overwrite cannot both be set: continue the run, or replace it.")
 
