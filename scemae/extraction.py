@@ -146,10 +146,7 @@ def stream_features(
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
     """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
-    if isinstance(model, (str, os.PathLike)):
-        raise OptionError(f"model is {str(model)!r}; wanted a model: pass scemae.load_model({str(model)!r}).")
-    if not hasattr(model, "view_size"):
-        raise OptionError(f"model is a {type(model).__name__}; wanted what scemae.load_model returns.")
+    validate_model(model)
     if align is not None:
         validate_switch("align", align)
     if align and model.aligner is None:
@@ -162,6 +159,14 @@ def stream_features(
     expansion = model.config.expansion if expansion is None else _whole("expansion", expansion)
     model.grid(expansion)  # raises OptionError for an expansion that the model does not have
     return _extract_batches(model, iter(batch), aligner, expansion, margin, batch_size)
+
+
+def validate_model(model: object) -> None:
+    """Raise OptionError for what is no `Extractor`: the name of a model, say, or a class of them."""
+    if isinstance(model, (str, os.PathLike)):
+        raise OptionError(f"model is {str(model)!r}; wanted a model: pass scemae.load_model({str(model)!r}).")
+    if isinstance(model, type) or not hasattr(model, "view_size"):
+        raise OptionError(f"model is a {type(model).__name__}; wanted what scemae.load_model returns.")
 
 
 def features_through_crops(

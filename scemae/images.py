@@ -13,6 +13,7 @@ from PIL import Image
 
 from scemae.errors import BoxInputError, ImageInputError, OptionError, ScemaeError, warn_user
 from scemae.geometry import Array, Box
+from scemae.metrics import fill_masked
 from scemae.patches import validate_box
 from scemae.photo import Photo, is_text, read_photo
 
@@ -39,7 +40,7 @@ class ImageBatch:
         self.on_error = on_error
         self.failed: list[tuple[str, ScemaeError]] = []
         self._images = _list_images(images)
-        self._boxes = _list_boxes(boxes, is_single(images))
+        self._boxes = _list_boxes(fill_masked(boxes), is_single(images))
         self.count = _length(self._images)
         boxes_count = _length(self._boxes)
         if None not in (self.count, boxes_count) and self.count != boxes_count:

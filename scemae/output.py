@@ -49,6 +49,11 @@ def is_taken(path: Path) -> bool:
     return True
 
 
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path to which links lead; no error, unlike that of Path.resolve, where they lead round in a loop."""
+    return Path(os.path.realpath(path))
+
+
 def find_leftovers(folder: Path) -> list[str]:
     """Names of temporary files and folders: of processes that are writing there, or that were killed before the end."""
     try:
@@ -141,7 +146,7 @@ def _put_in_place(path: Path, new: Path, replace: bool) -> None:
 
 def _follow_link(path: Path) -> Path:
     """The path to which a link leads; other paths as they are."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return real_path(path) if path.is_symlink() else path
 
 
 def _temporary_path(path: Path) -> Path:

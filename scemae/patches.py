@@ -10,6 +10,7 @@ from PIL import Image
 
 from scemae.errors import BoxInputError, ImageInputError
 from scemae.geometry import Array, Box, Crop, Patch, central_box
+from scemae.metrics import fill_masked
 from scemae.photo import Photo
 
 MIN_BOX = 8  # image px: a smaller box is a mistake, or its face cannot be recognised
@@ -29,7 +30,7 @@ def validate_box(box: Any, photo: Photo) -> Box:
             raise ImageInputError(f"{photo.source} is {width} x {height} pixels: too small to show a face.")
         return central
     try:
-        numbers = np.asarray(box.tolist() if isinstance(box, torch.Tensor) else box, dtype=np.float64)
+        numbers = np.asarray(box.tolist() if isinstance(box, torch.Tensor) else fill_masked(box), dtype=np.float64)
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor without numbers, on "meta"
         numbers = np.empty(0)
     if numbers.shape != (4,) or not np.isfinite(numbers).all():

@@ -129,6 +129,11 @@ def _channels_last(tensor: torch.Tensor, source: str) -> Array:
 
 
 def _from_array(array: Array, source: str) -> Image.Image:
+    if np.ma.is_masked(array):
+        raise ImageInputError(
+            f"{source} is a masked array, and parts of it are masked; wanted every pixel: array.filled(0), say."
+        )
+    array = np.asarray(array)
     if array.ndim == 4:
         raise ImageInputError(
             f"{source} is a batch of shape {array.shape} within a list; pass the batch itself, or the images of it one "

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from scemae.errors import TableError
+from scemae.output import real_path
 
 ANNOTATION_COLUMNS = ("path", "name", "x", "y")
 BOX_COLUMNS = ("path", "x0", "y0", "x1", "y1")
@@ -54,7 +55,7 @@ def read_groups(path: str | PathLike[str]) -> dict[Path, str | None]:
 def _find_image(path: Path, row: dict[str, str], spellings: dict[Path, Path]) -> Path:
     """The image of a row, by the first spelling of its path in the table; `spellings` keeps them."""
     image = path.parent / row["path"]
-    return spellings.setdefault(image.resolve(), image)
+    return spellings.setdefault(real_path(image), image)
 
 
 def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, float, float]]:
@@ -64,9 +65,9 @@ def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, floa
     boxed: set[Path] = set()
     for number, row in _read_rows(path, BOX_COLUMNS):
         image = path.parent / row["path"]
-        if image.resolve() in boxed:
+        if real_path(image) in boxed:
             raise TableError(f"{path}, line {number}: {row['path']} has a box already; wanted one face per image.")
-        boxed.add(image.resolve())
+        boxed.add(real_path(image))
         x0, y0, x1, y1 = _read_floats(path, number, row, BOX_COLUMNS[1:])
         boxes[image] = (x0, y0, x1, y1)
     return boxes

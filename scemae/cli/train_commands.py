@@ -15,6 +15,7 @@ from scemae.cli.data_check_command import add_data_check
 from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.datasets import read_dataset
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
+from scemae.output import real_path
 from scemae.tables import read_boxes
 from scemae.training.closed_form_config import AlignConfig, DiscriminantConfig
 from scemae.training.run_config import (
@@ -129,7 +130,7 @@ def run_stage1(args: argparse.Namespace) -> Outcome:
     config = replace(STAGE1_PRESETS[args.preset or "cpu"], **given_fields(args, Stage1Config))
     faces = open_faces(args, config.input_size)
     default_card = {
-        "name": Path(args.out).resolve().name,
+        "name": real_path(args.out).name,
         "training_data": f"{len(faces):,} faces of {Path(faces.source).name}",
     }
     card_fields = CardFields(**default_card | given_fields(args, CardFields))
@@ -226,7 +227,7 @@ def open_faces(args: argparse.Namespace, input_size: int) -> Pack:
         return Pack.open(source)
     if is_pack(packed) and not vars(args).get("overwrite"):
         faces = Pack.open(packed)
-        if faces.source != str(source.resolve()):
+        if faces.source != str(real_path(source)):
             raise DataError(f"{packed} was made of {faces.source}, not of {source}; pass that, or --overwrite.")
         return faces
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -245,7 +246,7 @@ def run_training(recipe: Recipe, args: argparse.Namespace, start: str | None) ->
     from scemae.weights.zoo import locate_model
 
     model = Path(args.out) / MODEL
-    if start and locate_model(start).folder.resolve() == model.resolve():
+    if start and real_path(locate_model(start).folder) == real_path(model):
         raise RunError(f"{model} is the model that this run starts from and would replace; choose another --out.")
     history = train(recipe, Path(args.out), RunOptions(**given_fields(args, RunOptions)))
     state = PartialState()
@@ -294,7 +295,7 @@ def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
     """Boxes as `pack_faces` wants them; those of an archive are by the path as it is written in the table."""
     boxes = read_boxes(table)
     if source.is_dir():
-        return {path.resolve(): box for path, box in boxes.items()}
+        return {real_path(path): box for path, box in boxes.items()}
     return {path.relative_to(table.parent): box for path, box in boxes.items()}
 
 
@@ -304,7 +305,7 @@ def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:
     dataset = read_dataset(name, folder, part, exclude=exclude)
     if any(sample.resized for sample in dataset.samples):
         raise OptionError(f"--split {split}: the protocol stretches these images first, which packs do not.")
-    return {sample.path.resolve(): sample.box for sample in dataset.samples}
+    return {real_path(sample.path): sample.box for sample in dataset.samples}
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

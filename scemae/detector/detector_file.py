@@ -18,7 +18,7 @@ from scemae.detector.built_in_heads import HEADS
 from scemae.detector.head import Head
 from scemae.detector.map_reader import MapReader
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, ScemaeError, warn_user
-from scemae.extraction import Extractor
+from scemae.extraction import Extractor, validate_model
 from scemae.features import FeatureKind
 from scemae.model.config import ModelId, validate_use
 from scemae.model.sce_mae import SceMae
@@ -95,6 +95,8 @@ def load_detector(
     path: str | os.PathLike[str], model: Extractor | None, head: type[Head] | None, hub: HubOptions
 ) -> tuple[dict[str, Any], FittedDetector]:
     """The regressor's arguments, the model among them, and what it found; see `LandmarkRegressor.load`."""
+    if model is not None:
+        validate_model(model)
     if head is not None and not isinstance(head, type):
         raise OptionError(f"head is {head!r}; it must be the class of the head: its params are in the file.")
     if isinstance(path, str) and path.startswith(HUB):

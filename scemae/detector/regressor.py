@@ -20,7 +20,7 @@ from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
 from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError, warn_user
-from scemae.extraction import Boxes, Extractor, extract_features, open_batch, stream_features
+from scemae.extraction import Boxes, Extractor, extract_features, open_batch, stream_features, validate_model
 from scemae.features import Face, FaceFeatures
 from scemae.images import ImageLike, OnError
 from scemae.landmark_input import check_annotated, validate_landmarks
@@ -150,6 +150,7 @@ class LandmarkRegressor(Estimator):
         align: bool | None = None,
         normalizer: Normalizer = None,
     ) -> None:
+        validate_model(model)
         self.model = model
         self.names = names
         self.head = head
@@ -332,11 +333,12 @@ class LandmarkRegressor(Estimator):
 
     def _given(self, images: Any, boxes: Boxes) -> FaceFeatures | None:
         """The features, concatenated, if that is what `images` are; None if they are images."""
-        if not _are_features(images):
+        validate_model(self.model)  # again, as scikit-learn may have set another
+        parts = _list_features(images)
+        if not parts:
             return None
         if boxes is not None:
             raise BoxInputError("images are FaceFeatures, which were extracted with their boxes; leave out boxes=.")
-        parts = [images] if isinstance(images, FaceFeatures) else images
         for part in parts:
             part.kind.require(replace(part.kind, model=self.model.id), "These features", "the regressor's")
         features = FaceFeatures.concatenate(parts)
@@ -355,7 +357,7 @@ class LandmarkRegressor(Estimator):
 
     def _lacks_boxes(self, images: Any, boxes: Boxes) -> bool:
         """Whether images have no boxes though those of `fit` had, as scikit-learn does it without routing."""
-        return self._fitted_with_boxes and boxes is None and not _are_features(images)
+        return self._fitted_with_boxes and boxes is None and not _list_features(images)
 
     def check_fitted(self) -> None:
         """Raise NotFittedError unless `fit` or `load` made this regressor."""
@@ -363,7 +365,8 @@ class LandmarkRegressor(Estimator):
             raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
 
 
-def _are_features(images: Any) -> bool:
-    """Whether these are FaceFeatures, or a sequence of nothing else."""
+def _list_features(images: Any) -> list[FaceFeatures]:
+    """The FaceFeatures that these are, alone or a sequence of nothing else; empty for images."""
     parts = [images] if isinstance(images, FaceFeatures) else images
-    return isinstance(parts, Sequence) and bool(parts) and all(isinstance(part, FaceFeatures) for part in parts)
+    of_features = isinstance(parts, Sequence) and all(isinstance(part, FaceFeatures) for part in parts)
+    return list(parts) if of_features else []

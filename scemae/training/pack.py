@@ -29,7 +29,7 @@ from scemae.errors import (
 )
 from scemae.geometry import Crop, central_box, sample_views
 from scemae.images import iter_photos
-from scemae.output import atomic_folder, is_taken
+from scemae.output import atomic_folder, is_taken, real_path
 from scemae.patches import cut_square, validate_box
 from scemae.samples import sample_faces
 
@@ -185,7 +185,7 @@ def pack_faces(
         count=count,
         input_size=input_size,
         size=size,
-        source=str(source.resolve()),
+        source=str(real_path(source)),
         skip_at_most=skip_at_most,
         overwrite=overwrite,
     )
@@ -254,7 +254,7 @@ def _cut_face(
         photo = next(iter_photos(image))
         box: Any = central_box(*photo.image.size, central=input_size, frame=size)
         if boxes is not None:
-            box = boxes.get(image.resolve() if isinstance(image, Path) else Path(name))
+            box = boxes.get(real_path(image) if isinstance(image, Path) else Path(name))
             if box is None:
                 raise BoxInputError(f"{name} has no box in the table of boxes.")
         return cut_square(photo.image, Crop.from_box(validate_box(box, photo), input_size), size)
@@ -266,7 +266,7 @@ def _iter_entries(source: Path, only: Container[Path] | None) -> Iterator[Any]:
     """The number of images, then each as (name, path or bytes); of a folder `only` those, None: all."""
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if _is_image(path.name) and path.is_file())
-        paths = [path for path in paths if only is None or path.resolve() in only]
+        paths = [path for path in paths if only is None or real_path(path) in only]
         return _count_first(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
     if not source.is_file():
         raise DataError(f"{source}: there is no such file or folder.")

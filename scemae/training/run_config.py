@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scemae.errors import OptionError
-from scemae.model.config import BACKBONES, BackboneConfig, ProjectorMode, Use
+from scemae.model.config import BACKBONES, BackboneConfig, ProjectorMode, Use, validate_switch
 from scemae.training.training_config import MotionConfig, TrainingConfig, option
 
 Density = Literal["knn", "mean", "paper_literal"]
@@ -115,6 +115,8 @@ class RunOptions:
     checkpoint_minutes: float = option(5.0, "Minutes between two checkpoints: the most that a killed run can lose.")
 
     def __post_init__(self) -> None:
+        for name in ("resume", "overwrite"):
+            validate_switch(name, getattr(self, name))
         if self.resume and self.overwrite:
             raise OptionError("resume and overwrite cannot both be set: continue the run, or replace it.")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from scemae.errors import ModelNotFoundError
+from scemae.model.config import validate_switch
 from scemae.output import atomic_write, make_folder, new_path
 from scemae.weights.card import read_card_hashes
 from scemae.weights.hub import HUB, HubOptions, fetch
@@ -29,6 +30,7 @@ def download(
 
     Raises OutputError where `to` cannot be written or a file in it differs, and the errors of `load_model`.
     """
+    validate_switch("overwrite", overwrite)
     found = _locate_files(source, hub)
     if to is None:
         return found

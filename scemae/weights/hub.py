@@ -22,6 +22,8 @@ from scemae.errors import (
     WeightsIntegrityError,
     WeightsUnavailableError,
 )
+from scemae.model.config import validate_switch
+from scemae.output import real_path
 from scemae.weights.card import read_stated_files
 from scemae.weights.client_errors import describe_client_error, http_status, is_from_hub
 from scemae.weights.endpoint_guard import COMMIT, Guard, guarding, split_endpoint
@@ -62,6 +64,7 @@ def validate_hub_options(hub: HubOptions) -> None:
     if unknown:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}; those about the Hub are {', '.join(known)}")
     validate_token(hub.get("token"))
+    validate_switch("local_files_only", hub.get("local_files_only", False))
 
 
 def validate_token(token: str | bool | None) -> None:
@@ -194,12 +197,13 @@ class Repository:
 
     def remove_cached(self, path: Path) -> None:
         """Remove a file of the cache: the link to it in the snapshot folder, and the blob, unless it is elsewhere."""
-        if self._is_offline() or not path.parent.resolve().is_relative_to(Path(self.cache_dir).resolve()):
+        if self._is_offline() or not real_path(path.parent).is_relative_to(real_path(self.cache_dir)):
             return
         with suppress(OSError):  # the cache may be read-only
-            if path.is_symlink():
-                self.remove_cached(path.parent / path.readlink())
-            path.unlink(missing_ok=True)
+            target = path.parent / path.readlink() if path.is_symlink() else None
+            path.unlink(missing_ok=True)  # first, as links may lead round in a loop
+            if target:
+                self.remove_cached(target)
 
     def _get_verified_file(self, name: str, expected: str, limit: int, retry: bool = True) -> Path:
         """A file with the SHA-256 `expected`; a file with another one is fetched again, once, and never kept."""

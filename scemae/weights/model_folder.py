@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OutputError, WeightsIntegrityError
-from scemae.model.config import ModelConfig
+from scemae.model.config import ModelConfig, validate_switch
 from scemae.output import atomic_write, new_path
 
 if TYPE_CHECKING:  # `scemae models` reads configurations and must not wait for torch
@@ -165,6 +165,7 @@ def write_file(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    validate_switch("overwrite", overwrite)
     try:
         with atomic_write(new_path(path, overwrite)) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scemae.errors import GatedWeightsError, IncompatibleWeightsError, OptionError, OutputError, ScemaeError
+from scemae.model.config import validate_switch
+from scemae.output import real_path
 from scemae.weights.card import linked_files, load_call, read_card, read_card_hashes, regressor_card
 from scemae.weights.client_errors import describe_client_error, http_status
 from scemae.weights.endpoint_guard import COMMIT, split_endpoint
@@ -81,6 +83,7 @@ def push_files(
     if tag is not None and not REVISION.fullmatch(tag):
         raise OptionError(f"{tag!r} cannot be a tag; wanted letters, digits and '-', '_', '.', such as 'v1.0'.")
     validate_token(token)
+    validate_switch("private", private)
     url, header = split_endpoint(endpoint)
     api = HfApi(endpoint=url if header else endpoint, token=token, headers=header, library_name="scemae")
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -144,9 +147,9 @@ def _collect_model(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 def _check_inside(path: Path, folder: Path) -> None:
     """Raise OptionError where a file is a link that leaves its folder: it may lead to a private file."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not real_path(path).is_relative_to(real_path(folder)):
         raise OptionError(
-            f"{path} is a link to {path.resolve()}, outside of the folder, and nothing was uploaded. Put the file "
+            f"{path} is a link to {real_path(path)}, outside of the folder, and nothing was uploaded. Put the file "
             "itself there, or leave it out of the card."
         )
 
