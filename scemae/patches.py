@@ -29,8 +29,9 @@ def validate_box(box: Any, photo: Photo) -> Box:
         if central[2] - central[0] < MIN_BOX:
             raise ImageInputError(f"{photo.source} is {width} x {height} pixels: too small to show a face.")
         return central
+    box = fill_masked(box)
     try:
-        numbers = np.asarray(box.tolist() if isinstance(box, torch.Tensor) else fill_masked(box), dtype=np.float64)
+        numbers = np.asarray(box.tolist() if isinstance(box, torch.Tensor) else box, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor without numbers, on "meta"
         numbers = np.empty(0)
     if numbers.shape != (4,) or not np.isfinite(numbers).all():
