@@ -105,7 +105,7 @@ def _list_images(images: Any) -> Iterable[Any]:
     if is_single(images):
         return [images]
     if _is_iterable(images):
-        return images  # type: ignore[no-any-return]
+        return images
     raise ImageInputError(
         f"images is a {type(images).__name__}; wanted a path, bytes, PIL image, array or tensor, or many of them."
     )
@@ -124,7 +124,7 @@ def _list_boxes(boxes: Any, single: bool) -> Iterable[Any] | None:
     if single:  # also a box by itself, beside a list of one
         boxes = list(boxes)
         return [boxes] if boxes and boxes[0] is not None and np.ndim(boxes[0]) == 0 else boxes
-    return boxes  # type: ignore[no-any-return]
+    return boxes
 
 
 def _is_iterable(values: Any) -> bool:
