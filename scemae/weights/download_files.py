@@ -60,7 +60,7 @@ def verify(source: str, **hub: Unpack[HubOptions]) -> list[VerifiedFiles]:
         ModelNotFoundError: there is nothing to check.
     """
     path = Path(source.removeprefix(LOCAL))
-    if source in RELEASED or not path.is_dir():
+    if source in RELEASED or not os.path.isdir(path):
         return [_locate_files(source, {**hub, "local_files_only": True})]
     folders = [path] if (path / CARD).is_file() else sorted(card.parent for card in path.glob(f"*/{CARD}"))
     found = [files for files in map(_verify_folder, folders) if files.sha256]
