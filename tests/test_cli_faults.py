@@ -76,6 +76,7 @@ CASES = {
     f"features FACE --out HERE/{LONG}": "File name too long",
     "export scemae-tiny HERE/loop/new.pt2": "Too many levels of symbolic links",
     "download scemae-tiny --to HERE/loop": "cannot be made",
+    "download local-dir:HERE/deep": "is on this machine already",
     "match FACE OTHER --point nose=nan,1": "Landmark nose of",
     "match FACE OTHER --point nose=1e9,1": "outside its",
     "match FACE OTHER --point 266,238 --prior inf": "prior is inf",

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Unpack
 
-from scemae.errors import ModelNotFoundError, OutputError
+from scemae.errors import ModelNotFoundError, OptionError, OutputError
 from scemae.model.config import validate_switch
 from scemae.output import atomic_write, new_path
 from scemae.weights.card import read_card_hashes
@@ -31,6 +31,8 @@ def download(
     Raises OutputError where `to` cannot be written or a file in it differs, and the errors of `load_model`.
     """
     validate_switch("overwrite", overwrite)
+    if source.startswith(LOCAL):
+        raise OptionError(f"{source} is on this machine already; wanted a released model, or {HUB}ORG/REPO.")
     found = _locate_files(source, hub)
     if to is None:
         return found
