@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -158,7 +159,7 @@ def stream_features(
     aligner = model.aligner if align is None or align else None
     expansion = model.config.expansion if expansion is None else _whole("expansion", expansion)
     model.grid(expansion)  # raises OptionError for an expansion that the model does not have
-    return _extract_batches(model, iter(batch), aligner, expansion, margin, batch_size)
+    return _extract_batches(model, iter(batch), aligner, expansion, margin, min(batch_size, sys.maxsize))
 
 
 def validate_model(model: object) -> None:

@@ -79,6 +79,8 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str
     Raises TableError unless the header and each row have each of the columns, and no row a cell beyond the header.
     """
     try:
+        if path.exists() and not path.is_file():  # which may never end, or never begin
+            raise TableError(f"{path} is a folder, pipe or device; wanted a CSV file.")
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]

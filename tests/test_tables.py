@@ -1,6 +1,8 @@
 """The tables of annotations and boxes: what they mean, and that nothing in them is passed over."""
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +89,11 @@ def test_a_picture_by_two_paths_is_one(write, tmp_path):
     first, second = read_annotations(table).items()
     assert first == (tmp_path / "b/../a.png", {"nose": (1, 2), "chin": (3, 4)})
     assert second == (tmp_path / "c.png", {"nose": (5, 6)})
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    """Faults C7, of a kind with it: a pipe without a writer was waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(TableError, match="is a folder, pipe or device; wanted a CSV file"):
+            read_boxes(path)

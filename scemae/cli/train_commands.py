@@ -177,6 +177,8 @@ def run_publish(args: argparse.Namespace) -> Outcome:
 
     out, measured = Path(args.out), [Path(folder) for folder in args.measured]
     try:
+        if args.notes is not None and not os.path.isfile(args.notes):
+            raise FileNotFoundError("there is no such file")
         notes = "" if args.notes is None else Path(args.notes).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--notes {args.notes} cannot be read: {error}; wanted Markdown in UTF-8.") from error
@@ -294,7 +296,7 @@ def _input_size(model: str) -> int:
 def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
     """Boxes as `pack_faces` wants them; those of an archive are by the path as it is written in the table."""
     boxes = read_boxes(table)
-    if source.is_dir():
+    if os.path.isdir(source):
         return {real_path(path): box for path, box in boxes.items()}
     return {path.relative_to(table.parent): box for path, box in boxes.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -220,7 +221,7 @@ def write_pack(
 
 def is_pack(folder: Path) -> bool:
     """Whether the folder has the index of a pack."""
-    return (folder / INDEX).is_file()
+    return os.path.isfile(folder / INDEX)  # False for names that no folder can have
 
 
 def _write_squares(
@@ -264,11 +265,11 @@ def _cut_face(
 
 def _iter_entries(source: Path, only: Container[Path] | None) -> Iterator[Any]:
     """The number of images, then each as (name, path or bytes); of a folder `only` those, None: all."""
-    if source.is_dir():
+    if os.path.isdir(source):
         paths = sorted(path for path in source.rglob("*") if _is_image(path.name) and path.is_file())
         paths = [path for path in paths if only is None or real_path(path) in only]
         return _count_first(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise DataError(f"{source}: there is no such file or folder.")
     return _iter_parquet(source) if source.suffix == ".parquet" else _iter_tar(source)
 

@@ -65,7 +65,7 @@ def collect_files(path: str | os.PathLike[str], repo: str) -> dict[str, Path | b
     if not is_repository(repo):
         raise OptionError(f"{repo!r} does not name a repository; wanted ORG/REPO.")
     path = Path(path)
-    return _collect_regressor(path, repo) if path.is_file() else _collect_model(path, repo)
+    return _collect_regressor(path, repo) if os.path.isfile(path) else _collect_model(path, repo)
 
 
 def push_files(

@@ -206,7 +206,7 @@ def _locate_released(name: str, hub: HubOptions) -> VerifiedFiles:
     if release.bundled:
         return verify_files(packaged_folder(name), release.sha256, "Install scemae again.")
     mirror = os.environ.get(MIRROR)
-    if mirror and (Path(mirror) / name).is_dir():
+    if mirror and os.path.isdir(Path(mirror) / name):
         next_step = f"It is in {MIRROR}; run `scemae download {name}` again."
         return verify_files(Path(mirror) / name, release.sha256, next_step)
     if release.revision is None:
