@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from scemae.errors import OutputError, RunError
-from scemae.output import atomic_folder, atomic_write, is_taken
+from scemae.output import atomic_folder, atomic_write, is_taken, write_picture
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
 RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
@@ -119,8 +119,7 @@ class RunFolder:
         """Save the picture of a report."""
         folder = self.path / PICTURES
         folder.mkdir(exist_ok=True)
-        with atomic_write(folder / f"{step:07d}.png") as temporary:
-            picture.save(temporary)
+        write_picture(folder / f"{step:07d}.png", picture)
 
     def write_bad_batch(self, process: int, passes: Any) -> Path:
         """Save the batch that a run broke on; returns its folder."""
