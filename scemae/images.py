@@ -51,6 +51,11 @@ class ImageBatch:
         if boxes_count:
             _warn_of_extents(self._boxes)
 
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there are boxes, one per image."""
+        return self._boxes is not None
+
     def __iter__(self) -> Iterator[tuple[Photo, Box]]:
         boxes, missing = repeat(None) if self._boxes is None else iter(self._boxes), object()
         usable, warned = 0, 0

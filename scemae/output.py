@@ -10,8 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scemae.errors import OutputError, ScemaeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Of files and folders being written, and of those that a killed process left behind.
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{16}(\.[^.]+)?", re.S)
@@ -98,6 +102,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_picture(path: Path, picture: Image) -> None:
+    """Save a picture, whole or not at all, in the format of the path's ending; replaces another one."""
+    with atomic_write(path) as temporary:
+        picture.save(temporary)
 
 
 def check_own(folder: Path, own: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.PngImagePlugin import ChunkStream, PngImageFile
 
 from scemae.errors import ImageInputError
 from scemae.geometry import Array
@@ -28,6 +29,7 @@ UPRIGHT = {  # the transpose that undoes each EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 ROUNDING = 1e-3  # how far resizing and blending may leave float pixels outside 0..1
+PNG_SIGNATURE = 8  # bytes of a PNG file before its first chunk
 DARK = 1 / 16  # of full scale: pixels of more than 8 bits that are all darker were meant for another scale
 FORMATS = (  # what a file may be: formats that Pillow or a plugin decodes itself, none that is run as a program
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "ICO", "JPEG2000"),
@@ -72,8 +74,21 @@ def _open(item: Any, source: str) -> Image.Image:
         )
     image = open_file(item, source)
     with _translate_errors(source):
+        _check_png(image)
         image.load()
     return image
+
+
+def _check_png(image: Image.Image) -> None:
+    """Raise SyntaxError or OSError where a checksum of a PNG file is wrong: `load` does not read the last of pixels.
+
+    Image.verify would close the file, and could not go back in a stream.
+    """
+    if isinstance(image, PngImageFile) and image.fp is not None and not ImageFile.LOAD_TRUNCATED_IMAGES:
+        place = image.fp.tell()
+        image.fp.seek(PNG_SIGNATURE)
+        ChunkStream(image.fp).verify()
+        image.fp.seek(place)
 
 
 def open_file(file: Path | IO[bytes], source: str) -> Image.Image:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from os import PathLike
 from pathlib import Path
 
-from scemae.errors import TableError
+from scemae.errors import TableError, warn_user
 from scemae.output import real_path
 
 ANNOTATION_COLUMNS = ("path", "name", "x", "y")
@@ -77,13 +78,15 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str
     """The line number of each row, and its cells by column, without spaces around them.
 
     Raises TableError unless the header and each row have each of the columns, and no row a cell beyond the header.
+    Warns of a last line that is not ended: the table may be cut within it.
     """
     try:
         if path.exists() and not path.is_file():  # which may never end, or never begin
             raise TableError(f"{path} is a folder, pipe or device; wanted a CSV file.")
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+            text = file.read()
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path} cannot be read as CSV: {error}.") from error
     lines = [(number, cells) for number, cells in lines if any(cells)]
@@ -106,6 +109,11 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str
         if "\0" in row["path"]:
             raise TableError(f"{path}, line {number} has a zero byte in its path; wanted text in UTF-8.")
         rows.append((number, row))
+    if not text.endswith(("\n", "\r")):
+        warn_user(
+            f"{path} does not end with a line break: it may be cut, and its last number with it. Compare its last line "
+            "with where it is from, and end it with a line break."
+        )
     return rows
 
 

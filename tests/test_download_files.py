@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakehub import untouched
 from huggingface_hub import ModelCard
 
 import scemae
@@ -195,12 +196,15 @@ def test_names_that_no_tag_can_have(saved, access, hub, tag):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("name", ["loss.png", WEIGHTS, CONFIG, CARD])
+@pytest.mark.parametrize("name", ["loss.png", WEIGHTS, CONFIG, CARD], ids="C4 {}".format)
 def test_links_that_leave_the_folder_are_not_pushed(hub, access, own, tmp_path, name):
     """Faults C4."""
     (own / name).rename(tmp_path / "private")
     (own / name).symlink_to(tmp_path / "private")
-    with pytest.raises(OptionError, match=r"is a link to .*private, outside of the folder, and nothing was uploaded"):
+    refused = pytest.raises(
+        OptionError, match=r"is a link to .*private, outside of the folder, and nothing was uploaded"
+    )
+    with untouched(tmp_path), refused:
         weights.push(own, "me/mine", **access)
     assert hub.requests == []
 

@@ -347,6 +347,30 @@ def test_files_that_cannot_be_read(tmp_path):
     refused(io.StringIO("text"), "image 0")
 
 
+class Stream(io.RawIOBase):
+    """Bytes that come once."""
+
+    def __init__(self, content):
+        self.content = io.BytesIO(content)
+
+    def read(self, size=-1):
+        return self.content.read(size)
+
+
+@pytest.mark.parametrize("wrap", [bytes, io.BytesIO, Stream])
+def test_a_png_with_a_wrong_checksum_is_refused(wrap, monkeypatch):
+    """The last one of the pixels is not read with them, so that the last rows could differ without a word."""
+    content = file_bytes(noise(40, 40), compress_level=1)
+    end = content.rindex(b"IEND") - 4
+    assert np.array_equal(pixels_of(wrap(content)), np.asarray(noise(40, 40)))
+    for place in (*range(end - 40, end), end + 5):
+        damaged = wrap(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        refused(damaged, "image 0 cannot be read, it may be truncated")
+    refused(wrap(content[:end]), "image 0 cannot be read, it may be truncated")
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    assert pixels_of(wrap(content[: end - 1000])).shape == (40, 40, 3)  # as the caller wants it
+
+
 def test_what_the_system_does_not_open_is_not_called_truncated(tmp_path, monkeypatch):
     """Faults D."""
 

@@ -1,10 +1,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from made_up_faces import coloured_faces
+from PIL import Image
 
 from scemae.errors import OutputError
+from scemae.evaluation.figures import draw_detections
 from scemae.output import atomic_folder, atomic_write, check_own, find_leftovers, new_path
 from scemae.weights.model_folder import write_file
 
@@ -27,6 +31,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OutputError, match="cannot be written: disk full"), atomic_write(tmp_path / "old.txt"):
         raise OSError("disk full")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_pictures_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Pictures of evaluations too, which a full disk cut."""
+    errors, places = np.array([1.0, 2.0]), np.zeros((2, 5, 2))
+    dataset = coloured_faces(tmp_path, 2)
+    drawn = draw_detections(dataset, places, errors, 1, tmp_path / "pictures")
+    before = [path.read_bytes() for path in sorted(drawn)]
+
+    def save_half(picture, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", save_half)
+    with pytest.raises(OutputError, match="cannot be written: disk full"):
+        draw_detections(dataset, places + 1, errors, 1, tmp_path / "pictures")
+    assert [path.read_bytes() for path in sorted((tmp_path / "pictures").iterdir())] == before
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):

@@ -2,12 +2,13 @@
 
 import math
 import os
+import warnings
 from pathlib import Path
 
 import pytest
 
 from scemae.errors import TableError
-from scemae.tables import read_annotations, read_boxes
+from scemae.tables import read_annotations, read_boxes, read_groups
 
 POINTS = "path,name,x,y\n"
 BOXES = "path,x0,y0,x1,y1\n"
@@ -74,6 +75,20 @@ def test_empty_surplus_cells_and_lines_are_no_surplus(write, tmp_path):
 def test_columns_may_be_in_any_order_with_others_between(write, tmp_path):
     table = write(",y,note,x,name,path\n0,2,old,1,nose,a.png\n1,4,,3,chin,a.png\n")
     assert read_annotations(table) == {tmp_path / "a.png": {"nose": (1, 2), "chin": (3, 4)}}
+
+
+@pytest.mark.parametrize(("read", "header"), [(read_annotations, POINTS), (read_groups, POINTS), (read_boxes, BOXES)])
+def test_a_last_line_that_is_not_ended_is_warned_of(write, read, header):
+    """A table that was cut within its last number was read as one with a smaller number."""
+    whole = header + ("a.png,1,2,30,40" if read is read_boxes else "a.png,nose,70.5,61.25")
+    for end in ("\n", "\r\n", "\r", "\n\n"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read(write(whole + end))
+    for text in (whole, whole[:-1]):
+        with pytest.warns(UserWarning, match=r"table\.csv does not end with a line break: it may be cut") as warned:
+            read(write(text))
+        assert [warning.filename for warning in warned] == [__file__]
 
 
 def test_an_empty_cell_is_not_annotated(write, tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import scemae
 from scemae import draw
 from scemae.errors import ImageInputError, OptionError, TableError, escape_controls
-from scemae.output import atomic_write, find_leftovers, new_path, real_path
+from scemae.output import find_leftovers, new_path, real_path, write_picture
 from scemae.samples import sample_faces
 from scemae.tables import read_annotations, read_boxes, read_groups
 
@@ -347,9 +347,7 @@ def _report_landmarks(landmarks: Landmarks, out: Path | None, batch: ImageBatch 
 def _finish(batch: ImageBatch | None, landmarks: Landmarks | None = None, out: Path | None = None) -> Iterator[str]:
     """Draw the landmarks to `out`, then raise ImageInputError if an image could not be used. Gives lines to print."""
     if landmarks is not None and out is not None:
-        picture = landmarks.draw()
-        with atomic_write(out) as temporary:
-            picture.save(temporary)
+        write_picture(out, landmarks.draw())
         yield f"picture: {out}"
     if batch is not None and batch.failed:
         names = [name for name, _ in batch.failed]

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from scemae.errors import OutputError, RunError
-from scemae.output import atomic_folder, atomic_write, find_leftovers, is_taken, make_folder, remove
+from scemae.output import atomic_folder, atomic_write, find_leftovers, is_taken, make_folder, remove, write_picture
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
 RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
@@ -121,8 +121,7 @@ class RunFolder:
 
     def write_picture(self, step: int, picture: Image.Image) -> None:
         """Save the picture of a report."""
-        with atomic_write(make_folder(self.path / PICTURES) / f"{step:07d}.png") as temporary:
-            picture.save(temporary)
+        write_picture(make_folder(self.path / PICTURES) / f"{step:07d}.png", picture)
 
     def write_bad_batch(self, process: int, passes: Any) -> Path:
         """Save the batch that a run broke on; returns its folder."""
