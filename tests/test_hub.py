@@ -517,7 +517,7 @@ def test_a_password_is_not_shown(hub, reach, outside, caplog, no_pauses, monkeyp
     refused(OptionError, "is not a URL", source="hf-hub:a/b", endpoint="http://me:pass@[::1")
 
 
-def test_a_token_is_not_shown(hub, reach):
+def test_a_token_is_not_shown(hub, reach, outside):
     """Faults C5: the client's error for a token with a line break shows it."""
     assert "secret" not in str(refused(OptionError, "token has a space", **reach, token="hf_secret\n"))
 
