@@ -8,7 +8,8 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 import scemae
-from scemae.training.run_config import CardFields, RunOptions, TrainingConfig, field_help
+from scemae.training.run_config import CardFields, RunOptions
+from scemae.training.training_config import TrainingConfig, field_help
 
 project = "scemae"
 author = "the scemae authors"

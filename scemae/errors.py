@@ -41,6 +41,11 @@ def escape_controls(text: str) -> str:
     return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def escape_lines(text: str) -> str:
+    """The text with its line ends, and all other control characters escaped."""
+    return "\n".join(map(escape_controls, text.split("\n")))
+
+
 class ScemaeError(Exception):
     """Base class of all errors that scemae raises on purpose."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, OptionError, warn_user
 from scemae.features import Face, FaceFeatures
-from scemae.geometry import IDENTITY, CellGrid, Crop, compose, invert, sample_view, similarity
-from scemae.images import ImageBatch, ImageLike, OnError, Photo, cut_patch, validate_box
+from scemae.geometry import IDENTITY, Box, CellGrid, Crop, compose, invert, sample_view, similarity
+from scemae.images import ImageBatch, ImageLike, OnError
 from scemae.model.aligner import Aligner, Located, is_plausible
 from scemae.model.config import ModelConfig, ModelId, validate_switch
 from scemae.model.projector import Projector
 from scemae.numerics import default_numerics
+from scemae.patches import cut_patch
+from scemae.photo import Photo
 from scemae.progress import with_progress
 
 Margin = Literal["context", "reflect"]
@@ -159,10 +162,7 @@ def stream_features(
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
     """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
-    if isinstance(model, (str, os.PathLike)):
-        raise OptionError(f"model is {str(model)!r}; wanted a model: pass scemae.load_model({str(model)!r}).")
-    if not hasattr(model, "view_size"):
-        raise OptionError(f"model is a {type(model).__name__}; wanted what scemae.load_model returns.")
+    validate_model(model)
     if align is not None:
         validate_switch("align", align)
     if align and model.aligner is None:
@@ -176,7 +176,15 @@ def stream_features(
     aligner = model.aligner if align is None or align else None
     expansion = model.config.expansion if expansion is None else _whole("expansion", expansion)
     model.grid(expansion)  # raises OptionError for an expansion that the model does not have
-    return _extract_batches(model, iter(batch), aligner, expansion, margin, search, batch_size)
+    return _extract_batches(model, iter(batch), aligner, expansion, margin, search, min(batch_size, sys.maxsize))
+
+
+def validate_model(model: object) -> None:
+    """Raise OptionError for what is no `Extractor`: the name of a model, say, or a class of them."""
+    if isinstance(model, (str, os.PathLike)):
+        raise OptionError(f"model is {str(model)!r}; wanted a model: pass scemae.load_model({str(model)!r}).")
+    if isinstance(model, type) or not hasattr(model, "view_size"):
+        raise OptionError(f"model is a {type(model).__name__}; wanted what scemae.load_model returns.")
 
 
 def features_through_crops(
@@ -211,7 +219,7 @@ def open_batch(images: Any, boxes: Any, on_error: OnError) -> ImageBatch:
 
 def _extract_batches(
     model: Extractor,
-    pairs: Iterator[tuple[Photo, Any]],
+    pairs: Iterator[tuple[Photo, Box]],
     aligner: Aligner | None,
     expansion: int,
     margin: Margin,
@@ -235,7 +243,7 @@ def _extract_batches(
 
 
 def _find_faces(
-    model: Extractor, aligner: Aligner | None, pairs: Iterator[tuple[Photo, Any]], search: Search
+    model: Extractor, aligner: Aligner | None, pairs: Iterator[tuple[Photo, Box]], search: Search
 ) -> list[Face]:
     """The faces on photos with boxes, aligned if there is an aligner. It holds `HELD_PIXELS` of photos, or one."""
     at_input_scale = aligner is None and model.view_size == model.config.input_size
@@ -257,8 +265,8 @@ def _find_faces(
     return faces
 
 
-def _cut_face(photo: Photo, box: Any, at_input_scale: bool, input_size: int) -> Face:
-    crop = Crop.from_box(validate_box(box, photo), input_size)
+def _cut_face(photo: Photo, box: Box, at_input_scale: bool, input_size: int) -> Face:
+    crop = Crop.from_box(box, input_size)
     patch = cut_patch(photo.image, crop, at_input_scale)
     quarter = len(patch.pixels) // 4
     if np.ptp(patch.pixels[quarter:-quarter, quarter:-quarter], axis=(0, 1)).max() < CONTRAST:

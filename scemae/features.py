@@ -16,6 +16,7 @@ from torch import Tensor
 from scemae import draw
 from scemae.errors import IncompatibleFeaturesError, OptionError
 from scemae.geometry import Alignment, CellGrid, Crop, Patch, sample_at, sample_view
+from scemae.metrics import fill_masked
 from scemae.model.config import ModelConfig, ModelId, Use, validate_use
 from scemae.model.projector import concatenate_maps
 from scemae.numerics import default_numerics
@@ -169,14 +170,15 @@ class FaceFeatures:
 
     def to_input(self, landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
         """Landmarks (B, K, 2) in image pixels to input pixels of each face."""
-        return np.stack([face.crop.to_input(xy) for face, xy in zip(self.faces, landmarks, strict=True)])
+        return np.stack([face.crop.to_input(fill_masked(xy)) for face, xy in zip(self.faces, landmarks, strict=True)])
 
     def to_image(self, landmarks_input: NDArray[np.float64]) -> NDArray[np.float64]:
         """Landmarks (B, K, 2) in input pixels of each face to pixels of its own image."""
-        return np.stack([face.crop.to_image(xy) for face, xy in zip(self.faces, landmarks_input, strict=True)])
+        pairs = zip(self.faces, landmarks_input, strict=True)
+        return np.stack([face.crop.to_image(fill_masked(xy)) for face, xy in pairs])
 
     def descriptors(self, landmarks: NDArray[np.float64], use: Use = "backbone") -> Tensor:
-        """Descriptors (B, K, C) at landmarks (B, K, 2), image pixels: bilinear, not normalised, nan at nan."""
+        """Descriptors (B, K, C) at landmarks (B, K, 2), image pixels: bilinear, not normalised; nan at nan, masked."""
         places = torch.from_numpy(self.to_input(landmarks))
         read = sample_at(self.map(use), self.grid, places)
         return read.masked_fill(places.isnan().any(-1, keepdim=True), torch.nan)

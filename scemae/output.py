@@ -10,11 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scemae.errors import OutputError, ScemaeError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 # Of files and folders being written, and of those that a killed process left behind.
-TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{16}(\.\w+)?")
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{16}(\.[^.]+)?", re.S)
 LONG_NAME = 100  # bytes: with a longer name of the file in it, the temporary name might be too long
 
 
@@ -49,6 +53,11 @@ def is_taken(path: Path) -> bool:
     return True
 
 
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path to which links lead; no error, unlike that of Path.resolve, where they lead round in a loop."""
+    return Path(os.path.realpath(path))
+
+
 def find_leftovers(folder: Path) -> list[str]:
     """Names of temporary files and folders: of processes that are writing there, or that were killed before the end."""
     try:
@@ -57,21 +66,48 @@ def find_leftovers(folder: Path) -> list[str]:
         return []
 
 
+def make_folder(path: Path) -> Path:
+    """A folder, and those above it, made if need be; raises OutputError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made: {error}.") from error
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all that is in it, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it becomes `path` on success and is deleted on failure."""
+    """A temporary path beside `path` to write to; it becomes `path` on success and is deleted on failure.
+
+    Raises OutputError if another process has written `path` in the meantime, which is kept.
+    """
     target = _follow_link(path)
-    temporary = _temporary_path(target)
+    before, temporary = _identify(target), _temporary_path(target)
     with _translate_errors(path):
-        temporary.touch(exist_ok=False)
         try:
+            temporary.touch(exist_ok=False)
             rights = temporary.stat().st_mode  # as the process creates its files
             yield temporary
             if temporary.stat().st_mode != rights:  # safetensors replaces the file by one of its own
                 temporary.chmod(rights)
+            _check_untouched(target, before)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_picture(path: Path, picture: Image) -> None:
+    """Save a picture, whole or not at all, in the format of the path's ending; replaces another one."""
+    with atomic_write(path) as temporary:
+        picture.save(temporary)
 
 
 def check_own(folder: Path, own: Sequence[str]) -> None:
@@ -93,11 +129,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     before, partial = _identify(target), _temporary_path(target)
     with _translate_errors(path):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
         try:
+            partial.mkdir()
             yield partial
-            if _identify(target) not in (None, before):
-                raise OutputError(f"{path} was not replaced: another process has just written it. Choose another path.")
+            _check_untouched(target, before)
             _put_in_place(target, partial, replace=before is not None)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -105,22 +140,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def _put_in_place(path: Path, new: Path, replace: bool) -> None:
     """Rename `new` to `path`. The old folder is deleted last, so that a kill in between loses neither."""
-    replaced = _temporary_path(path)
-    if replace:
-        with suppress(FileNotFoundError):
-            path.rename(replaced)
+    old = _temporary_path(path)
     try:
+        if replace:
+            with suppress(FileNotFoundError):
+                path.rename(old)
         new.rename(path)
-    except OSError:
+    except BaseException:  # Ctrl-C in between too
         with suppress(OSError):  # fails where there is no old folder, or another process was faster
-            replaced.rename(path)
+            old.rename(path)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    with suppress(OSError):  # the new folder is there
+        remove(old)
 
 
 def _follow_link(path: Path) -> Path:
     """The path to which a link leads; other paths as they are."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return real_path(path) if path.is_symlink() else path
 
 
 def _temporary_path(path: Path) -> Path:
@@ -132,6 +168,12 @@ def _temporary_path(path: Path) -> Path:
 def _identify(path: Path) -> tuple[int, int] | None:
     """What tells the file or folder of this path from any other; None if there is none."""
     return (path.lstat().st_dev, path.lstat().st_ino) if is_taken(path) else None
+
+
+def _check_untouched(path: Path, before: tuple[int, int] | None) -> None:
+    """Raise OutputError if `path` is there, but not what it was before."""
+    if _identify(path) not in (None, before):
+        raise OutputError(f"{path} was not replaced: another process has just written it. Choose another path.")
 
 
 @contextmanager

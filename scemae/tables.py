@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from os import PathLike
 from pathlib import Path
 
-from scemae.errors import TableError
+from scemae.errors import TableError, warn_user
+from scemae.output import real_path
 
 ANNOTATION_COLUMNS = ("path", "name", "x", "y")
 BOX_COLUMNS = ("path", "x0", "y0", "x1", "y1")
@@ -54,7 +56,7 @@ def read_groups(path: str | PathLike[str]) -> dict[Path, str | None]:
 def _find_image(path: Path, row: dict[str, str], spellings: dict[Path, Path]) -> Path:
     """The image of a row, by the first spelling of its path in the table; `spellings` keeps them."""
     image = path.parent / row["path"]
-    return spellings.setdefault(image.resolve(), image)
+    return spellings.setdefault(real_path(image), image)
 
 
 def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, float, float]]:
@@ -64,9 +66,9 @@ def read_boxes(path: str | PathLike[str]) -> dict[Path, tuple[float, float, floa
     boxed: set[Path] = set()
     for number, row in _read_rows(path, BOX_COLUMNS):
         image = path.parent / row["path"]
-        if image.resolve() in boxed:
+        if real_path(image) in boxed:
             raise TableError(f"{path}, line {number}: {row['path']} has a box already; wanted one face per image.")
-        boxed.add(image.resolve())
+        boxed.add(real_path(image))
         x0, y0, x1, y1 = _read_floats(path, number, row, BOX_COLUMNS[1:])
         boxes[image] = (x0, y0, x1, y1)
     return boxes
@@ -76,11 +78,15 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str
     """The line number of each row, and its cells by column, without spaces around them.
 
     Raises TableError unless the header and each row have each of the columns, and no row a cell beyond the header.
+    Warns of a last line that is not ended: the table may be cut within it.
     """
     try:
+        if path.exists() and not path.is_file():  # which may never end, or never begin
+            raise TableError(f"{path} is a folder, pipe or device; wanted a CSV file.")
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+            text = file.read()
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path} cannot be read as CSV: {error}.") from error
     lines = [(number, cells) for number, cells in lines if any(cells)]
@@ -103,6 +109,11 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str
         if "\0" in row["path"]:
             raise TableError(f"{path}, line {number} has a zero byte in its path; wanted text in UTF-8.")
         rows.append((number, row))
+    if not text.endswith(("\n", "\r")):
+        warn_user(
+            f"{path} does not end with a line break: it may be cut, and its last number with it. Compare its last line "
+            "with where it is from, and end it with a line break."
+        )
     return rows
 
 

@@ -167,6 +167,25 @@ def test_an_option_given_twice_is_refused(capsys):
     assert parser.parse_args(words).point == parser.parse_args(words).point == ["a=1,2", "b=3,4"]
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "scemae: the following arguments are required: COMMAND; see scemae --help"),
+        ("match a.jpg", "scemae match: the following arguments are required: IMAGE; see scemae match --help"),
+        ("match a b --prior x", "scemae match: argument --prior: invalid float value: 'x'; see scemae match --help"),
+        ("match a b --bogus x\x1b", r"scemae match: unrecognized arguments: --bogus x\x1b; see scemae match --help"),
+        ("--bogus models", "scemae: unrecognized arguments: --bogus; see scemae --help"),
+        ("eval matching mtfl --data a", "scemae eval matching: the following arguments are required: --out; see scemae "
+         "eval matching --help"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_line(capsys, command, message):
+    """The usage came first, of up to thirty lines."""
+    with pytest.raises(SystemExit) as stopped:
+        main(command.split())
+    assert (stopped.value.code, *capsys.readouterr()) == (2, "", message + "\n")
+
+
 def test_an_error_is_json_if_asked_for(capsys):
     _, _, err = run(capsys, "info", "nothing", "--json")
     assert json.loads(err)["error"] == "ModelNotFoundError"

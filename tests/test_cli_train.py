@@ -15,17 +15,10 @@ import scemae
 from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.cli.main import main
 from scemae.model.config import BACKBONES, BackboneConfig
-from scemae.training.run_config import (
-    STAGE1_PRESETS,
-    AlignConfig,
-    CardFields,
-    DiscriminantConfig,
-    PublishConfig,
-    RunOptions,
-    Stage1Config,
-    Stage2Config,
-    field_help,
-)
+from scemae.training.discriminant_config import DiscriminantConfig
+from scemae.training.perturbation_config import AlignConfig
+from scemae.training.run_config import STAGE1_PRESETS, CardFields, PublishConfig, RunOptions, Stage1Config, Stage2Config
+from scemae.training.training_config import field_help
 
 SMALL = (
     *(("--architecture", "test-tiny"), ("--patch-size", "16"), ("--batch-size", "4"), ("--steps", "6")),

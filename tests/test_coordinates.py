@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scemae.geometry import CellGrid, Crop, apply_affine, compose, sample_at, sample_view
-from scemae.images import cut_patch, iter_photos, validate_box
+from scemae.images import iter_photos
 from scemae.model import cover_and_stride
 from scemae.model.cover_and_stride import EXPANSIONS, cell_grid, expand, view_margin
+from scemae.patches import cut_patch, validate_box
 
 ORIENTATIONS = range(1, 9)
 ORIENTATION_TAG = 0x0112

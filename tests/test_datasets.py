@@ -18,7 +18,7 @@ from scemae.datasets import DATASETS, check_dataset, problems, read_dataset
 from scemae.datasets.three_hundred_w import read_points, window_box
 from scemae.errors import DataError, OptionError
 from scemae.geometry import Crop, sample_view
-from scemae.images import cut_patch
+from scemae.patches import cut_patch
 from scemae.training.pack import Pack
 
 FACE = np.array([(60, 70), (100, 71), (80, 90), (65, 110), (95, 111)], dtype=float)
@@ -273,6 +273,28 @@ def test_aflw_rc_is_aflw_r_with_other_labels(folder, small_counts, tmp_path):
     write_lines(tmp_path / "corrected.csv", lines[:-1])
     with pytest.raises(DataError, match="right_mouth"):
         read_dataset("aflw_r", root, "test", annotations=tmp_path / "corrected.csv")
+
+
+def test_other_labels_are_known_by_path(folder, small_counts, tmp_path):
+    """Two folders may hold the same file name: both faces had the labels of the last."""
+    root, table = folder("aflw_r"), tmp_path / "corrected.csv"
+    names = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+
+    def corrected(*paths):
+        places = [(p, n, x + i, y) for i, p in enumerate(paths) for n, (x, y) in zip(names, FACE - 20, strict=True)]
+        write_lines(table, ["path,name,x,y", *(f"{p},{n},{x},{y}" for p, n, x, y in places)])
+        dataset = read_dataset("aflw_r", root, "test", annotations=table)
+        return (dataset.landmarks + 0.5) * np.array([s.size for s in dataset.samples])[:, None] / 136 - 0.5
+
+    write_lines(root / "aflw_test_images.txt", ["0/4.jpg", "2/4.jpg"])
+    for before, after in (("3.jpg", "0/4.jpg"), ("4.jpg", "2/4.jpg")):
+        (root / "output" / after).parent.mkdir()
+        (root / "output" / before).rename(root / "output" / after)
+    np.testing.assert_allclose(corrected("output/0/4.jpg", "2/4.jpg"), [FACE - 20, FACE - 20 + [1, 0]])
+    with pytest.raises(DataError, match=r"lacks .*4\.jpg"):
+        corrected("4.jpg", "0/4.jpg")
+    with pytest.raises(DataError, match=r"several images whose path ends with 2/4\.jpg"):
+        corrected("0/4.jpg", "a/2/4.jpg", "b/2/4.jpg")
 
 
 def test_300w_window():

@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 from damage import flip_bit, rewrite_header
+from fakehub import untouched
 
 import scemae
 from scemae.detector.cascade import CascadeHead
 from scemae.detector.heatmap import HeatmapHead
-from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, ScemaeError, WeightsIntegrityError
+from scemae.errors import (
+    BoxInputError,
+    IncompatibleWeightsError,
+    ModelNotFoundError,
+    ScemaeError,
+    WeightsIntegrityError,
+)
+from scemae.images import ImageBatch
 from scemae.weights.model_folder import HEADER_LIMIT, REGRESSOR_FORMAT, TENSOR_LIMIT, read_file, write_file
 
 load = scemae.LandmarkRegressor.load
@@ -110,6 +118,7 @@ def test_tensors_that_the_header_does_not_describe(path, two_block_model, sealed
         {"use": "all"},
         {"use": "backbone"},
         {"mirrored": "no"},
+        {"boxed": "no"},
         {"kind": []},
         {"kind": {"model": None}},
         {"params": {"sigmas": [1.0]}},
@@ -140,6 +149,24 @@ def test_a_file_of_version_0_1_0_loads_with_a_warning(path, fitted, two_block_mo
     assert np.array_equal(loaded.predict(picture, boxes=box).xy, fitted.predict(picture, boxes=box).xy)
 
 
+def test_a_loaded_detector_knows_whether_its_fit_had_boxes(path, two_block_model, samples):
+    """Faults A3: it predicted and scored the middles of photos without a word; older files do not say."""
+    photo, landmarks = samples[0].path, samples[0].landmarks
+    loaded = load(path, two_block_model)
+    with pytest.warns(UserWarning, match="fitted with boxes=.*middle of each image") as warned:
+        found = loaded.predict(photo)
+    assert warned[0].filename == __file__
+    with pytest.raises(BoxInputError, match="score: The regressor was fitted with boxes="):
+        loaded.score(photo, landmarks)
+    rewrite_header(path, lambda header: header.pop("boxed"))
+    older = load(path, two_block_model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.predict(ImageBatch(photo, samples[0].box))  # as the command line has them
+        assert np.array_equal(older.predict(photo).xy, found.xy)
+        older.score(photo, landmarks)
+
+
 @pytest.mark.slow
 def test_the_heatmap_head_is_checked_too(path, two_block_model, samples):
     fit(two_block_model, samples, HeatmapHead(heatmaps=2, steps=1, block=True)).save(path, overwrite=True)
@@ -149,11 +176,13 @@ def test_the_heatmap_head_is_checked_too(path, two_block_model, samples):
         load(path, two_block_model)
 
 
-@pytest.mark.parametrize("name", ["hf-hub:me/m", "local-dir:{}", "{}", "hf-hub:me/m@../../x", "scemae-small"])
-def test_a_file_does_not_choose_what_is_loaded(path, hub, reach, two_block_folder, name):
+@pytest.mark.parametrize(
+    "name", ["hf-hub:me/m", "local-dir:{}", "{}", "hf-hub:me/m@../../x", "scemae-small"], ids="C3 {}".format
+)
+def test_a_file_does_not_choose_what_is_loaded(path, hub, reach, two_block_folder, tmp_path, name):
     """Faults C3: what is not a released model is neither opened nor asked for."""
     rewrite_header(path, lambda header: header["kind"]["model"].__setitem__(0, name.format(two_block_folder)))
-    with pytest.raises(ModelNotFoundError, match=r"a model of your own.*pass model="):
+    with untouched(tmp_path), pytest.raises(ModelNotFoundError, match=r"a model of your own.*pass model="):
         load(path, **reach, token="secret")
     assert hub.requests == []
 

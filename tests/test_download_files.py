@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakehub import untouched
 from huggingface_hub import ModelCard
 
 import scemae
@@ -26,7 +27,17 @@ from scemae.model.sce_mae import SceMae
 from scemae.weights import zoo
 from scemae.weights.card import RUN_HEADING, copy_earlier_sections, find_card_hashes, model_card, regressor_card
 from scemae.weights.hub import repository_url
-from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS, file_sha256, read_config, save_model
+from scemae.weights.model_folder import (
+    CARD,
+    CONFIG,
+    REGRESSOR,
+    WEIGHTS,
+    file_sha256,
+    read_config,
+    read_file,
+    save_model,
+    write_file,
+)
 from scemae.weights.upload import collect_files
 
 TINY = zoo.packaged_folder("scemae-tiny")
@@ -185,12 +196,15 @@ def test_names_that_no_tag_can_have(saved, access, hub, tag):
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("name", ["loss.png", WEIGHTS, CONFIG, CARD])
+@pytest.mark.parametrize("name", ["loss.png", WEIGHTS, CONFIG, CARD], ids="C4 {}".format)
 def test_links_that_leave_the_folder_are_not_pushed(hub, access, own, tmp_path, name):
     """Faults C4."""
     (own / name).rename(tmp_path / "private")
     (own / name).symlink_to(tmp_path / "private")
-    with pytest.raises(OptionError, match=r"is a link to .*private, outside of the folder, and nothing was uploaded"):
+    refused = pytest.raises(
+        OptionError, match=r"is a link to .*private, outside of the folder, and nothing was uploaded"
+    )
+    with untouched(tmp_path), refused:
         weights.push(own, "me/mine", **access)
     assert hub.requests == []
 
@@ -283,8 +297,28 @@ def test_the_card_of_a_regressor(detector, saved):
     assert "fitted on 1 annotated face." in card
     assert "| error on held-out faces | not known |" in card
     assert "of the distance of landmarks 0, 1" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
+    card = regressor_card(header | {"names": ["a\nb", "c", "d"]}, 0.05, "me/x", "0" * 64, 1)
+    assert "| landmarks | a\\nb, c, d |" in card  # faults C8: the table ended there
     header |= {"landmarks": 1, "asked": {"normalizer": None}}
     assert "of the side of the square that the model saw" in regressor_card(header, 0.05, "me/x", "0" * 64, 1)
+
+
+@pytest.mark.parametrize("damage", [{"asked": None}, {"names": 5}, {"kind": {}}])
+def test_the_card_of_a_damaged_regressor(saved, tmp_path, damage):
+    """Faults D: of a file without a checksum, as 0.1.0 wrote it, these were KeyErrors and TypeErrors."""
+    tensors, metadata = read_file(saved)
+    [(key, text)] = metadata.items()
+    header = json.loads(text) | damage
+    del header["sha256"]
+    write_file(tmp_path / "older", tensors, {key: json.dumps(header)})
+    with pytest.raises(IncompatibleWeightsError, match="older is damaged: "):
+        collect_files(tmp_path / "older", "me/lips")
+
+
+def test_earlier_sections_of_a_card_that_is_not_utf8(own, tmp_path):
+    """Faults D: a UnicodeDecodeError."""
+    (own / CARD).write_bytes(b"caf\xe9\n" + RUN_HEADING.encode() + b"once\n")
+    assert copy_earlier_sections(own, tmp_path) == f"\n{RUN_HEADING}once\n"
 
 
 # ---- download and verify

@@ -388,6 +388,23 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
     assert [path.name for path in (run / "pictures").iterdir()] == ["0000012.png"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows needs rights to make links")
+def test_what_killed_runs_left_is_deleted_and_nothing_else(tmp_path):
+    """Faults B1: .log.jsonl.bak of the user was deleted too, and a link to a folder was an OSError."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    train(Toy(), run, fixed_options(max_hours=0))
+    (run / "model").rename(elsewhere)
+    (run / "model").symlink_to(elsewhere)
+    (run / ".log.jsonl.bak").touch()
+    (run / ".checkpoint.pt.0123456789abcdef.pt").touch()
+    (run / ".model.0123456789abcdef").mkdir()
+    train(Toy(), run, fixed_options(overwrite=True))
+    names = {path.name for path in run.iterdir()}
+    assert names == {"checkpoint.pt", "log.jsonl", "pictures", "model", "lock", ".log.jsonl.bak"}
+    assert not (run / "model").is_symlink()
+    assert (elsewhere / "model.json").exists()
+
+
 def test_a_folder_that_no_run_made_is_never_deleted(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("years of work")

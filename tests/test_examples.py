@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_faces import mtfl_folder
 from PIL import Image
+
+from scemae.datasets import read_dataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -26,6 +29,18 @@ def test_example_runs(script, arguments, written, tmp_path, monkeypatch, capsys)
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")  # in this process: torch is imported already
     assert capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
+
+
+@pytest.mark.slow
+def test_the_picture_of_groups_is_measured_and_drawn(tmp_path, two_block_model):
+    example = runpy.run_path(str(EXAMPLES / "groups_picture.py"))
+    mtfl_folder(tmp_path, test=25)
+    faces = read_dataset("mtfl", tmp_path, "pool", partial=True)
+    errors, ridges = example["measure_draw"](two_block_model, faces, 0, people=2, frames=2, others=2)
+    assert len(errors) == 5
+    assert np.isfinite(list(errors.values())).all()
+    assert ridges.keys() == {"held out by frame", "held out by person"}
+    example["draw_bars"]([errors, errors]).savefig(tmp_path / "groups.png")
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F", "RGBA", "LA", "P"])

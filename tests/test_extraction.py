@@ -207,7 +207,7 @@ def test_a_face_of_one_colour_is_warned_of(two_block_model, align):
 @pytest.fixture
 def photos_alive(monkeypatch):
     """A list of how many photos were alive whenever one had been read."""
-    photos, counts, read = [], [], images_module._read_photo
+    photos, counts, read = [], [], images_module.read_photo
 
     def count(item, index):
         photo = read(item, index)
@@ -215,7 +215,7 @@ def photos_alive(monkeypatch):
         counts.append(sum(reference() is not None for reference in photos))
         return photo
 
-    monkeypatch.setattr(images_module, "_read_photo", count)
+    monkeypatch.setattr(images_module, "read_photo", count)
     return counts
 
 

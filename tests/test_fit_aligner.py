@@ -15,7 +15,7 @@ from scemae.errors import DataError, OptionError, RunError
 from scemae.geometry import sample_views
 from scemae.training.fit_aligner import align_pack, align_views, fit_aligner, train_align
 from scemae.training.motions import random_motions
-from scemae.training.run_config import AlignConfig
+from scemae.training.perturbation_config import AlignConfig
 from scemae.training.run_folder import lock_folder
 from scemae.weights.card import linked_files
 

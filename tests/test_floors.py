@@ -9,9 +9,9 @@ import scemae
 
 FLOORS = {
     0: "errors geometry",
-    1: "metrics numerics output plots progress ridge warps draw",
-    2: "model images tables",
-    3: "features weights samples",
+    1: "metrics numerics output photo plots progress ridge warps draw",
+    2: "model patches tables",
+    3: "features images weights samples",
     4: "landmarks extraction",
     5: "landmark_input",
     6: "matching detector",

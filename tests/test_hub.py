@@ -17,7 +17,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 import pytest
-from fakehub import altered, cut, endless, failing, lying, page, slow
+from fakehub import altered, cut, endless, failing, lying, page, slow, untouched
 
 import scemae
 from scemae.errors import (
@@ -96,14 +96,8 @@ def outside(tmp_path):
     """Files of the user beside the cache. The test fails unless it leaves them, and all else there, as they are."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "key").write_bytes(b"private")
-
-    def listing():
-        paths = [path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "cache")]
-        return {p: p.is_file() and (p.read_bytes(), p.lstat().st_mtime_ns) for p in paths}
-
-    before = listing()
-    yield tmp_path / "outside"
-    assert listing() == before
+    with untouched(tmp_path):
+        yield tmp_path / "outside"
 
 
 def unused_port():
@@ -193,7 +187,7 @@ NO_REPOSITORIES = [
 NO_REVISIONS = ["../../../x", "/abs/path", "a/../b", "a//b", "a/.", "..", "-b", "a\\b", "a\nb", "\x1b[31m", 201 * "v"]
 
 
-@pytest.mark.parametrize("name", NO_REPOSITORIES + [f"a/b@{revision}" for revision in NO_REVISIONS])
+@pytest.mark.parametrize("name", NO_REPOSITORIES + [f"a/b@{revision}" for revision in NO_REVISIONS], ids="C2 {}".format)
 def test_what_names_no_repository(hub, reach, outside, name):
     """Faults C2 and D: the client makes paths of names and revisions, and errors of its own."""
     refused(OptionError, "wanted 'hf-hub:ORG/REPO[@REVISION]'", source=f"hf-hub:{name}", **reach)
@@ -398,14 +392,14 @@ def test_a_card_that_vouches_for_nothing(hub, reach):
 @pytest.mark.parametrize(
     ("header", "value", "words"),
     [
-        ("ETag", "{outside}/key", "its ETag is "),
-        ("ETag", "{outside}/new", "its ETag is "),
-        ("ETag", "../../../outside/key", "its ETag is "),
-        ("X_Linked_Etag", '"{outside}/key"', "its ETag is "),
-        ("ETag", "0123456789", "wanted 40 or 64 hexadecimal digits"),
-        ("X_Repo_Commit", "../../../outside", "its commit is "),
-        ("X_Repo_Commit", "{outside}", "its commit is "),
-        ("X_Repo_Commit", 40 * "0", "wanted the one asked for"),
+        pytest.param("ETag", "{outside}/key", "its ETag is ", id="C1 ETag of a file"),
+        pytest.param("ETag", "{outside}/new", "its ETag is ", id="C1 ETag of a new file"),
+        pytest.param("ETag", "../../../outside/key", "its ETag is ", id="C1 ETag of a relative path"),
+        pytest.param("X_Linked_Etag", '"{outside}/key"', "its ETag is ", id="C1 ETag of a linked file"),
+        pytest.param("ETag", "0123456789", "wanted 40 or 64 hexadecimal digits", id="C1 ETag of other length"),
+        pytest.param("X_Repo_Commit", "../../../outside", "its commit is ", id="C1 commit of a relative path"),
+        pytest.param("X_Repo_Commit", "{outside}", "its commit is ", id="C1 commit of a folder"),
+        pytest.param("X_Repo_Commit", 40 * "0", "wanted the one asked for", id="C1 commit of another"),
     ],
 )
 def test_an_endpoint_that_would_choose_paths(hub, reach, outside, header, value, words, skip):
@@ -432,13 +426,15 @@ def test_an_endpoint_without_a_file_that_would_choose_paths(hub, reach, outside)
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        pytest.param(lying(Content_Length=str(1 << 40)), "bytes there, and may have", id="a card of a terabyte"),
-        pytest.param(endless(b"x" * 65_536), "more than 1,048,576 bytes come", id="a card without an end"),
+        pytest.param(lying(Content_Length=str(1 << 40)), "bytes there, and may have", id="C7 length of a terabyte"),
+        pytest.param(endless(b"x" * 65_536), "more than 1,048,576 bytes come", id="C7 length without an end"),
         pytest.param(
-            endless(gzip.compress(bytes(1 << 20)), Content_Encoding="gzip"), "comes compressed", id="a gzip bomb"
+            endless(gzip.compress(bytes(1 << 20)), Content_Encoding="gzip"),
+            "comes compressed",
+            id="C7 encoding a bomb",
         ),
-        pytest.param(endless(b"x", 0.05), "not here after", id="a byte now and then"),
-        pytest.param(endless(b"x", 0.05, Content_Length="9999"), "not here after", id="a byte of many now and then"),
+        pytest.param(endless(b"x", 0.05), "not here after", id="C7 a byte now and then"),
+        pytest.param(endless(b"x", 0.05, Content_Length="9999"), "not here after", id="C7 a byte of many now and then"),
     ],
 )
 def test_an_endpoint_that_would_fill_the_disk_or_never_end(hub, reach, outside, monkeypatch, trouble, words):
@@ -450,7 +446,7 @@ def test_an_endpoint_that_would_fill_the_disk_or_never_end(hub, reach, outside, 
     assert sum(path.stat().st_size for path in reach["cache_dir"].rglob("*") if path.is_file()) <= 1 << 20
 
 
-@pytest.mark.parametrize("location", ["file://{outside}/key", "/again", "{hub}/again"])
+@pytest.mark.parametrize("location", ["file://{outside}/key", "/again", "{hub}/again"], ids="C7 redirection {}".format)
 def test_redirections_that_lead_nowhere(hub, reach, outside, no_pauses, location):
     """Faults C7, and a file of this machine."""
     headers = {"ETag": f'"{40 * "0"}"', "X_Repo_Commit": zoo.RELEASED[NAME].revision}
@@ -478,7 +474,7 @@ def test_weights_larger_than_stated(hub, reach, outside, monkeypatch, source):
     assert hub.count("GET", WEIGHTS) == 0
 
 
-@pytest.mark.parametrize("path", ["../../../../outside/key", "{outside}/key", "../key"])
+@pytest.mark.parametrize("path", ["../../../../outside/key", "{outside}/key", "../key"], ids="card path {}".format)
 def test_a_card_that_names_files_elsewhere(hub, reach, outside, path):
     card = FILES[CARD].decode().replace(f"| {CONFIG} ", f"| {path.format(outside=outside)} ").encode()
     hub.add(REPO, {CARD: card})
@@ -521,7 +517,7 @@ def test_a_password_is_not_shown(hub, reach, outside, caplog, no_pauses, monkeyp
     refused(OptionError, "is not a URL", source="hf-hub:a/b", endpoint="http://me:pass@[::1")
 
 
-def test_a_token_is_not_shown(hub, reach):
+def test_a_token_is_not_shown(hub, reach, outside):
     """Faults C5: the client's error for a token with a line break shows it."""
     assert "secret" not in str(refused(OptionError, "token has a space", **reach, token="hf_secret\n"))
 

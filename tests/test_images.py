@@ -13,7 +13,9 @@ from PIL import Image
 
 from scemae.errors import BoxInputError, ImageInputError, ScemaeError
 from scemae.geometry import Crop, central_box, sample_view
-from scemae.images import ImageBatch, Photo, cut_patch, is_single, iter_photos, validate_box
+from scemae.images import ImageBatch, is_single, iter_photos
+from scemae.patches import cut_patch, validate_box
+from scemae.photo import Photo
 
 quick = settings(deadline=None, max_examples=25)
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -300,7 +302,8 @@ BOXES = [(0, 0, 20, 20), None, (1, 2, 30, 20)]
 @pytest.mark.parametrize("boxes", [BOXES, tuple(BOXES), iter(BOXES), None], ids=["list", "tuple", "stream", "none"])
 @pytest.mark.parametrize("wrap", [list, iter])
 def test_a_batch_gives_each_photo_with_its_box(wrap, boxes):
-    wanted = [None] * 3 if boxes is None else BOXES
+    middle = central_box(30, 20)
+    wanted = [middle] * 3 if boxes is None else [box or middle for box in BOXES]
     boxes = iter(BOXES) if boxes is not None and not hasattr(boxes, "__len__") else boxes
     pairs = list(ImageBatch(wrap([PIXELS, GREY, PICTURE]), boxes))
     assert [box for _, box in pairs] == wanted
@@ -342,6 +345,30 @@ def test_files_that_cannot_be_read(tmp_path):
     refused("https://example.org/face.jpg", "https://example.org/face.jpg", "download")
     refused(b"", "image 0")
     refused(io.StringIO("text"), "image 0")
+
+
+class Stream(io.RawIOBase):
+    """Bytes that come once."""
+
+    def __init__(self, content):
+        self.content = io.BytesIO(content)
+
+    def read(self, size=-1):
+        return self.content.read(size)
+
+
+@pytest.mark.parametrize("wrap", [bytes, io.BytesIO, Stream])
+def test_a_png_with_a_wrong_checksum_is_refused(wrap, monkeypatch):
+    """The last one of the pixels is not read with them, so that the last rows could differ without a word."""
+    content = file_bytes(noise(40, 40), compress_level=1)
+    end = content.rindex(b"IEND") - 4
+    assert np.array_equal(pixels_of(wrap(content)), np.asarray(noise(40, 40)))
+    for place in (*range(end - 40, end), end + 5):
+        damaged = wrap(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        refused(damaged, "image 0 cannot be read, it may be truncated")
+    refused(wrap(content[:end]), "image 0 cannot be read, it may be truncated")
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    assert pixels_of(wrap(content[: end - 1000])).shape == (40, 40, 3)  # as the caller wants it
 
 
 def test_what_the_system_does_not_open_is_not_called_truncated(tmp_path, monkeypatch):
@@ -479,12 +506,29 @@ class Table:
 def test_boxes_in_a_data_frame():
     """Faults D: "no box for" the fifth image, as there are four columns."""
     columns = {"y0": [1, 2], "x0": [3, 4], "x1": [20, 21], "y1": [18, 19], "path": ["a", "b"]}
-    boxes = [box.tolist() for _, box in ImageBatch([PICTURE] * 2, Table(**columns))]
+    boxes = [list(box) for _, box in ImageBatch([PICTURE] * 2, Table(**columns))]
     assert boxes == [[3, 1, 20, 18], [4, 2, 21, 19]]
     with pytest.raises(BoxInputError, match="boxes has the columns x, y; wanted x0, y0, x1, y1"):
         ImageBatch([PICTURE] * 2, Table(x=[1, 2], y=[1, 2]))
     with pytest.raises(BoxInputError, match="2 boxes for 3 images"):
         ImageBatch([PICTURE] * 3, Table(**columns))
+
+
+@pytest.mark.parametrize("images", [PICTURE, [PICTURE] * 2, iter([PICTURE])])
+@pytest.mark.parametrize("boxes", [5, np.array(5.0), torch.tensor(5.0)])
+def test_a_number_is_no_box(images, boxes):
+    """Faults D: these were TypeErrors of Python, numpy and torch."""
+    with pytest.raises(BoxInputError, match=r"boxes is .*5.*; wanted one \(x0, y0, x1, y1\) per image"):
+        ImageBatch(images, boxes)
+
+
+def test_photos_that_are_skipped_leave_memory():
+    """Faults B3: the traceback of the error about its box kept each of them."""
+    batch = ImageBatch([PICTURE] * 3, [(0, 0, 20, 20), (0, 0, 1, 1), (0, 0, 20, 20)], on_error="skip")
+    with pytest.warns(UserWarning, match="smaller than 8 px"):
+        list(batch)
+    [(source, error)] = batch.failed
+    assert (source, type(error), error.__traceback__, error.__context__) == ("image 1", BoxInputError, None, None)
 
 
 def test_one_pixel_is_an_image_but_too_small_for_a_face():

@@ -159,7 +159,8 @@ def crops(model, samples):
     from made_up_faces import FIVE_NAMES
 
     from scemae.geometry import Crop, central_part
-    from scemae.images import cut_square, iter_photos
+    from scemae.images import iter_photos
+    from scemae.patches import cut_square
 
     pictures, xy = [], []
     for sample in samples:

@@ -8,7 +8,7 @@ from training_runs import pack_squares
 from scemae.geometry import pixels_to_half_sides
 from scemae.training.discriminant import CLASS_REACH, PositionalScatter
 from scemae.training.motions import Moves, move_points, random_motions, token_centres
-from scemae.training.run_config import MotionConfig
+from scemae.training.training_config import MotionConfig
 
 INPUT = 96
 CONSTANT_LIGHT = MotionConfig(brightness=0.0, log_contrast=0.0)

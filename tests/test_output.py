@@ -1,9 +1,14 @@
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from made_up_faces import coloured_faces
+from PIL import Image
 
 from scemae.errors import OutputError
+from scemae.evaluation.figures import draw_detections
 from scemae.output import atomic_folder, atomic_write, check_own, find_leftovers, new_path
 from scemae.weights.model_folder import write_file
 
@@ -26,6 +31,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OutputError, match="cannot be written: disk full"), atomic_write(tmp_path / "old.txt"):
         raise OSError("disk full")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_pictures_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Pictures of evaluations too, which a full disk cut."""
+    errors, places = np.array([1.0, 2.0]), np.zeros((2, 5, 2))
+    dataset = coloured_faces(tmp_path, 2)
+    drawn = draw_detections(dataset, places, errors, 1, tmp_path / "pictures")
+    before = [path.read_bytes() for path in sorted(drawn)]
+
+    def save_half(picture, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", save_half)
+    with pytest.raises(OutputError, match="cannot be written: disk full"):
+        draw_detections(dataset, places + 1, errors, 1, tmp_path / "pictures")
+    assert [path.read_bytes() for path in sorted((tmp_path / "pictures").iterdir())] == before
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
@@ -66,6 +88,38 @@ def test_of_two_writers_one_folder_is_whole(tmp_path, exists):
         writer.__exit__(None, None, None)
     assert [path.read_text() for path in tmp_path.rglob("*.txt")] == ["fast"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_that_another_process_wrote_is_kept(tmp_path):
+    """Faults B1: an export of minutes replaced the file that was written meanwhile."""
+    with pytest.raises(OutputError, match="another process has just written it"), atomic_write(tmp_path / "out"):
+        (tmp_path / "out").write_text("another's")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["another's"]
+
+
+def test_an_interrupt_between_renaming_two_folders_leaves_the_old_one(tmp_path, monkeypatch):
+    """Faults B1: it was left under a random name, and there was no folder."""
+    out, rename = tmp_path / "out", Path.rename
+    out.mkdir()
+    fill(out, "old")
+
+    def interrupt(path, target):
+        if target == out and "new" in os.listdir(path):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out) as new:
+        (new / "new").touch()
+    assert [path.read_text() for path in tmp_path.rglob("*.txt")] == ["old"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_is_replaced_by_a_folder_without_a_trace(tmp_path):
+    (tmp_path / "out").write_text("old")
+    with atomic_folder(tmp_path / "out") as new:
+        fill(new, "new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path):
@@ -119,7 +173,13 @@ def test_a_long_name_is_written_or_refused_at_once(tmp_path):
 
 def test_leftovers_are_found(tmp_path):
     """faults B5; the names as 0.1.0 made them too."""
-    names = [".model.safetensors.0123456789abcdef.safetensors", ".pack.0123456789abcdef", ".gitignore", "a.png"]
+    names = [
+        ".a.b-c\n.0123456789abcdef.b-c\n",
+        ".model.safetensors.0123456789abcdef.safetensors",
+        ".pack.0123456789abcdef",
+        ".gitignore",
+        "a.png",
+    ]
     for name in names:
         (tmp_path / name).touch()
-    assert find_leftovers(tmp_path) == names[:2]
+    assert find_leftovers(tmp_path) == names[:3]

@@ -100,6 +100,14 @@ def test_a_parquet_of_bytes_with_and_without_their_paths(tmp_path):
     assert set(pack.skipped) == {"hub.parquet:1", "hub.parquet:2"}
 
 
+def test_a_path_in_a_parquet_is_not_followed(tmp_path):
+    """Faults C4: a file that came from elsewhere chose which pictures of this machine were packed."""
+    (tmp_path / "private.png").write_bytes(encode(RED))
+    paths = parquet_of(tmp_path / "faces.parquet", image=[str(tmp_path / "private.png")])
+    with pytest.raises(DataError, match=r"faces\.parquet:0 is a str; wanted the bytes of an image file"):
+        pack_faces(paths, tmp_path / "pack")
+
+
 def test_without_boxes_a_square_is_the_largest_in_the_middle(tmp_path):
     image = np.zeros((100, 200, 3), np.uint8)
     image[:, 50:150] = 255  # the largest centred square is white to its edges

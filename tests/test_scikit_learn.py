@@ -104,9 +104,16 @@ def test_without_routing_a_score_without_boxes_is_refused(regressor, photos):
         cross_val_score(regressor, images, landmarks, cv=3, params={"boxes": boxes}, error_score="raise")
     with pytest.warns(UserWarning, match="extract the features first"):
         assert np.isnan(cross_val_score(regressor, images, landmarks, cv=3, params={"boxes": boxes})).all()
-    with pytest.warns(UserWarning, match="extract the features first|non-finite"):
-        search = GridSearchCV(regressor, {"mirror": ["off"]}, cv=3).fit(images, landmarks, boxes=boxes)
+    search = GridSearchCV(regressor, {"normalizer": [(0, 1), (1, 0)]}, cv=3)
+    with (
+        pytest.warns(UserWarning, match="extract the features first"),
+        pytest.warns(UserWarning, match="One or more of the test scores are non-finite"),
+    ):
+        search.fit(images, landmarks, boxes=boxes)  # scikit-learn's own: it fits the first of what it could not score
     assert np.isnan(search.best_score_)
+    assert search.best_params_ == {"normalizer": (0, 1)}
+    with pytest.raises(BoxInputError, match="extract the features first"):
+        clone(search).set_params(error_score="raise").fit(images, landmarks, boxes=boxes)
     with pytest.raises(RuntimeError, match="enable_metadata_routing=True"):
         regressor.set_fit_request(boxes=True)
 

@@ -14,10 +14,12 @@ from scemae.model.backbone import Backbone
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.model.projector import Projector
 from scemae.training.discriminant import train_discriminant
-from scemae.training.engine import History, train
+from scemae.training.discriminant_config import DiscriminantConfig
+from scemae.training.engine import train
 from scemae.training.held_out_matching import PLACES, HeldOutFaces
 from scemae.training.motions import Moves
-from scemae.training.run_config import DiscriminantConfig, Stage2Config
+from scemae.training.recipe import History
+from scemae.training.run_config import Stage2Config
 from scemae.training.stage2 import CorrespondenceEnhancer, Stage2
 from scemae.weights.model_folder import save_model
 

@@ -1,11 +1,14 @@
 """The tables of annotations and boxes: what they mean, and that nothing in them is passed over."""
 
 import math
+import os
+import warnings
+from pathlib import Path
 
 import pytest
 
 from scemae.errors import TableError
-from scemae.tables import read_annotations, read_boxes
+from scemae.tables import read_annotations, read_boxes, read_groups
 
 POINTS = "path,name,x,y\n"
 BOXES = "path,x0,y0,x1,y1\n"
@@ -74,6 +77,20 @@ def test_columns_may_be_in_any_order_with_others_between(write, tmp_path):
     assert read_annotations(table) == {tmp_path / "a.png": {"nose": (1, 2), "chin": (3, 4)}}
 
 
+@pytest.mark.parametrize(("read", "header"), [(read_annotations, POINTS), (read_groups, POINTS), (read_boxes, BOXES)])
+def test_a_last_line_that_is_not_ended_is_warned_of(write, read, header):
+    """A table that was cut within its last number was read as one with a smaller number."""
+    whole = header + ("a.png,1,2,30,40" if read is read_boxes else "a.png,nose,70.5,61.25")
+    for end in ("\n", "\r\n", "\r", "\n\n"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read(write(whole + end))
+    for text in (whole, whole[:-1]):
+        with pytest.warns(UserWarning, match=r"table\.csv does not end with a line break: it may be cut") as warned:
+            read(write(text))
+        assert [warning.filename for warning in warned] == [__file__]
+
+
 def test_an_empty_cell_is_not_annotated(write, tmp_path):
     """Faults D: what pandas makes of nan."""
     [named] = read_annotations(write(POINTS + "a.png,nose,,\na.png,chin,nan,NaN\na.png,eye,1,2\n")).values()
@@ -87,3 +104,11 @@ def test_a_picture_by_two_paths_is_one(write, tmp_path):
     first, second = read_annotations(table).items()
     assert first == (tmp_path / "b/../a.png", {"nose": (1, 2), "chin": (3, 4)})
     assert second == (tmp_path / "c.png", {"nose": (5, 6)})
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    """Faults C7, of a kind with it: a pipe without a writer was waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(TableError, match="is a folder, pipe or device; wanted a CSV file"):
+            read_boxes(path)

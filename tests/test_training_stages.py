@@ -12,8 +12,9 @@ from training_runs import drawn_faces, log_of, no_fsync, pack_noise, pack_square
 
 import scemae
 from scemae.cli.main import main
+from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.pack import Pack, sample_pack
-from scemae.training.run_config import AlignConfig, DiscriminantConfig
+from scemae.training.perturbation_config import AlignConfig
 
 QUICK = ("--held-out", "3", "--batch-size", "4")
 

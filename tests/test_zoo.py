@@ -26,7 +26,7 @@ from scemae.model.backbone import Backbone, sincos_positions
 from scemae.model.config import BACKBONES, ModelConfig
 from scemae.weights import zoo
 from scemae.weights.card import model_card, read_card_hashes
-from scemae.weights.model_folder import CARD, CONFIG, CONFIG_LIMIT, WEIGHTS, file_sha256, read_config
+from scemae.weights.model_folder import CARD, CONFIG, TEXT_LIMIT, WEIGHTS, file_sha256, read_config
 
 TINY = zoo.packaged_folder("scemae-tiny")
 
@@ -118,6 +118,20 @@ def test_unknown_names(folder):
         scemae.load_model(folder)
     with pytest.raises(OptionError, match="dtype is 'float8'"):
         scemae.load_model(dtype="float8")
+
+
+@pytest.mark.parametrize("source", [None, 5, b"scemae-tiny", ["scemae-tiny"]])
+def test_a_name_is_text_or_a_path(source):
+    """Faults D: these were AttributeErrors and TypeErrors."""
+    for call in (scemae.load_model, scemae.model_info):
+        with pytest.raises(OptionError, match=f"source is a {type(source).__name__}; wanted the name of a model"):
+            call(source)
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path):
+    """Faults D: a PermissionError; a folder stands in for a file without rights, which root may read."""
+    with pytest.raises(WeightsIntegrityError, match=r"cannot be read: .*directory"):
+        file_sha256(tmp_path)
 
 
 def test_a_device_that_is_not_there():
@@ -220,7 +234,7 @@ def test_no_configuration_takes_more_memory_than_the_weights(folder):
     (folder / CONFIG).write_text(json.dumps(fields))
     with pytest.raises(IncompatibleWeightsError, match=r"pos_embed is \(1, 145, 192\), wanted \(1, 4194305, 192\)"):
         scemae.load_model(folder)
-    (folder / CONFIG).write_bytes(b" " * (CONFIG_LIMIT + 1))
+    (folder / CONFIG).write_bytes(b" " * (TEXT_LIMIT + 1))
     with pytest.raises(IncompatibleWeightsError, match="longer than 1,048,576 bytes"):
         scemae.load_model(folder)
 

@@ -17,13 +17,16 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As in argparse."""
+        """As in argparse; the parser of a command refuses unknown words itself, and so names the command."""
         self._given: set[str] = set()
-        return super().parse_known_args(args, namespace)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        """As in argparse, control characters escaped: words of the command line may hold any."""
-        super().error(escape_controls(message))
+        """One line, without the usage. Control characters are escaped: words of the command line may hold any."""
+        self.exit(2, f"{self.prog}: {escape_controls(message)}; see {self.prog} --help\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """What argparse calls once for each time that an option is given."""

@@ -17,7 +17,10 @@ def check(args: argparse.Namespace) -> tuple[Any, str]:
     if report.problems:
         count = len(report.problems)
         source = DATASETS[args.name].source
-        raise DataError(f"{report}\n{count} {'problem' if count == 1 else 'problems'}. The files come from {source}.")
+        raise DataError(
+            f"{report.name} in {report.path} has {count} {'problem' if count == 1 else 'problems'}: "
+            f"{'; '.join(report.problems)} The files come from {source}."
+        )
     return asdict(report), f"{report}\nOK: nothing is missing."
 
 

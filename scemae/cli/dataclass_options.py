@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from scemae.training.run_config import field_help
+from scemae.training.training_config import field_help
 
 
 def add_fields(parser: argparse.ArgumentParser, kind: type, title: str, defaults: Mapping[str, Any]) -> None:

@@ -38,6 +38,7 @@ from scemae.evaluation.silhouette import (
     silhouette_table,
 )
 from scemae.extraction import Extractor
+from scemae.output import write_picture
 from scemae.plots import require_matplotlib
 from scemae.weights.zoo import DTYPES, load_model
 
@@ -73,7 +74,7 @@ def evaluate_detection(args: argparse.Namespace) -> Outcome:
     scores, errors = detection_scores(folder)
     most = fits[-1].count
     curves = {f"{head}, {most} annotated": errors.per_face(head, most) for head in scores["heads"]}
-    plot_cumulative_errors(curves).save(folder.path / "curve.png")
+    write_picture(folder.path / "curve.png", plot_cumulative_errors(curves))
     if args.pictures:
         drawn = next(fit for fit in fits if fit.count == most)
         found = np.array([face["found"][drawn.key] for face in folder.read_predictions()])
@@ -90,7 +91,7 @@ def evaluate_silhouette(args: argparse.Namespace) -> Outcome:
     folder = EvaluationFolder.open(args.out, silhouette_settings(setup, dataset, args.runs), args.overwrite)
     embed_descriptors(setup, use, dataset, folder)
     scores = silhouette_scores(folder)
-    plot_embedding(folder, dataset.names).save(folder.path / "tsne.png")
+    write_picture(folder.path / "tsne.png", plot_embedding(folder, dataset.names))
     return _write_outcome(folder, scores, silhouette_table(setup, dataset, scores))
 
 

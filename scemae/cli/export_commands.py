@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 from typing import Any
 
 import scemae
@@ -46,7 +46,7 @@ def add_commands(add: Any) -> None:
 def _load_source(args: argparse.Namespace) -> Any:
     from scemae.detector.regressor import LandmarkRegressor
 
-    if not Path(args.source).is_file():
+    if not os.path.isfile(args.source):
         return scemae.load_model(args.source)
     model = None if args.model is None else scemae.load_model(args.model)
     return LandmarkRegressor.load(args.source, model)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scemae import weights
-from scemae.errors import OptionError
+from scemae.errors import OptionError, escape_lines
 from scemae.weights.hub import repository_url
 from scemae.weights.model_folder import CARD
 from scemae.weights.upload import collect_files, push_files
@@ -71,11 +71,10 @@ def add_commands(add: Any) -> None:
 def _show_files(files: Mapping[str, Path | bytes], args: argparse.Namespace) -> None:
     """Print what will be uploaded: each file with its size and SHA-256, and the whole card."""
     contents = {name: file if isinstance(file, bytes) else file.read_bytes() for name, file in files.items()}
-    tagged = f", tagged {args.tag}" if args.tag else ""
-    print(f"For {args.repo}{tagged}:", file=sys.stderr)
+    lines = [f"For {args.repo}, tagged {args.tag}:" if args.tag else f"For {args.repo}:"]
     for name, content in contents.items():
-        print(f"  {name}  {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}", file=sys.stderr)
-    print(f"{CARD}:\n{contents[CARD].decode()}", file=sys.stderr)
+        lines.append(f"  {name}  {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()}")
+    print(escape_lines("\n".join([*lines, f"{CARD}:", contents[CARD].decode()])), file=sys.stderr)
 
 
 def _confirm_upload(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import scemae
 from scemae import draw
 from scemae.errors import ImageInputError, OptionError, TableError, escape_controls
-from scemae.output import atomic_write, find_leftovers, new_path
+from scemae.output import find_leftovers, new_path, real_path, write_picture
 from scemae.samples import sample_faces
 from scemae.tables import read_annotations, read_boxes, read_groups
 
@@ -284,19 +284,19 @@ def _boxes_of(images: Sequence[str | Path], args: argparse.Namespace) -> list[An
     """The box of each image from --boxes; raises TableError for an image without one."""
     if args.boxes is None:
         return None
-    boxes = {path.resolve(): box for path, box in read_boxes(Path(args.boxes)).items()}
-    absent = [image for image in images if Path(image).resolve() not in boxes]
+    boxes = {real_path(path): box for path, box in read_boxes(Path(args.boxes)).items()}
+    absent = [image for image in images if real_path(image) not in boxes]
     if absent:
         raise TableError(f"{args.boxes} has no box for {absent[0]}.")
-    return [boxes[Path(image).resolve()] for image in images]
+    return [boxes[real_path(image)] for image in images]
 
 
 def _reference_points(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """The reference's points from --points and --point."""
     points: dict[str, tuple[float, float]] = {}
     if args.points:
-        annotations = {path.resolve(): named for path, named in read_annotations(Path(args.points)).items()}
-        points |= annotations.get(Path(args.reference).resolve(), {})
+        annotations = {real_path(path): named for path, named in read_annotations(Path(args.points)).items()}
+        points |= annotations.get(real_path(args.reference), {})
         if not points:
             raise TableError(f"{args.points} has no landmarks of {args.reference}.")
     for text in args.point or []:
@@ -347,9 +347,7 @@ def _report_landmarks(landmarks: Landmarks, out: Path | None, batch: ImageBatch 
 def _finish(batch: ImageBatch | None, landmarks: Landmarks | None = None, out: Path | None = None) -> Iterator[str]:
     """Draw the landmarks to `out`, then raise ImageInputError if an image could not be used. Gives lines to print."""
     if landmarks is not None and out is not None:
-        picture = landmarks.draw()
-        with atomic_write(out) as temporary:
-            picture.save(temporary)
+        write_picture(out, landmarks.draw())
         yield f"picture: {out}"
     if batch is not None and batch.failed:
         names = [name for name, _ in batch.failed]

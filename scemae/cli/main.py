@@ -10,6 +10,7 @@ import argparse
 import importlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 import scemae
 from scemae.cli import export_commands, hub_commands, inference_commands
 from scemae.cli.command_parser import CommandParser
-from scemae.errors import ScemaeError, escape_controls
+from scemae.errors import ScemaeError, escape_controls, escape_lines
 
 # Commands with commands of their own, whose module is imported only when one of them is called.
 TRAINING = {  # command -> module, function there, what it is
@@ -81,17 +82,26 @@ def _end_on_signals() -> Iterator[None]:
 
 @contextmanager
 def _one_line_warnings(as_json: bool) -> Iterator[None]:
-    before = warnings.formatwarning
+    """Warnings and what the Hub's client logs, which a server may have written, with control characters escaped."""
+    before, new_record = warnings.formatwarning, logging.getLogRecordFactory()
+
+    def escaped_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = new_record(*args, **kwargs)
+        record.msg, record.args = escape_controls(record.getMessage()), ()
+        return record
+
     warnings.formatwarning = lambda message, *_: _format_problem("warning", message, as_json) + "\n"
+    logging.setLogRecordFactory(escaped_record)
     try:
         yield
     finally:
         warnings.formatwarning = before
+        logging.setLogRecordFactory(new_record)
 
 
 def _print_result(text: str) -> int:
     try:
-        print("\n".join(map(escape_controls, text.split("\n"))), flush=True)
+        print(escape_lines(text), flush=True)
     except OSError as error:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python flushes it once more at exit)
         if not isinstance(error, BrokenPipeError):  # which only means that the reader, `head` say, has seen enough

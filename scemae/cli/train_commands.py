@@ -15,14 +15,14 @@ from scemae.cli.data_check_command import add_data_check
 from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.datasets import read_dataset
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
+from scemae.output import real_path
 from scemae.tables import read_boxes
+from scemae.training.discriminant_config import DiscriminantConfig
+from scemae.training.perturbation_config import AlignConfig, FindConfig
 from scemae.training.run_config import (
     STAGE1_PRESETS,
     STAGE2_PRESETS,
-    AlignConfig,
     CardFields,
-    DiscriminantConfig,
-    FindConfig,
     PublishConfig,
     RunConfig,
     RunOptions,
@@ -31,8 +31,8 @@ from scemae.training.run_config import (
 )
 
 if TYPE_CHECKING:
-    from scemae.training.engine import History, Recipe
     from scemae.training.pack import Pack
+    from scemae.training.recipe import History, Recipe
 
 Outcome = tuple[Any, str]  # the result of a command for --json, and as text
 CONFIG_TITLE = "Configuration of {}; it defines the result [default in brackets]"
@@ -141,7 +141,7 @@ def run_stage1(args: argparse.Namespace) -> Outcome:
     config = replace(STAGE1_PRESETS[args.preset or "cpu"], **given_fields(args, Stage1Config))
     faces = open_faces(args, config.input_size)
     default_card = {
-        "name": Path(args.out).resolve().name,
+        "name": real_path(args.out).name,
         "training_data": f"{len(faces):,} faces of {Path(faces.source).name}",
     }
     card_fields = CardFields(**default_card | given_fields(args, CardFields))
@@ -195,6 +195,8 @@ def run_publish(args: argparse.Namespace) -> Outcome:
 
     out, measured = Path(args.out), [Path(folder) for folder in args.measured]
     try:
+        if args.notes is not None and not os.path.isfile(args.notes):
+            raise FileNotFoundError("there is no such file")
         notes = "" if args.notes is None else Path(args.notes).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--notes {args.notes} cannot be read: {error}; wanted Markdown in UTF-8.") from error
@@ -245,7 +247,7 @@ def open_faces(args: argparse.Namespace, input_size: int) -> Pack:
         return Pack.open(source)
     if is_pack(packed) and not vars(args).get("overwrite"):
         faces = Pack.open(packed)
-        if faces.source != str(source.resolve()):
+        if faces.source != str(real_path(source)):
             raise DataError(f"{packed} was made of {faces.source}, not of {source}; pass that, or --overwrite.")
         return faces
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -264,7 +266,7 @@ def run_training(recipe: Recipe, args: argparse.Namespace, start: str | None) ->
     from scemae.weights.zoo import locate_model
 
     model = Path(args.out) / MODEL
-    if start and locate_model(start).folder.resolve() == model.resolve():
+    if start and real_path(locate_model(start).folder) == real_path(model):
         raise RunError(f"{model} is the model that this run starts from and would replace; choose another --out.")
     history = train(recipe, Path(args.out), RunOptions(**given_fields(args, RunOptions)))
     state = PartialState()
@@ -312,8 +314,8 @@ def _input_size(model: str) -> int:
 def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
     """Boxes as `pack_faces` wants them; those of an archive are by the path as it is written in the table."""
     boxes = read_boxes(table)
-    if source.is_dir():
-        return {path.resolve(): box for path, box in boxes.items()}
+    if os.path.isdir(source):
+        return {real_path(path): box for path, box in boxes.items()}
     return {path.relative_to(table.parent): box for path, box in boxes.items()}
 
 
@@ -323,7 +325,7 @@ def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:
     dataset = read_dataset(name, folder, part, exclude=exclude)
     if any(sample.resized for sample in dataset.samples):
         raise OptionError(f"--split {split}: the protocol stretches these images first, which packs do not.")
-    return {sample.path.resolve(): sample.box for sample in dataset.samples}
+    return {real_path(sample.path): sample.box for sample in dataset.samples}
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

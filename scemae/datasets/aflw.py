@@ -71,13 +71,20 @@ def read_aflw_r(root: Path, split: str, annotations: Path | None) -> list[Sample
 
 
 def _read_corrected(path: Path, names: list[str]) -> Array:
-    """(N, 5, 2) from a table path,name,x,y with the names of `FIVE`; images are known by their file name."""
-    rows = {image.name: named for image, named in read_annotations(path).items()}
+    """(N, 5, 2) from a table path,name,x,y with the names of `FIVE`; paths in it end as those of the split's list."""
+    depths = {len(Path(name).parts) for name in names}
+    rows: dict[Path, list[dict[str, tuple[float, float]]]] = {}
+    for image, named in read_annotations(path).items():
+        for depth in depths:
+            rows.setdefault(Path(*image.parts[-depth:]), []).append(named)
+    if twice := [name for name in names if len(rows.get(Path(name), [])) > 1]:
+        raise DataError(f"{path} has several images whose path ends with {twice[0]}; wanted one.")
     try:
-        return np.array([[rows[Path(name).name][landmark] for landmark in FIVE] for name in names])
+        return np.array([[rows[Path(name)][0][landmark] for landmark in FIVE] for name in names])
     except KeyError as error:
         raise DataError(
-            f"{path} lacks {error}; wanted {', '.join(FIVE)} of each of the {len(names)} images of the split."
+            f"{path} lacks {error}; wanted {', '.join(FIVE)} of each of the {len(names)} images of the split, with the "
+            "paths of its list."
         ) from error
 
 

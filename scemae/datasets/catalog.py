@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,7 +151,7 @@ def inspect_split(
 ) -> tuple[FaceDataset, list[str]]:
     """A split with all faces that its lists name, and its problems; raises DataError where the lists are missing."""
     spec = _find_spec(name, split, exclude, annotations)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(f"{path} is not a folder. {spec.source}.")
     notes = [spec.framing, *([spec.notes[split]] if split in spec.notes else [])]
     try:

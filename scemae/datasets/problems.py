@@ -8,7 +8,7 @@ import numpy as np
 
 from scemae.datasets.annotated_face import FaceDataset, Sample
 from scemae.errors import ImageInputError
-from scemae.images import open_file
+from scemae.photo import open_file
 
 EXAMPLES = 3  # named in a message
 OUTSIDE = 0.01  # fraction of the faces that may have a label outside the image; more is a mistake

@@ -18,7 +18,7 @@ from scemae.detector.built_in_heads import HEADS
 from scemae.detector.head import Head
 from scemae.detector.map_reader import MapReader
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, ScemaeError, warn_user
-from scemae.extraction import Extractor
+from scemae.extraction import Extractor, validate_model
 from scemae.features import FeatureKind
 from scemae.model.config import ModelId, validate_use
 from scemae.model.sce_mae import SceMae
@@ -54,6 +54,7 @@ class FittedDetector:
         kind: of the features: the model, and how they were extracted.
         names: the names of the K landmarks, or None.
         mirrored: whether the head was fitted on mirror images too.
+        boxed: whether the images came with boxes; False where that is not known.
         held_out_errors: (n, K), of the n annotated faces, as a fraction of the normalizer; nan where not known.
     """
 
@@ -62,6 +63,7 @@ class FittedDetector:
     kind: FeatureKind
     names: tuple[str, ...] | None
     mirrored: bool
+    boxed: bool
     held_out_errors: NDArray[np.float64]
 
 
@@ -85,6 +87,7 @@ def save_detector(
         "landmarks": landmarks,
         "use": reader.use,
         "mirrored": fitted.mirrored,
+        "boxed": fitted.boxed,
         "faces": faces,
         "asked": {name: arguments[name] for name in ARGUMENTS} | {"head": _describe_head(arguments["head"])},
     }
@@ -95,6 +98,8 @@ def load_detector(
     path: str | os.PathLike[str], model: Extractor | None, head: type[Head] | None, hub: HubOptions
 ) -> tuple[dict[str, Any], FittedDetector]:
     """The regressor's arguments, the model among them, and what it found; see `LandmarkRegressor.load`."""
+    if model is not None:
+        validate_model(model)
     if head is not None and not isinstance(head, type):
         raise OptionError(f"head is {head!r}; it must be the class of the head: its params are in the file.")
     if isinstance(path, str) and path.startswith(HUB):
@@ -125,6 +130,7 @@ def load_detector(
             kind=kind,
             names=None if header["names"] is None else tuple(header["names"]),
             mirrored=header["mirrored"],
+            boxed=header.get("boxed", False),  # files of 0.1.0 do not say
             held_out_errors=tensors["held_out_errors"].numpy(),
         )
         fitted.head.load_state(_select_state(tensors))
@@ -164,8 +170,9 @@ def _check_tensors(
     faces, landmarks, names = header["faces"], header["landmarks"], header["names"]
     if names is not None and not (len(set(names)) == len(names) == landmarks and all(type(n) is str for n in names)):
         raise ValueError(f"names are {names!r:.200}, wanted those of {landmarks} landmarks")
-    if type(header["mirrored"]) is not bool or min(faces, landmarks) < 1:
-        raise ValueError(f"mirrored is {header['mirrored']!r}, faces {faces!r}, landmarks {landmarks!r}")
+    flags = {name: header.get(name, False) for name in ("mirrored", "boxed")}
+    if any(type(flag) is not bool for flag in flags.values()) or min(faces, landmarks) < 1:
+        raise ValueError(f"{flags}, faces {faces!r}, landmarks {landmarks!r}")
     use, channels = validate_use(header["use"]), len(tensors["mean"])
     if isinstance(model, SceMae):  # of others the channels are not known
         width, projected = model.config.backbone.width, model.config.projector_dim or 0

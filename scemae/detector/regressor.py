@@ -20,9 +20,9 @@ from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
 from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError, warn_user
-from scemae.extraction import Boxes, Extractor, extract_features, open_batch, stream_features
+from scemae.extraction import Boxes, Extractor, extract_features, open_batch, stream_features, validate_model
 from scemae.features import Face, FaceFeatures
-from scemae.images import ImageLike, OnError
+from scemae.images import ImageBatch, ImageLike, OnError
 from scemae.landmark_input import check_annotated, validate_landmarks
 from scemae.landmarks import Landmarks
 from scemae.metrics import error_unit, pixel_errors
@@ -33,7 +33,9 @@ from scemae.weights.hub import HubOptions, validate_hub_options
 
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
 BATCH = 64  # faces that go through the head together, where their features are given
-NO_BOXES = "The regressor was fitted with boxes=, but these images have none; pass boxes=, or [None] * n on purpose."
+NO_BOXES = (
+    "The regressor was fitted with boxes=, but these images have none; pass boxes= (--boxes), or [None] * n on purpose."
+)
 ROUTE_BOXES = (
     "For scikit-learn's cross-validation, extract the features first, or call set_config(enable_metadata_routing=True) "
     "and regressor.set_fit_request(boxes=True).set_score_request(boxes=True)."
@@ -125,6 +127,7 @@ class LandmarkRegressor(Estimator):
         landmarks_: their number, K.
         faces_: the number of annotated faces, n.
         mirrored_: whether mirror images were used.
+        boxed_: whether the images came with boxes; False after a fit on FaceFeatures.
         held_out_errors_: (n, K), the error of each landmark of each face while held out, as a fraction of the
             normalizer; nan where not known.
         held_out_error_: the mean of those that are known, or nan.
@@ -136,7 +139,6 @@ class LandmarkRegressor(Estimator):
     """
 
     metadata: ClassVar = {"fit": ("boxes", "groups"), "predict": ("boxes",), "score": ("boxes",)}
-    _fitted_with_boxes = False  # by `fit`, with boxes=
 
     def __init__(
         self,
@@ -150,6 +152,7 @@ class LandmarkRegressor(Estimator):
         align: bool | None = None,
         normalizer: Normalizer = None,
     ) -> None:
+        validate_model(model)
         self.model = model
         self.names = names
         self.head = head
@@ -179,8 +182,7 @@ class LandmarkRegressor(Estimator):
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
         xy, names = validate_landmarks(landmarks, features.faces, self.names, allow_missing=True, allow_outside=True)
         check_annotated(xy, names, features)
-        self._fit(features, xy, names, groups)
-        self._fitted_with_boxes = boxes is not None
+        self._fit(features, xy, names, groups, boxed=_have_boxes(images, boxes))
         return self
 
     @default_numerics()
@@ -190,6 +192,7 @@ class LandmarkRegressor(Estimator):
         xy: NDArray[np.float64],
         names: tuple[str, ...] | None,
         groups: Any,
+        boxed: bool,
     ) -> None:
         lengths = normalizer_lengths(self.normalizer, xy, names, features.faces)  # (n,)
         pictures = number_pictures(features.faces)  # (n,) numbers below m
@@ -212,6 +215,7 @@ class LandmarkRegressor(Estimator):
                 kind=features.kind,
                 names=names,
                 mirrored=found.mirrored,
+                boxed=boxed,
                 held_out_errors=errors,
             )
         )
@@ -225,6 +229,7 @@ class LandmarkRegressor(Estimator):
         self.names_ = fitted.names
         self.faces_, self.landmarks_ = fitted.held_out_errors.shape
         self.mirrored_ = fitted.mirrored
+        self.boxed_ = fitted.boxed
         self.held_out_errors_ = fitted.held_out_errors
         known = np.isfinite(fitted.held_out_errors).any()
         self.held_out_error_ = float(np.nanmean(fitted.held_out_errors)) if known else float("nan")
@@ -254,6 +259,7 @@ class LandmarkRegressor(Estimator):
 
         Landmarks (n, K, 2), image px, nan where not annotated.
         """
+        self.check_fitted()
         if self._lacks_boxes(images, boxes):
             raise BoxInputError(f"score: {NO_BOXES} {ROUTE_BOXES}")
         found = self.predict(images, boxes=boxes)
@@ -279,6 +285,7 @@ class LandmarkRegressor(Estimator):
             kind=self.kind_,
             names=self.names_,
             mirrored=self.mirrored_,
+            boxed=self.boxed_,
             held_out_errors=self.held_out_errors_,
         )
         save_detector(path, self.get_params(), fitted, overwrite)
@@ -332,11 +339,12 @@ class LandmarkRegressor(Estimator):
 
     def _given(self, images: Any, boxes: Boxes) -> FaceFeatures | None:
         """The features, concatenated, if that is what `images` are; None if they are images."""
-        if not _are_features(images):
+        validate_model(self.model)  # again, as scikit-learn may have set another
+        parts = _list_features(images)
+        if not parts:
             return None
         if boxes is not None:
             raise BoxInputError("images are FaceFeatures, which were extracted with their boxes; leave out boxes=.")
-        parts = [images] if isinstance(images, FaceFeatures) else images
         for part in parts:
             part.kind.require(replace(part.kind, model=self.model.id), "These features", "the regressor's")
         features = FaceFeatures.concatenate(parts)
@@ -355,7 +363,7 @@ class LandmarkRegressor(Estimator):
 
     def _lacks_boxes(self, images: Any, boxes: Boxes) -> bool:
         """Whether images have no boxes though those of `fit` had, as scikit-learn does it without routing."""
-        return self._fitted_with_boxes and boxes is None and not _are_features(images)
+        return self.boxed_ and not _list_features(images) and not _have_boxes(images, boxes)
 
     def check_fitted(self) -> None:
         """Raise NotFittedError unless `fit` or `load` made this regressor."""
@@ -363,7 +371,13 @@ class LandmarkRegressor(Estimator):
             raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
 
 
-def _are_features(images: Any) -> bool:
-    """Whether these are FaceFeatures, or a sequence of nothing else."""
+def _have_boxes(images: Any, boxes: Boxes) -> bool:
+    """Whether images come with boxes, beside them or in their ImageBatch."""
+    return images.has_boxes if isinstance(images, ImageBatch) else boxes is not None
+
+
+def _list_features(images: Any) -> list[FaceFeatures]:
+    """The FaceFeatures that these are, alone or a sequence of nothing else; empty for images."""
     parts = [images] if isinstance(images, FaceFeatures) else images
-    return isinstance(parts, Sequence) and bool(parts) and all(isinstance(part, FaceFeatures) for part in parts)
+    of_features = isinstance(parts, Sequence) and all(isinstance(part, FaceFeatures) for part in parts)
+    return list(parts) if of_features else []

@@ -13,8 +13,10 @@ from scemae import draw
 from scemae.datasets import FaceDataset
 from scemae.evaluation.warped_pairs import BOX, INSET, WarpedPairs
 from scemae.geometry import Array, Crop
-from scemae.images import cut_square, iter_photos, validate_box
+from scemae.images import iter_photos
 from scemae.metrics import pixel_errors
+from scemae.output import write_picture
+from scemae.patches import cut_square, validate_box
 from scemae.plots import line_plot
 
 LARGEST = 25.0  # % of the inter-ocular distance, the right end of the curves
@@ -92,5 +94,5 @@ def _to_panel(xy_input: Array) -> Array:
 
 def _save_image(sheet: Image.Image, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    write_picture(path, sheet)
     return path

@@ -18,8 +18,9 @@ from torch import Tensor
 from scemae.datasets import FaceDataset, Sample
 from scemae.errors import RunError
 from scemae.geometry import Array, Crop, pixels_to_unit, unit_to_pixels
-from scemae.images import cut_square, iter_photos, validate_box
+from scemae.images import iter_photos
 from scemae.output import atomic_write
+from scemae.patches import cut_square, validate_box
 from scemae.warps import Warps, draw_warps
 
 FRAME, INSET, INPUT = 136, 20, 96  # px: side of the warped frame, its border, side of the input within the border

@@ -10,6 +10,7 @@ from scemae.detector.regressor import LandmarkRegressor
 from scemae.errors import ExportError, OptionError
 from scemae.export.formats import format_of
 from scemae.export.targets import ExportTarget, export_target
+from scemae.model.config import validate_switch
 from scemae.model.sce_mae import SceMae
 from scemae.output import atomic_write, new_path
 
@@ -79,6 +80,7 @@ def export_graph(
         OutputError: the file exists already or cannot be written.
         NotFittedError: the regressor is not fitted.
     """
+    validate_switch("overwrite", overwrite)
     path = new_path(path, overwrite)
     chosen = format_of(path)
     if faces < 1:

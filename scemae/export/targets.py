@@ -17,6 +17,7 @@ from scemae.detector.regressor import LandmarkRegressor
 from scemae.errors import OptionError
 from scemae.export.graphs import MapsGraph, RegressorGraph
 from scemae.export.trial_faces import trial_faces
+from scemae.extraction import validate_model
 from scemae.model.config import ModelId
 from scemae.model.sce_mae import SceMae
 
@@ -53,6 +54,9 @@ class ExportTarget:
 def export_target(source: SceMae | LandmarkRegressor, expansion: int | None) -> ExportTarget:
     """The target for a model at an expansion (None: its default), or for a fitted regressor."""
     if not isinstance(source, LandmarkRegressor):
+        validate_model(source)
+        if not isinstance(source, SceMae):
+            raise OptionError(f"{source.id} is not a scemae model; only one, or a detector fitted on one, is exported.")
         return _model_target(source, source.config.expansion if expansion is None else expansion)
     if expansion is not None:
         raise OptionError("A regressor keeps the expansion that it was fitted with; leave expansion out.")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scemae.geometry import Crop, sample_view, similarity
-from scemae.images import cut_patch
+from scemae.patches import cut_patch
 from scemae.samples import sample_faces
 
 TURN, ZOOM, SHIFT = 20.0, 0.15, 0.1  # degrees, natural logarithm, sides of the box: as inexact as a face detector's box

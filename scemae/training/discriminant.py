@@ -21,12 +21,12 @@ from scemae.errors import OptionError
 from scemae.geometry import pixels_to_half_sides
 from scemae.model.projector import Projector
 from scemae.training.acceleration import choose_precision
+from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.engine import describe_hardware
 from scemae.training.held_out_matching import HeldOutFaces
 from scemae.training.model_writer import CardSection, describe_run
 from scemae.training.motions import TokenSource, token_centres, token_encoder
 from scemae.training.pack import Pack
-from scemae.training.run_config import DiscriminantConfig
 from scemae.training.run_folder import create_model_folder
 from scemae.training.stage2 import write_projected
 from scemae.weights.zoo import load_model

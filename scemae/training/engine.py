@@ -14,15 +14,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -30,52 +28,9 @@ from scemae.errors import RunError
 from scemae.output import atomic_folder
 from scemae.training.acceleration import add_bias_after, can_compile, choose_precision, fuse_attention
 from scemae.training.processes import catch_signals, check_same, make_accelerator, run_on_main
+from scemae.training.recipe import History, Recipe
 from scemae.training.run_config import Precision, RunConfig, RunOptions
 from scemae.training.run_folder import MODEL, RunFolder
-
-
-class Recipe(Protocol):
-    """What the engine trains."""
-
-    origin: str  # SHA-256 of the model that the run needs besides its checkpoint; "": none
-    compiles: bool  # whether torch.compile makes it faster on a CPU
-
-    @property
-    def config(self) -> RunConfig:
-        """Batches, schedule, optimizer, seed."""
-
-    @property
-    def module(self) -> nn.Module:
-        """What learns: called with what `prepare` returns, it returns a dictionary with the "loss"."""
-
-    @property
-    def report_every(self) -> int:
-        """Steps between two reports: a picture, and what `measure` returns."""
-
-    def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
-        """Part of the batch of a step, on the CPU, a function of the step alone; called ahead, in another thread."""
-
-    def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The arguments of the module, from what `load` returned, now on the module's device."""
-
-    def draw_report(self) -> Image.Image:
-        """A picture of what the current weights do; called on the first process only, like `measure`."""
-
-    def measure(self) -> dict[str, float]:
-        """What is logged about the current weights besides the loss."""
-
-    def export(self, folder: Path, history: History) -> None:
-        """Fill an empty folder with the model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """What a run was."""
-
-    lines: list[dict[str, float]]  # of its log
-    step: int  # updates of the weights
-    hours: float  # of work, over all resumes
-    hardware: str  # that the last part of it ran on
 
 
 def train(recipe: Recipe, out: Path, options: RunOptions) -> History:

@@ -36,9 +36,9 @@ from scemae.model.aligner import Aligned, Aligner, FaceAligner, Located
 from scemae.model.config import AlignerConfig
 from scemae.model.sce_mae import SceMae
 from scemae.training.batches import Batches
-from scemae.training.engine import History
 from scemae.training.model_writer import CardSection, draw_view, write_model
 from scemae.training.pack import Pack, sample_pack, write_pack
+from scemae.training.perturbation_config import CANONICAL_POINTS, AlignConfig
 from scemae.training.perturbed_views import (
     Perturbations,
     cut_backgrounds,
@@ -47,7 +47,7 @@ from scemae.training.perturbed_views import (
     locate_canonical,
     render_views,
 )
-from scemae.training.run_config import CANONICAL_POINTS, AlignConfig
+from scemae.training.recipe import History
 from scemae.weights.zoo import load_model, locate_model
 
 Locate = Callable[[Tensor, int], Located]  # views (b, 3, V, V), 0..1, and the number of the step
@@ -234,10 +234,11 @@ class AlignRecipe(PerturbedFaces):
         found_faces = torch.cat([errors[0] < FOUND_ERROR, torch.zeros(count, dtype=torch.bool)])
         threshold, slope = fit_logistic(torch.cat(log_errors), found_faces)
         kept = torch.cat(log_errors) < threshold
+        shares = (found_faces[:count], kept[found_faces], ~kept[count:])
+        found, right, refused = (f"{float(share.double().mean()):.4f}" for share in shares)
         rates = {
-            "found": f"{float(found_faces[:count].double().mean()):.3f} of {count:,} held-out faces, loose boxes, any roll",
-            "verdict": f"{float(kept[found_faces].double().mean()):.4f} of the found faces kept, "
-            f"{float((~kept[count:]).double().mean()):.4f} of {count:,} squares without a face refused",
+            "found": f"{found} of {count:,} held-out faces, from loose boxes at any roll",
+            "verdict": f"{right} of the found faces kept, {refused} of {count:,} squares without a face refused",
         }
         return threshold, slope, rates
 

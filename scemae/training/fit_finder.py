@@ -20,12 +20,12 @@ from scemae import draw
 from scemae.geometry import determinants, invert_affines
 from scemae.model.config import FinderConfig
 from scemae.model.face_finder import STRIDE, FaceFinder, cell_centres
-from scemae.training.engine import History
 from scemae.training.fit_aligner import PerturbedFaces
 from scemae.training.model_writer import CardSection, draw_view, write_model
 from scemae.training.pack import Pack
+from scemae.training.perturbation_config import FindConfig
 from scemae.training.perturbed_views import Perturbations
-from scemae.training.run_config import FindConfig
+from scemae.training.recipe import History
 from scemae.weights.zoo import locate_model
 
 INSIDE, NEAR = 0.2, 0.45  # sides from the middle of a face: up to which a cell shows it, and may show it
@@ -59,7 +59,7 @@ class FinderLoss(nn.Module):
         return {"loss": detected + 0.2 * (off * face).sum() / count}
 
     def describe(self, affines: Tensor, shape: torch.Size, size: int) -> tuple[Tensor, Tensor]:
-        """Sides (n,) of the faces, px of the view, and what `FaceFinder.outputs` should be (n, 6, h, w), logit apart."""
+        """Sides (n,) of the faces, px of the view, and what `FaceFinder.outputs` (n, 6, h, w) should be; logits are 0."""
         to_view = invert_affines(affines)
         sides = determinants(to_view).abs().sqrt() * size
         middle = (to_view[..., 2] + 1) * (size / 2) - 0.5
@@ -124,7 +124,7 @@ class FindRecipe(PerturbedFaces):
         return twin.fold_norms().eval().requires_grad_(False)
 
     def _measure(self, finder: FaceFinder) -> tuple[float, dict[str, float]]:
-        """The logit that `RECALL` of the held-out faces reach, how far off their places are, and how often others do."""
+        """The logit that `RECALL` of the held-out faces reach; how far off their places are; how often others do."""
         config = dataclasses.replace(self.config, negatives=0.0, hidden_part=0.0, farthest=0.7)
         smallest, largest = self.config.sides
         size = self.config.view_size

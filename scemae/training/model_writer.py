@@ -19,8 +19,9 @@ from torch import Tensor
 
 from scemae.model.config import ModelConfig
 from scemae.plots import line_plot
-from scemae.training.engine import History
-from scemae.training.run_config import RunConfig, TrainingConfig
+from scemae.training.recipe import History
+from scemae.training.run_config import RunConfig
+from scemae.training.training_config import TrainingConfig
 from scemae.weights.card import RUN_HEADING, copy_earlier_sections, model_card
 from scemae.weights.model_folder import CARD, WEIGHTS, file_sha256, save_model
 

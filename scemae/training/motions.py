@@ -17,7 +17,7 @@ from scemae.model.sce_mae import SceMae
 from scemae.training.acceleration import choose_precision
 from scemae.training.batches import Batches
 from scemae.training.pack import Pack
-from scemae.training.run_config import MotionConfig
+from scemae.training.training_config import MotionConfig
 
 Encode = Callable[[Tensor], Tensor]  # views (B, 3, S, S), 0..1, to patch tokens (B, N, D)
 

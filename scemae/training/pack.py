@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -28,8 +29,9 @@ from scemae.errors import (
     ScemaeError,
 )
 from scemae.geometry import Crop, central_box, sample_views
-from scemae.images import cut_square, iter_photos, validate_box
-from scemae.output import atomic_folder, is_taken
+from scemae.images import iter_photos
+from scemae.output import atomic_folder, is_taken, real_path
+from scemae.patches import cut_square, validate_box
 from scemae.samples import sample_faces
 
 MARGIN = 20 / 96  # of a square on each side of its input, in sides of the input (paper Sec. 4, after DVE: 136 for 96)
@@ -184,7 +186,7 @@ def pack_faces(
         count=count,
         input_size=input_size,
         size=size,
-        source=str(source.resolve()),
+        source=str(real_path(source)),
         skip_at_most=skip_at_most,
         overwrite=overwrite,
     )
@@ -219,7 +221,7 @@ def write_pack(
 
 def is_pack(folder: Path) -> bool:
     """Whether the folder has the index of a pack."""
-    return (folder / INDEX).is_file()
+    return os.path.isfile(folder / INDEX)  # False for names that no folder can have
 
 
 def _write_squares(
@@ -248,10 +250,12 @@ def _cut_face(
     name: str, image: Path | bytes, input_size: int, size: int, boxes: Mapping[Path, Any] | None
 ) -> NDArray[np.uint8] | ImageInputError | BoxInputError:
     try:
+        if not isinstance(image, (Path, bytes)):  # a parquet file's text, say: what a file names is not followed
+            raise ImageInputError(f"{name} is a {type(image).__name__}; wanted the bytes of an image file.")
         photo = next(iter_photos(image))
         box: Any = central_box(*photo.image.size, central=input_size, frame=size)
         if boxes is not None:
-            box = boxes.get(image.resolve() if isinstance(image, Path) else Path(name))
+            box = boxes.get(real_path(image) if isinstance(image, Path) else Path(name))
             if box is None:
                 raise BoxInputError(f"{name} has no box in the table of boxes.")
         return cut_square(photo.image, Crop.from_box(validate_box(box, photo), input_size), size)
@@ -261,11 +265,11 @@ def _cut_face(
 
 def _iter_entries(source: Path, only: Container[Path] | None) -> Iterator[Any]:
     """The number of images, then each as (name, path or bytes); of a folder `only` those, None: all."""
-    if source.is_dir():
+    if os.path.isdir(source):
         paths = sorted(path for path in source.rglob("*") if _is_image(path.name) and path.is_file())
-        paths = [path for path in paths if only is None or path.resolve() in only]
+        paths = [path for path in paths if only is None or real_path(path) in only]
         return _count_first(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise DataError(f"{source}: there is no such file or folder.")
     return _iter_parquet(source) if source.suffix == ".parquet" else _iter_tar(source)
 

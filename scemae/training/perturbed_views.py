@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from scemae.geometry import Array
-from scemae.training.run_config import AlignConfig
+from scemae.training.perturbation_config import AlignConfig
 
 CHUNK = 32  # views at a time on a CPU: what its caches hold
 LEVELS = 4  # of the pyramid of a square, each half as large

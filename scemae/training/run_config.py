@@ -1,4 +1,4 @@
-"""Configurations of the training commands: frozen values; each field's help gives the paper's symbol and section.
+"""Configurations of the trainings with gradient steps, and what the author of a model states about it.
 
 `*Config` is what defines a result, and is kept in the model's card; `RunOptions` is how a run goes.
 """
@@ -6,69 +6,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal
 
 from scemae.errors import OptionError
-from scemae.model.config import BACKBONES, BackboneConfig, ProjectorMode, Use
+from scemae.model.config import BACKBONES, BackboneConfig, ProjectorMode, Use, validate_switch
+from scemae.training.training_config import MotionConfig, TrainingConfig, option
 
 Density = Literal["knn", "mean", "paper_literal"]
 Reduction = Literal["sum", "mean_query"]
 Locality = Literal["log", "root"]
 Precision = Literal["float32", "bf16"]
-
-
-def option(default: Any, help: str) -> Any:
-    """A field with a default and the help text of its command-line option."""
-    return field(default=default, metadata={"help": help})
-
-
-def field_help(kind: type) -> dict[str, str]:
-    """The help text of each field of a dataclass; a field that only gets another default keeps its parent's."""
-    return {
-        name: described.metadata["help"]
-        for parent in reversed(kind.__mro__)
-        for name, described in getattr(parent, "__dataclass_fields__", {}).items()
-        if "help" in described.metadata
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Frozen values that can be written down, read again and compared."""
-
-    def to_json(self) -> str:
-        """The text that `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; raises TypeError for fields that this class does not have."""
-        return cls(**{name: _as_tuple(value) for name, value in json.loads(text).items()})
-
-    def difference(self, other: TrainingConfig) -> list[str]:
-        """A line for each field that differs: its name, this value, the other value."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return [
-            f"{name}: {mine.get(name)!r} -> {theirs.get(name)!r}"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
-        ]
-
-    def _check(self, name: str, wanted: str, holds: bool) -> None:
-        if not holds:
-            raise OptionError(f"{name} is {getattr(self, name)}; it must be {wanted}.")
-
-    def _check_at_least_1(self, *names: str) -> None:
-        for name in names:
-            self._check(name, "at least 1", getattr(self, name) >= 1)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +115,8 @@ class RunOptions:
     checkpoint_minutes: float = option(5.0, "Minutes between two checkpoints: the most that a killed run can lose.")
 
     def __post_init__(self) -> None:
+        for name in ("resume", "overwrite"):
+            validate_switch(name, getattr(self, name))
         if self.resume and self.overwrite:
             raise OptionError("resume and overwrite cannot both be set: continue the run, or replace it.")
 
@@ -215,18 +166,6 @@ STAGE1_PRESETS = {
         crop_area=(0.2, 1.0),
     ),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class MotionConfig(TrainingConfig):
-    """Known random motions of the training faces (augmentation): standard deviations at amplitude 1."""
-
-    rotation: float = option(0.3, "Standard deviation of the random rotation of the faces, rad, at amplitude 1.")
-    log_scale: float = option(0.15, "Standard deviation of the logarithm of their scale, at amplitude 1.")
-    shear: float = option(0.06, "Standard deviation of their shear and of their logarithmic aspect, at amplitude 1.")
-    shift: float = option(0.13, "Standard deviation of their shift, in half-sides of the view, at amplitude 1.")
-    brightness: float = option(0.08, "Standard deviation of what is added to pixels of 0..1, at any amplitude.")
-    log_contrast: float = option(0.15, "Standard deviation of the logarithm of the contrast, at any amplitude.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,87 +238,3 @@ STAGE2_PRESETS = {
     # Table 4, "clustering without LCR", in our reading: the same tokens, under the loss that LCR was made from.
     "clustering": Stage2Config(locality="root", attentive_repellence=1.0, mixed_repellence=1.0, center_repellence=1.0),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiscriminantConfig(MotionConfig):
-    """The positional discriminant: a projector in closed form, from moved faces (ours, not in the paper)."""
-
-    projector_dim: int = option(64, "Dimensions of the projected features.")
-    amplitude: float = option(1.0, "How far faces are moved, see --rotation.")
-    views: int = option(6000, "Moved views that the projector is learned from.")
-    cells: int = option(20, "Classes of position along one axis of the face.")
-    shrinkage: float = option(0.1, "Multiple of its mean variance added to the scatter within the classes.")
-    batch_size: int = option(256, "Views encoded at a time.")
-    held_out: int = option(200, "Faces held out to measure the matching error between them and warped copies of them.")
-    seed: int = option(0, "Seed of the held-out faces, the order of the others and their motions.")
-
-    def __post_init__(self) -> None:
-        self._check_at_least_1("projector_dim", "views", "cells", "batch_size")
-        self._check("amplitude", "above 0: faces that do not move teach only the place", self.amplitude > 0)
-
-
-CANONICAL_POINTS = (  # places of the canonical view, half-sides: brows, nose, mouth corners, chin, forehead
-    (-0.4, -0.4),
-    (0.4, -0.4),
-    (0.0, 0.06),
-    (-0.32, 0.47),
-    (0.32, 0.47),
-    (0.0, 0.88),
-    (0.0, -0.82),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignConfig(MotionConfig, RunConfig):
-    """The aligner, learned without labels (docs/alignment.md; ours, not in the paper)."""
-
-    batch_size: int = 256
-    steps: int = 12_000
-    learning_rate: float = 2e-3
-    warmup: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-2
-    clip_norm: float | None = 5.0
-    view_size: int = option(64, "Side of the views that the aligner sees, px.")
-    widths: tuple[int, ...] = option((16, 32, 64, 96, 160), "Channels of its convolutions.")
-    squeezed: int = option(32, "Channels that the last map is reduced to.")
-    hidden: int = option(256, "Numbers in the layer before the outputs.")
-    wide: float = option(0.6, "Fraction of the views with any roll, --scales, and shifts up to --farthest.")
-    scales: tuple[float, float] = option((0.4, 2.5), "Smallest and largest side of a wide view, in sides of the face.")
-    farthest: float = option(1.0, "Largest shift of a wide view along each axis, in half-sides of the face.")
-    growing: tuple[float, float] = option(
-        (0.6, 1.8), "Scales between which the largest shift grows with the scale, so that smaller views shift less."
-    )
-    negatives: float = option(0.15, "Fraction of the views that show a background, or a small piece of a face.")
-    grey: float = option(0.2, "Fraction of the views without colour.")
-    hidden_part: float = option(0.3, "Fraction of the views of which a part is hidden.")
-    background_squares: int = option(8192, "Squares cut out of the pictures of --backgrounds.")
-    alignment_steps: int = option(3, "Steps that the alignment takes at most.")
-    similarity_steps: int = option(2, "Number of initial steps that only rotate, scale and shift.")
-    settled: float = option(0.05, "A step that moves the points by less, half-sides (rms), is the last one.")
-    held_out: int = option(1000, "Faces held out to measure the error and to set the threshold of the verdict.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_at_least_1("view_size", "squeezed", "hidden", "alignment_steps", "held_out", "background_squares")
-        self._check("widths", "one number at least, all at least 1", min(self.widths, default=0) >= 1)
-        self._check("scales", "two rising numbers above 0", 0 < self.scales[0] < self.scales[1])
-        for name in ("wide", "negatives", "grey", "hidden_part"):
-            self._check(name, "in 0..1", 0 <= getattr(self, name) <= 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FindConfig(AlignConfig):
-    """The first look for faces in whole pictures, learned without labels (docs/find.md; ours, not in the paper)."""
-
-    batch_size: int = 128
-    steps: int = 4000
-    view_size: int = 96
-    wide: float = 1.0
-    scales: tuple[float, float] = (1.9, 7.0)
-    growing: tuple[float, float] = (0.0, 10.0)
-    negatives: float = 0.3
-    finder_widths: tuple[int, int, int] = option((16, 32, 64), "Channels of the finder at strides of 2, 4 and 8 px.")
-    sides: tuple[float, float] = option((18.0, 40.0), "Smallest and largest side of the faces that it sees, px.")
-    unsure: float = option(1.25, "Sides up to so many times smaller or larger are neither faces nor not.")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +16,12 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from scemae.errors import OutputError, RunError
-from scemae.output import atomic_folder, atomic_write, is_taken
+from scemae.output import atomic_folder, atomic_write, find_leftovers, is_taken, make_folder, remove, write_picture
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
 RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
 ZIP_END, DIGEST = 22, 64  # bytes of the end of a zip archive without a comment, and of a SHA-256 as text
+PART = 2**20  # bytes that are read at a time
 # Fields of a checkpoint. step: updates of the weights so far; seconds: of work; losses: of the steps that are not in
 # the log yet; images: hash of the first image of the next step; origin: see Recipe.
 CHECKPOINT_FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "origin", "module", "optimizer"}
@@ -59,9 +58,10 @@ class RunFolder:
                 f"{self.path} holds {names} already. Pass --resume to continue that run, --overwrite to replace it "
                 f"(only where there is a {LOG}), or choose another --out."
             )
-        partial = [path for name in (CHECKPOINT, LOG) for path in self.path.glob(f".{name}.*")]
+        ours = tuple(f".{name}." for name in RUN_FILES)
+        partial = [self.path / name for name in find_leftovers(self.path) if name.startswith(ours)]
         for path in partial + (made if overwrite else []):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
     def release(self) -> None:
         """Unlock the folder."""
@@ -75,7 +75,11 @@ class RunFolder:
         if not path.is_file():
             raise RunError(f"{path} is a folder or device; wanted a checkpoint. Choose another --out.")
         again = f"Replace the run with --overwrite; a new one can --continue-from {self.path / MODEL}, if it is there."
-        if not _is_whole(path):
+        try:
+            whole = _is_whole(path)
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error}.") from error
+        if not whole:
             raise RunError(f"{path} is damaged or was altered: its checksums do not match its contents. {again}")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,15 +121,11 @@ class RunFolder:
 
     def write_picture(self, step: int, picture: Image.Image) -> None:
         """Save the picture of a report."""
-        folder = self.path / PICTURES
-        folder.mkdir(exist_ok=True)
-        with atomic_write(folder / f"{step:07d}.png") as temporary:
-            picture.save(temporary)
+        write_picture(make_folder(self.path / PICTURES) / f"{step:07d}.png", picture)
 
     def write_bad_batch(self, process: int, passes: Any) -> Path:
         """Save the batch that a run broke on; returns its folder."""
-        folder = self.path / BAD_BATCH
-        folder.mkdir(exist_ok=True)
+        folder = make_folder(self.path / BAD_BATCH)
         _save_whole(folder / f"{process}.pt", passes)
         return folder
 
@@ -160,21 +160,21 @@ def _is_whole(path: Path) -> bool:
     It is a zip archive whose comment is the SHA-256 of all before it. Those of scemae 0.1.0 have no comment, and their
     parts have CRCs only.
     """
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            file.seek(-ZIP_END, os.SEEK_END)
-            if file.read(4) == b"PK\5\6":  # the archive ends without a comment
-                return archive.testzip() is None
-            file.seek(-DIGEST, os.SEEK_END)
-            left, stated = file.tell(), file.read()
-            digest = hashlib.sha256()
-            file.seek(0)
-            while left and (part := file.read(min(left, 2**20))):
-                digest.update(part)
-                left -= len(part)
-            return digest.hexdigest().encode() == stated
-    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError, OSError):
-        return False
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                file.seek(-ZIP_END, os.SEEK_END)
+                if file.read(4) == b"PK\5\6":  # the archive ends without a comment
+                    return archive.testzip() is None
+        except Exception:  # which kind depends on the damage
+            return False
+        end = file.seek(-DIGEST, os.SEEK_END)
+        stated = file.read()
+        digest = hashlib.sha256()
+        file.seek(0)
+        for start in range(0, end, PART):
+            digest.update(file.read(min(PART, end - start)))
+        return digest.hexdigest().encode() == stated
 
 
 def _save_whole(path: Path, state: Any) -> None:

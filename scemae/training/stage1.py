@@ -19,10 +19,10 @@ from scemae.geometry import sample_views
 from scemae.model.backbone import Backbone, initialise_backbone
 from scemae.model.config import ModelConfig
 from scemae.training.batches import Batches, mean_and_std, normalise, random_crops
-from scemae.training.engine import History
 from scemae.training.masked_autoencoder import MaskedAutoencoder
 from scemae.training.model_writer import CardSection, draw_view, write_model
 from scemae.training.pack import Pack, sample_pack
+from scemae.training.recipe import History
 from scemae.training.run_config import CardFields, Stage1Config
 from scemae.weights.model_folder import read_file, write_file
 from scemae.weights.zoo import load_model, locate_model

@@ -24,12 +24,12 @@ from scemae.model.projector import Projector
 from scemae.model.sce_mae import SceMae
 from scemae.training.batches import Batches, normalise
 from scemae.training.carb import Selection, select
-from scemae.training.engine import History
 from scemae.training.held_out_matching import HeldOutFaces
 from scemae.training.lcr import lcr_loss, repellence
 from scemae.training.model_writer import CardSection, write_model
 from scemae.training.motions import Moves, token_centres
 from scemae.training.pack import Pack, sample_pack
+from scemae.training.recipe import History
 from scemae.training.run_config import Stage2Config
 from scemae.weights.zoo import load_model, locate_model
 

@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scemae.errors import WeightsIntegrityError
+from scemae.errors import WeightsIntegrityError, escape_controls
 from scemae.model.config import ModelConfig
-from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, WEIGHTS
+from scemae.weights.model_folder import CARD, CONFIG, REGRESSOR, TEXT_LIMIT, WEIGHTS
 
-MAX_CARD = 1 << 20  # bytes
 FILE_ROW = re.compile(
     r"^\| ([\w-]+\.(?:safetensors|json)) \| ([\d,]{1,19}) bytes, SHA-256 `([0-9a-f]{64})` \|$", re.M | re.A
 )
@@ -91,7 +90,7 @@ A detector of {header["landmarks"]} facial landmarks, fitted on {faces}.
 
 | | |
 |---|---|
-| landmarks | {", ".join(header["names"] or ["not named"])} |
+| landmarks | {escape_controls(", ".join(header["names"] or ["not named"]))} |
 | error on held-out faces | {error} |
 | features | {kind["model"][0]} (SHA-256 `{kind["model"][1]}`), {header["use"]}, expansion {kind["expansion"]} |
 | head | {header["head"]} |
@@ -140,14 +139,24 @@ def find_card_hashes(card: str) -> dict[str, str]:
     return {name: file.sha256 for name, file in find_stated_files(card).items()}
 
 
-def read_stated_files(folder: Path) -> dict[str, StatedFile]:
-    """What the card in a folder states of files; empty without a card of ours."""
+def read_card(folder: Path) -> str:
+    """The text of the card in a folder, "" if there is none; raises WeightsIntegrityError where it cannot be read."""
     card = folder / CARD
     if not card.is_file():
-        return {}
-    if card.stat().st_size > MAX_CARD:
-        raise WeightsIntegrityError(f"{card} has {card.stat().st_size:,} bytes; a card has at most {MAX_CARD:,}.")
-    return find_stated_files(card.read_text(encoding="utf-8", errors="replace"), card)
+        return ""
+    try:
+        with card.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(TEXT_LIMIT + 1)
+    except OSError as error:
+        raise WeightsIntegrityError(f"{card} cannot be read: {error}.") from error
+    if len(text) > TEXT_LIMIT:
+        raise WeightsIntegrityError(f"{card} is too long: a card has at most {TEXT_LIMIT:,} characters. Get it again.")
+    return text
+
+
+def read_stated_files(folder: Path) -> dict[str, StatedFile]:
+    """What the card in a folder states of files; empty without a card of ours."""
+    return find_stated_files(read_card(folder), folder / CARD)
 
 
 def read_card_hashes(folder: Path) -> dict[str, str]:
@@ -162,9 +171,7 @@ def linked_files(card: str, folder: Path) -> list[str]:
 
 def copy_earlier_sections(source: Path, folder: Path) -> str:
     """The sections of the card in `source` that tell how the model was made; files they link to go into `folder`."""
-    if not (source / CARD).is_file():
-        return ""
-    card = (source / CARD).read_text(encoding="utf-8")
+    card = read_card(source)
     sections = card[card.find(f"\n{RUN_HEADING}") :] if RUN_HEADING in card else ""
     for name in linked_files(sections, source):
         shutil.copyfile(source / name, folder / name, follow_symlinks=False)  # a link may lead to a private file

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Unpack
 
-from scemae.errors import ModelNotFoundError, OutputError
-from scemae.output import atomic_write, new_path
+from scemae.errors import ModelNotFoundError, OptionError
+from scemae.model.config import validate_switch
+from scemae.output import atomic_write, make_folder, new_path
 from scemae.weights.card import read_card_hashes
 from scemae.weights.hub import HUB, HubOptions, fetch
 from scemae.weights.model_folder import CARD, VerifiedFiles, file_sha256, verify_files
@@ -29,14 +30,14 @@ def download(
 
     Raises OutputError where `to` cannot be written or a file in it differs, and the errors of `load_model`.
     """
+    validate_switch("overwrite", overwrite)
+    if source.startswith(LOCAL):
+        raise OptionError(f"{source} is on this machine already; wanted a released model, or {HUB}ORG/REPO.")
     found = _locate_files(source, hub)
     if to is None:
         return found
     target = Path(to) / source.removeprefix(HUB).partition("@")[0].rpartition("/")[2]
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be made: {error}.") from error
+    make_folder(target)
     for name in found.sha256:
         _copy_file(found.folder / name, target / name, overwrite)
     # Only the files of a release are fetched, but its card is always in the package.
@@ -58,7 +59,7 @@ def verify(source: str, **hub: Unpack[HubOptions]) -> list[VerifiedFiles]:
         ModelNotFoundError: there is nothing to check.
     """
     path = Path(source.removeprefix(LOCAL))
-    if source in RELEASED or not path.is_dir():
+    if source in RELEASED or not os.path.isdir(path):
         return [_locate_files(source, {**hub, "local_files_only": True})]
     folders = [path] if (path / CARD).is_file() else sorted(card.parent for card in path.glob(f"*/{CARD}"))
     found = [files for files in map(_verify_folder, folders) if files.sha256]

@@ -13,17 +13,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from scemae.errors import OptionError
+from scemae.weights.model_folder import TEXT_LIMIT
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of git, or SHA-256
-SMALL = 1 << 20  # bytes: the most of a card, a configuration or an error's page
 PATIENCE = 60.0  # s that any file may take
 SLOWEST = 16_384.0  # bytes/s; a longer file may take the longer
 TRIES = 4  # how often the bytes of a file may come: the client goes on where a connection broke, but not all servers do
@@ -82,7 +83,7 @@ class Guard:
         if coding != "identity":  # what was asked for
             raise RefusedAnswerError(f"it comes compressed ({coding!r:.99}), which was not asked for")
         self.end = self.end or time.monotonic() + PATIENCE + self.limit / SLOWEST
-        limit = self.limit if response.status_code in (200, 206) else SMALL
+        limit = self.limit if response.status_code in (200, 206) else TEXT_LIMIT  # of an error's page
         if hasattr(response, "iter_bytes"):
             pieces = response.iter_bytes
             response.iter_bytes = lambda chunk_size=None: self._pass(pieces(), limit, chunk_size or 0)
@@ -117,13 +118,15 @@ class Guard:
             yield bytes(chunk)
 
 
+INSTALLING = Lock()
 GUARD: ContextVar[Guard | None] = ContextVar("scemae_hub_guard", default=None)
 
 
 @contextmanager
 def guarding(limit: int, revision: str) -> Iterator[Guard]:
     """What huggingface_hub does in this context is guarded."""
-    _install()
+    with INSTALLING:
+        _install()
     token = GUARD.set(guard := Guard(limit, revision))
     try:
         yield guard

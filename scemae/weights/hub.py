@@ -22,9 +22,12 @@ from scemae.errors import (
     WeightsIntegrityError,
     WeightsUnavailableError,
 )
+from scemae.model.config import validate_switch
+from scemae.output import real_path
 from scemae.weights.card import read_stated_files
-from scemae.weights.endpoint_guard import COMMIT, SMALL, Guard, RefusedAnswerError, guarding, split_endpoint
-from scemae.weights.model_folder import CARD, VerifiedFiles, check_sha256
+from scemae.weights.client_errors import describe_client_error, http_status, is_from_hub
+from scemae.weights.endpoint_guard import COMMIT, Guard, guarding, split_endpoint
+from scemae.weights.model_folder import CARD, TEXT_LIMIT, VerifiedFiles, check_sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -61,6 +64,7 @@ def validate_hub_options(hub: HubOptions) -> None:
     if unknown:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}; those about the Hub are {', '.join(known)}")
     validate_token(hub.get("token"))
+    validate_switch("local_files_only", hub.get("local_files_only", False))
 
 
 def validate_token(token: str | bool | None) -> None:
@@ -143,10 +147,10 @@ class Repository:
 
         `sizes`: the most bytes that are fetched of a file, where that is not a small one.
         """
-        paths = [self._get_verified_file(name, sha256[name], sizes.get(name, SMALL)) for name in sha256]
+        paths = [self._get_verified_file(name, sha256[name], sizes.get(name, TEXT_LIMIT)) for name in sha256]
         return VerifiedFiles(paths[0].parent, sha256)
 
-    def get_file(self, name: str, limit: int = SMALL) -> Path:
+    def get_file(self, name: str, limit: int = TEXT_LIMIT) -> Path:
         """A file, unchecked: that of a commit from the cache if it is there, else what the Hub has now.
 
         Where the Hub cannot be reached, an older file of a branch is better than none; a warning is logged. A file of
@@ -193,12 +197,13 @@ class Repository:
 
     def remove_cached(self, path: Path) -> None:
         """Remove a file of the cache: the link to it in the snapshot folder, and the blob, unless it is elsewhere."""
-        if self._is_offline() or not path.parent.resolve().is_relative_to(Path(self.cache_dir).resolve()):
+        if self._is_offline() or not real_path(path.parent).is_relative_to(real_path(self.cache_dir)):
             return
         with suppress(OSError):  # the cache may be read-only
-            if path.is_symlink():
-                self.remove_cached(path.parent / path.readlink())
-            path.unlink(missing_ok=True)
+            target = path.parent / path.readlink() if path.is_symlink() else None
+            path.unlink(missing_ok=True)  # first, as links may lead round in a loop
+            if target:
+                self.remove_cached(target)
 
     def _get_verified_file(self, name: str, expected: str, limit: int, retry: bool = True) -> Path:
         """A file with the SHA-256 `expected`; a file with another one is fetched again, once, and never kept."""
@@ -279,7 +284,7 @@ def translate_hub_error(repository: Repository, name: str, error: Exception) -> 
     from huggingface_hub import errors
 
     status = http_status(error)
-    if isinstance(error, errors.GatedRepoError) or status == 401 or (status == 403 and _is_from_hub(error)):
+    if isinstance(error, errors.GatedRepoError) or status == 401 or (status == 403 and is_from_hub(error)):
         return GatedWeightsError(
             f"{repository} is gated or private, or does not exist, or does not accept this token. Open its page, agree "
             "to its terms if it has any, and pass token= or set HF_TOKEN (`hf auth login`)."
@@ -300,29 +305,3 @@ def translate_hub_error(repository: Repository, name: str, error: Exception) -> 
     else:
         reason = describe_client_error(error)
     return repository.unavailable(name, reason)
-
-
-def describe_client_error(error: Exception) -> str:
-    """One line about an error of huggingface_hub, without a full stop."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the client says "an error happened"; this is the error
-    if isinstance(error, RefusedAnswerError):
-        return f"what comes is refused: {error}"
-    if "Timeout" in type(error).__name__:  # requests, httpx and Python each have their own
-        return f"there was no answer within {constants.HF_HUB_ETAG_TIMEOUT:g} s (HF_HUB_ETAG_TIMEOUT)"
-    text = "".join(c if c.isprintable() else " " for c in str(error)[:1000])  # a server may have written it
-    return f"{type(error).__name__}: {' '.join(text.split())}".rstrip(".: ")
-
-
-def http_status(error: Exception) -> int:
-    """The HTTP status behind an error of the client; 0 if there is none."""
-    return getattr(getattr(error, "response", None), "status_code", 0)
-
-
-def _is_from_hub(error: Exception) -> bool:
-    """Whether an HTTP error is the Hub's own, and not that of a proxy on the way."""
-    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-    return "X-Error-Code" in headers or "X-Error-Message" in headers

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OutputError, WeightsIntegrityError
-from scemae.model.config import ModelConfig
+from scemae.model.config import ModelConfig, validate_switch
 from scemae.output import atomic_write, new_path
 
 if TYPE_CHECKING:  # `scemae models` reads configurations and must not wait for torch
@@ -22,7 +22,7 @@ REGRESSOR = "regressor.safetensors"  # the name of a regressor in its repository
 REGRESSOR_FORMAT = "scemae landmark regressor 2"  # key of its description in the header of its file
 MODEL_FORMAT = "scemae model 1"  # the same of a model's weights, since they carry a checksum; released ones do not
 SEAL = re.compile(r'\{"sha256": "([^"]*)"(?:, |(?=\}))')  # how a sealed description begins, see `seal`
-CONFIG_LIMIT = 2**20  # bytes; the released ones have 2,000
+TEXT_LIMIT = 2**20  # bytes of a configuration or a card; the released ones have 2,000 and 30,000
 HEADER_LIMIT = 2**23  # bytes of the header of a safetensors file; that of a detector of 1,000 landmarks has 30,000
 TENSOR_LIMIT = 10_000  # in one file; deit-base has 150
 
@@ -35,9 +35,12 @@ class VerifiedFiles(NamedTuple):
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file, hexadecimal; raises WeightsIntegrityError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsIntegrityError(f"{path} cannot be read: {error}.") from error
 
 
 def check_complete(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS)) -> None:
@@ -55,15 +58,18 @@ def read_config(folder: Path) -> ModelConfig:
     check_complete(folder, (CONFIG,))
     path = folder / CONFIG
     try:
-        with path.open("rb") as file:
-            text = file.read(CONFIG_LIMIT + 1)
-        if len(text) > CONFIG_LIMIT:
-            raise IncompatibleWeightsError(f"{path} is longer than {CONFIG_LIMIT:,} bytes, as no configuration is.")
-        return ModelConfig.from_json(text.decode())
+        with path.open(encoding="utf-8") as file:
+            text = file.read(TEXT_LIMIT + 1)
     except UnicodeDecodeError as error:
-        raise IncompatibleWeightsError(f"{path} is not UTF-8 text.") from error
+        raise IncompatibleWeightsError(f"{path} is not UTF-8 text. Get it again.") from error
     except OSError as error:
         raise WeightsIntegrityError(f"{path} cannot be read: {error}.") from error
+    if len(text) > TEXT_LIMIT:
+        raise IncompatibleWeightsError(f"{path} is longer than {TEXT_LIMIT:,} bytes, as no configuration is.")
+    try:
+        return ModelConfig.from_json(text)
+    except IncompatibleWeightsError as error:
+        raise IncompatibleWeightsError(f"{folder}: {error}") from error
 
 
 def check_sha256(path: Path, expected: str, next_step: str) -> None:
@@ -99,7 +105,9 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
             tensors = {name: file.get_tensor(name) for name in names}
     except (WeightsIntegrityError, ModelNotFoundError):
         raise
-    except (SafetensorError, OSError, OverflowError) as error:
+    except OSError as error:
+        raise WeightsIntegrityError(f"{path} cannot be read: {error}.") from error
+    except (SafetensorError, OverflowError) as error:
         raise WeightsIntegrityError(f"{path} cannot be read as safetensors, it may be truncated: {error}.") from error
     for key, text in metadata.items():
         found = SEAL.match(text)
@@ -157,6 +165,7 @@ def write_file(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    validate_switch("overwrite", overwrite)
     try:
         with atomic_write(new_path(path, overwrite)) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
@@ -190,7 +199,7 @@ def check_finite(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) ->
 def _refuse(path: str | os.PathLike[str], what: str, problems: Sequence[str]) -> None:
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise IncompatibleWeightsError(f"The tensors of {path} {what}. {shown}.")
+        raise IncompatibleWeightsError(f"The tensors of {path} {what}. {shown}. Get or make the file again.")
 
 
 def read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scemae.errors import GatedWeightsError, IncompatibleWeightsError, OptionError, OutputError, ScemaeError
-from scemae.weights.card import linked_files, load_call, read_card_hashes, regressor_card
+from scemae.model.config import validate_switch
+from scemae.output import real_path
+from scemae.weights.card import linked_files, load_call, read_card, read_card_hashes, regressor_card
+from scemae.weights.client_errors import describe_client_error, http_status
 from scemae.weights.endpoint_guard import COMMIT, split_endpoint
-from scemae.weights.hub import HUB, REVISION, describe_client_error, http_status, is_repository, validate_token
+from scemae.weights.hub import HUB, REVISION, is_repository, validate_token
 from scemae.weights.model_folder import (
     CARD,
     CONFIG,
@@ -62,7 +65,7 @@ def collect_files(path: str | os.PathLike[str], repo: str) -> dict[str, Path | b
     if not is_repository(repo):
         raise OptionError(f"{repo!r} does not name a repository; wanted ORG/REPO.")
     path = Path(path)
-    return _collect_regressor(path, repo) if path.is_file() else _collect_model(path, repo)
+    return _collect_regressor(path, repo) if os.path.isfile(path) else _collect_model(path, repo)
 
 
 def push_files(
@@ -80,6 +83,7 @@ def push_files(
     if tag is not None and not REVISION.fullmatch(tag):
         raise OptionError(f"{tag!r} cannot be a tag; wanted letters, digits and '-', '_', '.', such as 'v1.0'.")
     validate_token(token)
+    validate_switch("private", private)
     url, header = split_endpoint(endpoint)
     api = HfApi(endpoint=url if header else endpoint, token=token, headers=header, library_name="scemae")
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -131,7 +135,7 @@ def _collect_model(folder: Path, repo: str) -> dict[str, Path | bytes]:
             f"{folder / CARD} does not state the SHA-256 of {WEIGHTS} and {CONFIG}, so nobody could check them; write "
             "it with scemae.weights.card.model_card."
         )
-    card = (folder / CARD).read_text(encoding="utf-8")
+    card = read_card(folder)
     name = read_config(folder).name
     if name not in RELEASED:
         card = card.replace(load_call(name), load_call(HUB + repo))
@@ -143,9 +147,9 @@ def _collect_model(folder: Path, repo: str) -> dict[str, Path | bytes]:
 
 def _check_inside(path: Path, folder: Path) -> None:
     """Raise OptionError where a file is a link that leaves its folder: it may lead to a private file."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not real_path(path).is_relative_to(real_path(folder)):
         raise OptionError(
-            f"{path} is a link to {path.resolve()}, outside of the folder, and nothing was uploaded. Put the file "
+            f"{path} is a link to {real_path(path)}, outside of the folder, and nothing was uploaded. Put the file "
             "itself there, or leave it out of the card."
         )
 
@@ -154,6 +158,9 @@ def _collect_regressor(path: Path, repo: str) -> dict[str, Path | bytes]:
     tensors, metadata = read_file(path)
     if REGRESSOR_FORMAT not in metadata:
         raise IncompatibleWeightsError(f"{path} is not a detector of scemae; wanted one, or a model folder.")
-    error = tensors["held_out_errors"].nanmean().item()
-    card = regressor_card(json.loads(metadata[REGRESSOR_FORMAT]), error, repo, file_sha256(path), path.stat().st_size)
+    try:
+        header, held_out = json.loads(metadata[REGRESSOR_FORMAT]), tensors["held_out_errors"].nanmean().item()
+        card = regressor_card(header, held_out, repo, file_sha256(path), path.stat().st_size)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:  # a file without a checksum
+        raise IncompatibleWeightsError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
     return {CARD: card.encode(), REGRESSOR: path}

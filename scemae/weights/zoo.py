@@ -163,6 +163,10 @@ def locate_model(source: str | os.PathLike[str], **hub: Unpack[HubOptions]) -> V
     validate_hub_options(hub)
     if isinstance(source, os.PathLike):
         return _verify_local_folder(Path(source))
+    if not isinstance(source, str):
+        raise OptionError(
+            f"source is a {type(source).__name__}; wanted the name of a model, such as {DEFAULT!r}, or a pathlib.Path."
+        )
     if source.startswith(LOCAL):
         return _verify_local_folder(Path(source.removeprefix(LOCAL)))
     if source.startswith(HUB):
@@ -202,7 +206,7 @@ def _locate_released(name: str, hub: HubOptions) -> VerifiedFiles:
     if release.bundled:
         return verify_files(packaged_folder(name), release.sha256, "Install scemae again.")
     mirror = os.environ.get(MIRROR)
-    if mirror and (Path(mirror) / name).is_dir():
+    if mirror and os.path.isdir(Path(mirror) / name):
         next_step = f"It is in {MIRROR}; run `scemae download {name}` again."
         return verify_files(Path(mirror) / name, release.sha256, next_step)
     if release.revision is None:

@@ -5,6 +5,7 @@
 
 import random
 import shutil
+import warnings
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -26,7 +27,7 @@ from scemae.weights.zoo import packaged_folder
 
 pytestmark = pytest.mark.slow
 DAMAGES = {"bit flips": flip_random_bit, "cuts": cut_end}
-RESULTS = ("refused", "right", "not noticed")
+RESULTS = ("refused", "warned", "right", "not noticed")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def counts():
     """(kind of file, kind of damage) -> how often each of RESULTS; printed at the end."""
     counts = defaultdict(Counter)
     yield counts
-    print(f"\n| file | damage | tried | {' | '.join(RESULTS)} |\n|---|---|---|---|---|---|")
+    print(f"\n| file | damage | tried | {' | '.join(RESULTS)} |\n|---|---|---|---|---|---|---|")
     for (kind, damage), counted in counts.items():
         numbers = " | ".join(str(counted[result]) for result in RESULTS)
         print(f"| {kind} | {damage} | {counted.total()} | {numbers} |")
@@ -55,7 +56,9 @@ def try_damage(counts):
             for _ in range(tries):
                 path.write_bytes(DAMAGES[damage](content, rng))
                 try:
-                    result = "right" if judge(read()) else "not noticed"
+                    with warnings.catch_warnings(record=True) as warned:
+                        right = judge(read())
+                    result = "right" if right else "warned" if warned else "not noticed"
                 except ScemaeError as error:
                     message, result = str(error), "refused"
                     assert "\n" not in message
@@ -66,9 +69,9 @@ def try_damage(counts):
     return try_all
 
 
-@pytest.mark.parametrize(("ending", "refused"), [("png", 190), ("jpg", 0), ("bmp", 0)])
-def test_pictures(tmp_path, samples, try_damage, ending, refused):
-    """The format decides: PNG has checksums (of its last bytes Pillow reads none), others are as they then say."""
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])
+def test_pictures(tmp_path, samples, try_damage, ending):
+    """The format decides: PNG has checksums, others are as they then say."""
     path = tmp_path / f"face.{ending}"
     with Image.open(samples[0].path) as image:
         image.resize((64, 64)).save(path)
@@ -79,8 +82,8 @@ def test_pictures(tmp_path, samples, try_damage, ending, refused):
         return np.array_equal(np.asarray(photo.image), whole)
 
     flips, cuts = try_damage(f"picture.{ending}", path, lambda: next(iter_photos(path)), is_same, 200, 100)
-    assert flips["refused"] >= refused
     assert not cuts["not noticed"]
+    assert ending != "png" or not flips["not noticed"]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +175,7 @@ def test_packs(tmp_path, try_damage, name):
 
 @pytest.mark.parametrize("read", [read_annotations, read_boxes])
 def test_tables(tmp_path, try_damage, read):
-    """Tables have no checksum either: a digit may become another."""
+    """Tables have no checksum either: a digit may become another. Of a last line that is cut there is a warning."""
     path = tmp_path / "table.csv"
     if read is read_boxes:
         rows = ["path,x0,y0,x1,y1", *(f"{n}.jpg,{n},{n + 1},{n + 50},{n + 60.5}" for n in range(20))]
@@ -180,4 +183,5 @@ def test_tables(tmp_path, try_damage, read):
         rows = ["path,name,x,y", *(f"{n // 2}.jpg,eye {n % 2},{n}.5,{n + 1}" for n in range(20))]
     path.write_text("\n".join(rows) + "\n")
     whole = read(path)
-    try_damage(f"table, {read.__name__}", path, lambda: read(path), lambda found: found == whole, 200, 100)
+    _, cuts = try_damage(f"table, {read.__name__}", path, lambda: read(path), lambda found: found == whole, 200, 100)
+    assert cuts["not noticed"] < 10  # those between two lines

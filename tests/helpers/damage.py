@@ -26,7 +26,8 @@ def rewrite_header(path, change, tensors=None, sealed=True):
     """Change the header of a detector's file, and tensors by name; with a right checksum, or as 0.1.0, without."""
     held, metadata = read_file(path)
     header = json.loads(metadata[REGRESSOR_FORMAT])
-    header.pop("sha256", None)
+    for newer in ("sha256",) if sealed else ("sha256", "boxed"):
+        header.pop(newer, None)
     change(header)
     held |= tensors or {}
     text = {REGRESSOR_FORMAT: json.dumps(header)}

@@ -16,10 +16,13 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from time import sleep  # by name: tests replace time.sleep, for the client's pauses
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 ID = r"(?P<id>[\w.-]+/[\w.-]+)"
@@ -237,6 +240,19 @@ ROUTES = [
     (("POST",), rf"/api/models/{ID}/commit/(?P<revision>.+)", Handler.commit),
     (("POST",), rf"/api/models/{ID}/tag/(?P<revision>.+)", Handler.tag),
 ]
+
+
+@contextmanager
+def untouched(folder: Path) -> Iterator[None]:
+    """Fails unless what is in a folder, but for its `cache`, is afterwards as it was before."""
+
+    def listing() -> dict[Path, Any]:
+        paths = [path for path in folder.rglob("*") if not path.is_relative_to(folder / "cache")]
+        return {p: p.is_file() and (p.read_bytes(), p.lstat().st_mtime_ns) for p in paths}
+
+    before = listing()
+    yield
+    assert listing() == before
 
 
 # ---- trouble

@@ -6,7 +6,8 @@ from PIL import Image
 from scemae.datasets import FaceDataset, Sample
 from scemae.datasets.annotated_face import FIVE
 from scemae.geometry import Crop, Patch, sample_view
-from scemae.images import cut_square, iter_photos
+from scemae.images import iter_photos
+from scemae.patches import cut_square
 from scemae.samples import sample_faces
 
 FIVE_NAMES = ("left_eye", "right_eye", "nose_tip", "left_mouth", "right_mouth")  # the names of FIVE in the samples
