@@ -17,11 +17,12 @@ from torch import Tensor
 from scemae.errors import OptionError
 from scemae.features import FOUND
 from scemae.geometry import build_pyramid, resample_crops, sample_pyramid
-from scemae.images import ImageBatch, ImageLike, Photo
+from scemae.images import ImageBatch, ImageLike
 from scemae.model.aligner import Aligned, FaceAligner, Located
 from scemae.model.face_finder import FaceFinder
 from scemae.model.sce_mae import SceMae
 from scemae.numerics import default_numerics
+from scemae.photo import Photo
 from scemae.weights.zoo import load_model
 
 SMALLEST = 16  # px: the least `min_size`

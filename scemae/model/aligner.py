@@ -152,6 +152,8 @@ class FaceAligner(Aligner):
     `norm`: with batch normalisation, as it is trained; a model has it folded into the convolutions (`fold_norms`).
     """
 
+    canonical: Tensor
+
     def __init__(self, config: AlignerConfig, input_size: int, norm: bool = False) -> None:
         super().__init__(config, input_size, config.view_size)
         self.config = config

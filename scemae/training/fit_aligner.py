@@ -235,9 +235,9 @@ class AlignRecipe(PerturbedFaces):
         threshold, slope = fit_logistic(torch.cat(log_errors), found_faces)
         kept = torch.cat(log_errors) < threshold
         shares = (found_faces[:count], kept[found_faces], ~kept[count:])
-        found, right, refused = (f"{float(share.double().mean()):.4f}" for share in shares)
+        reached, right, refused = (f"{float(share.double().mean()):.4f}" for share in shares)
         rates = {
-            "found": f"{found} of {count:,} held-out faces, from loose boxes at any roll",
+            "found": f"{reached} of {count:,} held-out faces, from loose boxes at any roll",
             "verdict": f"{right} of the found faces kept, {refused} of {count:,} squares without a face refused",
         }
         return threshold, slope, rates

@@ -59,7 +59,7 @@ class FinderLoss(nn.Module):
         return {"loss": detected + 0.2 * (off * face).sum() / count}
 
     def describe(self, affines: Tensor, shape: torch.Size, size: int) -> tuple[Tensor, Tensor]:
-        """Sides (n,) of the faces, px of the view, and what `FaceFinder.outputs` (n, 6, h, w) should be; logits are 0."""
+        """Sides (n,) of the faces, px of the view; what `FaceFinder.outputs` (n, 6, h, w) should be (logits: 0)."""
         to_view = invert_affines(affines)
         sides = determinants(to_view).abs().sqrt() * size
         middle = (to_view[..., 2] + 1) * (size / 2) - 0.5
