@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,12 @@ from torch import Tensor
 from scemae.errors import OptionError
 from scemae.features import FOUND
 from scemae.geometry import build_pyramid, resample_crops, sample_pyramid
-from scemae.images import ImageBatch, ImageLike
+from scemae.images import ImageLike, iter_photos
 from scemae.model.aligner import Aligned, FaceAligner, Located
 from scemae.model.face_finder import FaceFinder
 from scemae.model.sce_mae import SceMae
 from scemae.numerics import default_numerics
 from scemae.photo import Photo
-from scemae.weights.zoo import load_model
 
 SMALLEST = 16  # px: the least `min_size`
 CLOSER = 256  # places of a photo that the aligner looks at, at most
@@ -57,15 +57,15 @@ class FaceBoxes:
 
 
 def find_faces(
-    image: ImageLike, *, model: SceMae | None = None, min_size: float = 40, max_faces: int | None = None
+    image: ImageLike, *, model: SceMae | None = None, min_size: float | None = None, max_faces: int | None = None
 ) -> FaceBoxes:
     """The faces of a photo, at any roll.
 
     Args:
         image: as in `extract_features`.
         model: from `load_model`, one with a face finder; None: the default model.
-        min_size: side of the smallest faces looked for, from brow to chin, px, at least 16. The time falls with its
-            square.
+        min_size: side of the smallest faces looked for, from brow to chin, px, at least 16; the time falls with its
+            square. None: a thirtieth of the longer side of the image, at least 32 px.
         max_faces: keep the surest ones; None: all.
 
     Returns:
@@ -75,22 +75,25 @@ def find_faces(
         ImageInputError: the image cannot be used.
         OptionError: the model cannot find faces, or min_size or max_faces is out of range.
     """
-    if not math.isfinite(min_size) or min_size < SMALLEST:
+    if min_size is not None and not SMALLEST <= min_size < math.inf:
         raise OptionError(f"min_size is {min_size}; it must be at least {SMALLEST} px.")
     if max_faces is not None and max_faces < 1:
         raise OptionError(f"max_faces is {max_faces}; it must be at least 1, or None for all.")
-    photo = next(iter(ImageBatch(image, None, "raise")))[0]
-    return find_faces_on(photo, _default_model() if model is None else model, min_size=min_size, max_faces=max_faces)
+    photo = next(iter_photos(image))
+    return find_faces_on(photo, _default_model() if model is None else model, min_size, max_faces)
 
 
 @lru_cache(1)
 def _default_model() -> SceMae:
+    from scemae.weights.zoo import load_model  # which this module is below
+
     return load_model()
 
 
 @default_numerics()
-def find_faces_on(photo: Photo, model: SceMae, *, min_size: float, max_faces: int | None) -> FaceBoxes:
+def find_faces_on(photo: Photo, model: Any, min_size: float | None = None, max_faces: int | None = None) -> FaceBoxes:
     """See `find_faces`."""
+    min_size = max(max(photo.image.size) / 30, 32.0) if min_size is None else min_size
     finder, aligner = getattr(model, "finder", None), model.aligner
     if finder is None or not isinstance(aligner, FaceAligner):
         raise OptionError(f"Model {model.config.name!r} cannot find faces; train one: scemae train find.")
