@@ -27,6 +27,7 @@ from scemae.photo import Photo
 
 SMALLEST = 16  # px: the least `min_size`
 CLOSER = 256  # places of a photo that the aligner looks at, at most
+SMALLER = 0.6  # sides down to which the aligner may shrink a find, in sides of the smallest faces
 HOPELESS = -0.7  # log error: a place is given up where the aligner expects to be off by more, after any step
 SAME = 0.5  # two finds closer than this, in sides of the larger one, are one face
 
@@ -162,12 +163,16 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
 
 def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_size: float) -> Aligned:
     """The crops that the aligner's steps lead to."""
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None].float() / 255
+    # The views of the smallest faces have so many pixels of the photo per pixel: halves of it are enough, and small.
+    shrink = 2 ** max(int(math.log2(max(SMALLER * min_size / aligner.view_size, 1))), 0)
+    pixels = torch.from_numpy(np.asarray(image.reduce(shrink))).permute(2, 0, 1)[None].float() / 255
     levels = build_pyramid(pixels)
     extent = torch.tensor(image.size, dtype=torch.float64)
 
     def locate(_rows: Tensor, affines: Tensor, _step: int) -> Located:
         crops = resample_crops(affines, aligner.input_size, aligner.view_size)
+        crops = torch.cat([crops[..., :2], crops[..., 2:] + 0.5], dim=2) / shrink
+        crops[..., 2] -= 0.5
         views = sample_pyramid(levels, crops, aligner.view_size)
         return aligner(views.contiguous(memory_format=torch.channels_last))
 
@@ -176,7 +181,7 @@ def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_s
         sides = _sides(affines) * aligner.input_size
         inside = ((middles >= -0.5) & (middles <= extent - 0.5)).all(-1)
         upright = torch.linalg.det(affines[..., :2]) > 0
-        return inside & upright & (sides >= 0.6 * min_size) & (sides <= 1.5 * extent.max())
+        return inside & upright & (sides >= SMALLER * min_size) & (sides <= 1.5 * extent.max())
 
     return aligner.align(starts, locate, accept, hopeless=HOPELESS)
 
