@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from scemae.features import FOUND
 from scemae.geometry import build_pyramid, resample_crops, sample_pyramid
 from scemae.images import ImageLike, iter_photos
 from scemae.model.aligner import Aligned, FaceAligner, Located
+from scemae.model.extractor import Extractor
 from scemae.model.face_finder import FaceFinder
 from scemae.model.sce_mae import SceMae
 from scemae.numerics import default_numerics
@@ -92,10 +92,12 @@ def _default_model() -> SceMae:
 
 
 @default_numerics()
-def find_faces_on(photo: Photo, model: Any, min_size: float | None = None, max_faces: int | None = None) -> FaceBoxes:
+def find_faces_on(
+    photo: Photo, model: Extractor, min_size: float | None = None, max_faces: int | None = None
+) -> FaceBoxes:
     """See `find_faces`."""
     min_size = max(max(photo.image.size) / 30, 32.0) if min_size is None else min_size
-    finder, aligner = getattr(model, "finder", None), model.aligner
+    finder, aligner = model.finder, model.aligner
     if finder is None or not isinstance(aligner, FaceAligner):
         raise OptionError(f"Model {model.config.name!r} cannot find faces; train one: scemae train find.")
     with torch.inference_mode():
