@@ -5,11 +5,12 @@ scemae train align --model MODEL --data PACK --backgrounds FOLDER --out RUN
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ from scemae.training.perturbed_views import (
 from scemae.training.recipe import History
 from scemae.weights.zoo import load_model, locate_model
 
+Network = TypeVar("Network", bound=nn.Module)
 Locate = Callable[[Tensor, int], Located]  # views (b, 3, V, V), 0..1, and the number of the step
 PHOTO = 192  # px: side of the pictures in which the threshold of the verdict is set
 COPIES_SHOWN = 4  # of each sample face in a picture
@@ -121,6 +123,13 @@ class PerturbedFaces:
         self.report_every = math.ceil(config.steps / 20)
         torch.manual_seed(config.seed)
 
+    def require(self, kind: type[Network], found: nn.Module | None, wanted: nn.Module) -> Network:
+        """What the model has of a kind; raises OptionError unless its tensors are those of `wanted`."""
+        shapes = {name: tensor.shape for name, tensor in wanted.state_dict().items()}
+        if isinstance(found, kind) and {name: t.shape for name, t in found.state_dict().items()} == shapes:
+            return found
+        raise OptionError(f"{self.source} has no {kind.__name__} of these sizes to refine; leave out --refine.")
+
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) and backgrounds (b, V, V, 3), uint8, and the fields of the perturbations."""
         rows, config = self.faces[self.batches.rows(step)[part]], self.config
@@ -163,7 +172,10 @@ class AlignRecipe(PerturbedFaces):
         card_fields: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(config, pack, source, backgrounds, card_fields)
-        self.module = AlignerLoss(FaceAligner(_aligner_config(config), pack.input_size, norm=True))
+        aligner = FaceAligner(_aligner_config(config), pack.input_size, norm=not config.refine)
+        if config.refine:
+            aligner.load_state_dict(self.require(FaceAligner, self.model.aligner, aligner).state_dict())
+        self.module = AlignerLoss(aligner)
 
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The arguments of the loss: views, points, which are faces."""
@@ -208,9 +220,7 @@ class AlignRecipe(PerturbedFaces):
 
     def _trained(self) -> FaceAligner:
         """The aligner as it is now, as models have it, on the CPU."""
-        twin = FaceAligner(self.module.aligner.config, self.pack.input_size, norm=True)
-        twin.load_state_dict(self.module.aligner.state_dict())
-        return twin.fold_norms().eval().requires_grad_(False)
+        return copy.deepcopy(self.module.aligner).cpu().fold_norms().eval().requires_grad_(False)
 
     def _set_threshold(self, aligner: FaceAligner) -> tuple[float, float, dict[str, str]]:
         """The threshold and slope of the log odds of a face, and the error rates on what they were set on.
