@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, Protocol
 
@@ -18,9 +19,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from scemae.errors import ImageInputError, OptionError, warn_user
+from scemae.face_boxes import find_faces_on
 from scemae.features import Face, FaceFeatures
-from scemae.geometry import IDENTITY, Box, CellGrid, Crop, compose, invert, sample_view, similarity
-from scemae.images import ImageBatch, ImageLike, OnError
+from scemae.geometry import IDENTITY, Array, Box, CellGrid, Crop, compose, invert, sample_view, similarity
+from scemae.images import FramedFace, ImageBatch, ImageLike, OnError
 from scemae.model.aligner import Aligner, Located, is_plausible
 from scemae.model.config import ModelConfig, ModelId, validate_switch
 from scemae.model.projector import Projector
@@ -31,7 +33,8 @@ from scemae.progress import with_progress
 
 Margin = Literal["context", "reflect"]
 Search = Literal["auto", "none"]
-Boxes = ArrayLike | Iterable[ArrayLike | None] | None
+Boxes = ArrayLike | Iterable[ArrayLike | None] | Literal["auto"] | None
+NAMED = 5  # images that a warning names
 HELD_PIXELS = 200e6  # of photos in memory at a time, 4 bytes each: as many as of 16 photos of 12 MP
 # Other starts of a face that was not found: sides, in sides of its square, and shifts of the centre, in the same.
 OTHER_STARTS = {
@@ -100,7 +103,8 @@ def extract_features(
             (H, W, 3), tensor (3, H, W), RGB. EXIF rotation is applied. One that would turn black or white for its
             scale, or is transparent everywhere, is refused.
         boxes: one (x0, y0, x1, y1) per image, pixel edges of the upright image, around the face from brow to chin;
-            one that is not square is extended to a square. None uses the central 96/136 of the largest centred square,
+            one that is not square is extended to a square. "auto" takes all faces that `find_faces` finds on each
+            image, an image without one is an error. None uses the central 96/136 of the largest centred square,
             for images in which the face fills the frame as in the datasets.
         align: rotate, scale and centre each face first, learned without labels (default: yes if the model has an
             aligner). False is the paper's fixed crop.
@@ -176,7 +180,13 @@ def stream_features(
     aligner = model.aligner if align is None or align else None
     expansion = model.config.expansion if expansion is None else _whole("expansion", expansion)
     model.grid(expansion)  # raises OptionError for an expansion that the model does not have
+    if batch.auto:
+        batch.find_boxes = partial(_find_boxes, model)
     return _extract_batches(model, iter(batch), aligner, expansion, margin, search, min(batch_size, sys.maxsize))
+
+
+def _find_boxes(model: Extractor, photo: Photo) -> Array:
+    return find_faces_on(photo, model).xyxy
 
 
 def validate_model(model: object) -> None:
@@ -219,7 +229,7 @@ def open_batch(images: Any, boxes: Any, on_error: OnError) -> ImageBatch:
 
 def _extract_batches(
     model: Extractor,
-    pairs: Iterator[tuple[Photo, Box]],
+    framed: Iterator[FramedFace],
     aligner: Aligner | None,
     expansion: int,
     margin: Margin,
@@ -228,7 +238,7 @@ def _extract_batches(
 ) -> Iterator[FaceFeatures]:
     # A copy on the CPU: features are values, and travel to machines without a GPU.
     project = None if model.projector is None else deepcopy(model.projector).cpu().project
-    while faces := _find_faces(model, aligner, islice(pairs, batch_size), search):
+    while faces := _frame_faces(model, aligner, islice(framed, batch_size), search):
         yield FaceFeatures(
             backbone_map=_encode_faces(model, faces, expansion, margin),
             grid=model.grid(expansion),
@@ -242,9 +252,7 @@ def _extract_batches(
         )
 
 
-def _find_faces(
-    model: Extractor, aligner: Aligner | None, pairs: Iterator[tuple[Photo, Box]], search: Search
-) -> list[Face]:
+def _frame_faces(model: Extractor, aligner: Aligner | None, framed: Iterator[FramedFace], search: Search) -> list[Face]:
     """The faces on photos with boxes, aligned if there is an aligner. It holds `HELD_PIXELS` of photos, or one."""
     at_input_scale = aligner is None and model.view_size == model.config.input_size
     faces: list[Face] = []
@@ -255,17 +263,29 @@ def _find_faces(
             faces[-len(held) :] = _align_faces(model, aligner, held, faces[-len(held) :], search)
         held.clear()
 
-    for photo, box in pairs:
-        faces.append(_cut_face(photo, box, at_input_scale, model.config.input_size))
+    for photo, box, number in framed:
+        faces.append(_cut_face(photo, box, number, at_input_scale, model.config.input_size))
         held.append(photo)
         del photo  # which `held` alone shall hold while the next is read
         if aligner is None or sum(math.prod(photo.image.size) for photo in (*held, held[-1])) > HELD_PIXELS:
             align_last()
     align_last()
+    _warn_of_lost(faces)
     return faces
 
 
-def _cut_face(photo: Photo, box: Box, at_input_scale: bool, input_size: int) -> Face:
+def _warn_of_lost(faces: Sequence[Face]) -> None:
+    lost = [face for face in faces if face.found is False]
+    if lost:
+        named = ", ".join(dict.fromkeys(face.source for face in lost[:NAMED]))
+        more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+        warn_user(
+            f"No face was found in the box of {named}{more}: what follows for it means nothing (`found` is False). "
+            "Pass the box of the face, or boxes='auto' to have it found; features.draw() shows what was seen."
+        )
+
+
+def _cut_face(photo: Photo, box: Box, number: int, at_input_scale: bool, input_size: int) -> Face:
     crop = Crop.from_box(box, input_size)
     patch = cut_patch(photo.image, crop, at_input_scale)
     quarter = len(patch.pixels) // 4
@@ -274,7 +294,7 @@ def _cut_face(photo: Photo, box: Box, at_input_scale: bool, input_size: int) -> 
             f"The square of the face in {photo.source} is of one colour. Is its box right, and its picture neither "
             "black nor white?"
         )
-    return Face(source=photo.source, image_size=photo.image.size, crop=crop, patch=patch)
+    return Face(source=photo.source, number=number, image_size=photo.image.size, crop=crop, patch=patch)
 
 
 @default_numerics()

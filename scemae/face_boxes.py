@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,16 @@ from torch import Tensor
 from scemae.errors import OptionError
 from scemae.features import FOUND
 from scemae.geometry import build_pyramid, resample_crops, sample_pyramid
-from scemae.images import ImageBatch, ImageLike
+from scemae.images import ImageLike, iter_photos
 from scemae.model.aligner import Aligned, FaceAligner, Located
 from scemae.model.face_finder import FaceFinder
 from scemae.model.sce_mae import SceMae
 from scemae.numerics import default_numerics
 from scemae.photo import Photo
-from scemae.weights.zoo import load_model
 
 SMALLEST = 16  # px: the least `min_size`
 CLOSER = 256  # places of a photo that the aligner looks at, at most
+SMALLER = 0.6  # sides down to which the aligner may shrink a find, in sides of the smallest faces
 HOPELESS = -0.7  # log error: a place is given up where the aligner expects to be off by more, after any step
 SAME = 0.5  # two finds closer than this, in sides of the larger one, are one face
 
@@ -57,15 +58,15 @@ class FaceBoxes:
 
 
 def find_faces(
-    image: ImageLike, *, model: SceMae | None = None, min_size: float = 40, max_faces: int | None = None
+    image: ImageLike, *, model: SceMae | None = None, min_size: float | None = None, max_faces: int | None = None
 ) -> FaceBoxes:
     """The faces of a photo, at any roll.
 
     Args:
         image: as in `extract_features`.
         model: from `load_model`, one with a face finder; None: the default model.
-        min_size: side of the smallest faces looked for, from brow to chin, px, at least 16. The time falls with its
-            square.
+        min_size: side of the smallest faces looked for, from brow to chin, px, at least 16; the time falls with its
+            square. None: a thirtieth of the longer side of the image, at least 32 px.
         max_faces: keep the surest ones; None: all.
 
     Returns:
@@ -75,22 +76,25 @@ def find_faces(
         ImageInputError: the image cannot be used.
         OptionError: the model cannot find faces, or min_size or max_faces is out of range.
     """
-    if not math.isfinite(min_size) or min_size < SMALLEST:
+    if min_size is not None and not SMALLEST <= min_size < math.inf:
         raise OptionError(f"min_size is {min_size}; it must be at least {SMALLEST} px.")
     if max_faces is not None and max_faces < 1:
         raise OptionError(f"max_faces is {max_faces}; it must be at least 1, or None for all.")
-    photo = next(iter(ImageBatch(image, None, "raise")))[0]
-    return find_faces_on(photo, _default_model() if model is None else model, min_size=min_size, max_faces=max_faces)
+    photo = next(iter_photos(image))
+    return find_faces_on(photo, _default_model() if model is None else model, min_size, max_faces)
 
 
 @lru_cache(1)
 def _default_model() -> SceMae:
+    from scemae.weights.zoo import load_model  # which this module is below
+
     return load_model()
 
 
 @default_numerics()
-def find_faces_on(photo: Photo, model: SceMae, *, min_size: float, max_faces: int | None) -> FaceBoxes:
+def find_faces_on(photo: Photo, model: Any, min_size: float | None = None, max_faces: int | None = None) -> FaceBoxes:
     """See `find_faces`."""
+    min_size = max(max(photo.image.size) / 30, 32.0) if min_size is None else min_size
     finder, aligner = getattr(model, "finder", None), model.aligner
     if finder is None or not isinstance(aligner, FaceAligner):
         raise OptionError(f"Model {model.config.name!r} cannot find faces; train one: scemae train find.")
@@ -159,12 +163,16 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
 
 def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_size: float) -> Aligned:
     """The crops that the aligner's steps lead to."""
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None].float() / 255
+    # The views of the smallest faces have so many pixels of the photo per pixel: halves of it are enough, and small.
+    shrink = 2 ** max(int(math.log2(max(SMALLER * min_size / aligner.view_size, 1))), 0)
+    pixels = torch.from_numpy(np.asarray(image.reduce(shrink))).permute(2, 0, 1)[None].float() / 255
     levels = build_pyramid(pixels)
     extent = torch.tensor(image.size, dtype=torch.float64)
 
     def locate(_rows: Tensor, affines: Tensor, _step: int) -> Located:
         crops = resample_crops(affines, aligner.input_size, aligner.view_size)
+        crops = torch.cat([crops[..., :2], crops[..., 2:] + 0.5], dim=2) / shrink
+        crops[..., 2] -= 0.5
         views = sample_pyramid(levels, crops, aligner.view_size)
         return aligner(views.contiguous(memory_format=torch.channels_last))
 
@@ -173,7 +181,7 @@ def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_s
         sides = _sides(affines) * aligner.input_size
         inside = ((middles >= -0.5) & (middles <= extent - 0.5)).all(-1)
         upright = torch.linalg.det(affines[..., :2]) > 0
-        return inside & upright & (sides >= 0.6 * min_size) & (sides <= 1.5 * extent.max())
+        return inside & upright & (sides >= SMALLER * min_size) & (sides <= 1.5 * extent.max())
 
     return aligner.align(starts, locate, accept, hopeless=HOPELESS)
 

@@ -31,6 +31,7 @@ class Face:
 
     Attributes:
         source: the name of the image.
+        number: which face of that image it is in the call, from 0.
         image_size: (width, height) of the upright image, px.
         crop: the square that the model saw.
         patch: the pixels around it.
@@ -40,6 +41,7 @@ class Face:
     """
 
     source: str
+    number: int = 0
     image_size: tuple[int, int]
     crop: Crop
     patch: Patch

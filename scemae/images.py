@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,11 +22,20 @@ OnError = Literal["raise", "skip"]
 BOX_COLUMNS = ["x0", "y0", "x1", "y1"]
 
 
+class FramedFace(NamedTuple):
+    """One face to look at: its photo, its box, and which face of this photo it is in the call, from 0."""
+
+    photo: Photo
+    box: Box
+    number: int
+
+
 class ImageBatch:
-    """The images of one call and the boxes of their faces. Iterating gives each photo with its box.
+    """The images of one call and the boxes of their faces. Iterating gives each face, see `FramedFace`.
 
     Photos are read one at a time; the box is that of `validate_box`. `count` is the number of images, None where only
     reading them tells.
+    With boxes="auto" the faces are those that `find_boxes` finds on each photo, which whoever iterates has to set.
     Raises ImageInputError where there are no images in it, BoxInputError where there is not one box per image: at once
     if both can be counted, otherwise when the first of them runs out.
 
@@ -39,8 +48,12 @@ class ImageBatch:
             raise OptionError(f"on_error is {on_error!r}; it must be 'raise' or 'skip'.")
         self.on_error = on_error
         self.failed: list[tuple[str, ScemaeError]] = []
+        self.find_boxes: Callable[[Photo], Iterable[Array]] | None = None
+        self.auto = isinstance(boxes, str)
+        if self.auto and boxes != "auto":
+            raise BoxInputError(f"boxes is {boxes!r}; wanted one (x0, y0, x1, y1) per image, or 'auto'.")
         self._images = _list_images(images)
-        self._boxes = _list_boxes(fill_masked(boxes), is_single(images))
+        self._boxes = None if self.auto else _list_boxes(fill_masked(boxes), is_single(images))
         self.count = _length(self._images)
         boxes_count = _length(self._boxes)
         if None not in (self.count, boxes_count) and self.count != boxes_count:
@@ -53,10 +66,11 @@ class ImageBatch:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether there are boxes, one per image."""
-        return self._boxes is not None
+        """Whether there are boxes, one per image, or they will be found."""
+        return self.auto or self._boxes is not None
 
-    def __iter__(self) -> Iterator[tuple[Photo, Box]]:
+    def __iter__(self) -> Iterator[FramedFace]:
+        numbers: dict[str, int] = {}
         boxes, missing = repeat(None) if self._boxes is None else iter(self._boxes), object()
         usable, warned = 0, 0
         photo: Photo | None
@@ -66,13 +80,16 @@ class ImageBatch:
                 raise BoxInputError(f"There is no box for {source}; wanted one (x0, y0, x1, y1) per image.")
             try:
                 photo = read_photo(item, source)
-                box = validate_box(box, photo)
+                found = self._find(photo) if self.auto else [validate_box(box, photo)]
             except (ImageInputError, BoxInputError) as error:
                 if self.on_error == "raise":
                     raise
                 self.failed.append((source, type(error)(*error.args)))  # its traceback would keep the photo in memory
             else:
-                yield photo, box
+                for box in found:
+                    number = numbers.get(source, 0)
+                    numbers[source] = number + 1
+                    yield FramedFace(photo, box, number)
                 usable += 1
             photo = None  # which is large, before the next is read
             if usable:  # until then, no warning: there may be nothing but an error
@@ -85,6 +102,15 @@ class ImageBatch:
             count, first = len(self.failed), self.failed[0][1]
             none = f"None of the {count} images can be used. The first: " if count > 1 else ""
             raise ImageInputError(f"{none}{first}") from first
+
+    def _find(self, photo: Photo) -> list[Box]:
+        """The boxes of the faces on a photo; raises ImageInputError where there is none."""
+        if self.find_boxes is None:
+            raise OptionError("boxes='auto' needs a model that finds faces.")
+        found = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in self.find_boxes(photo)]
+        if not found:
+            raise ImageInputError(f"{photo.source}: no face was found on it; if there is one, pass its box.")
+        return found
 
 
 def iter_photos(images: ImageLike | Iterable[ImageLike]) -> Iterator[Photo]:

@@ -54,7 +54,7 @@ class AlignerConfig:
     points: tuple[tuple[float, float], ...]  # canonical places that it predicts, (x, y) in half-sides of the frame
     scale: float = 1.0  # the part of that frame, by side, that the canonical view shows
     view_size: int  # px: side of the views that it sees
-    widths: tuple[int, ...]  # channels of its convolutions, each of which halves the sides
+    widths: tuple[int, ...]  # channels of its blocks, which halve the map until it has 4 x 4 cells
     squeezed: int  # channels that the last map is reduced to
     hidden: int  # numbers in the layer between that map and the outputs
     steps: int  # at most
