@@ -30,13 +30,15 @@ TINY = ROOT / "weights" / "scemae-tiny"
 
 FEW = "--overwrite --held-out 3 --batch-size 4"
 FAST = "--steps 2 --precision float32 --no-compile"
+NARROW = "--widths 4,8 --squeezed 4 --hidden 8 --background-squares 16"
 MORE = {  # command -> further words beside those in the document
     "data align": "--model local-dir:run/model",
     "data pack": "--overwrite",
     "demo": "--overwrite",
     "export": "--overwrite --faces 1 --tolerance 0.5",
     "fit": "--overwrite --no-align",
-    "train align": f"{FEW} --views 12 --projection-views 8 --amplitudes 1,0.5 --steps 0,1,1",
+    "train align": f"{FEW} {FAST} {NARROW}",
+    "train find": f"{FEW} {FAST} {NARROW} --finder-widths 4,4,8",
     "train discriminant": f"{FEW} --views 8 --projector-dim 8",
     "train stage1": f"{FAST} --overwrite --architecture test-narrow --batch-size 4",
     "train stage2": f"{FEW} {FAST} --projector-dim 8 --faces-together 2",
@@ -95,7 +97,7 @@ def short_folder(aligning_in):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CascadeHead, "__init__", init_two_stages)
         patch.setitem(BACKBONES, "test-short", replace(BACKBONES["deit-tiny"], depth=1))
-        yield aligning_in(2, architecture="test-short")
+        yield aligning_in(1, architecture="test-short")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "onnx_landmarks.py"
 @pytest.fixture(scope="module")
 def short_model(aligning_in, two_block_folder):
     """Two blocks and two steps of alignment: an export takes as long as its graph is large."""
-    return load_model(aligning_in(0, 2, architecture="test-two-blocks"))
+    return load_model(aligning_in(2, architecture="test-two-blocks"))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,11 @@ def detector(regressor, tmp_path_factory):
 def difference(regressor, patches, boxes):
     """The largest distance, px, between the landmarks of the graph and of `predict`, on patches (B, 3, H, W)."""
     with torch.inference_mode():
-        xy, scores = RegressorGraph(regressor).eval()(torch.from_numpy(patches), torch.tensor(boxes).float())
-    found = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes)
+        graph = RegressorGraph(regressor).eval()
+        xy, scores, face_scores = graph(torch.from_numpy(patches), torch.tensor(boxes).float())
+    found = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes, search="none")
     assert np.abs(scores.numpy() - found.scores).max() < 0.01
+    assert np.allclose(face_scores, [face.score for face in found.faces], atol=0.01, equal_nan=True)
     return np.linalg.norm(xy.numpy() - found.xy, axis=-1).max()
 
 
@@ -76,9 +78,10 @@ def test_the_detector_agrees_with_predict(detector, regressor):
     assert about["model"]["sha256"] == regressor.model.id.sha256
     patches = np.ascontiguousarray(trial_faces(3, 120, 60)[:, :, 20:, :-5])
     boxes = np.array([(60, 40, 180, 160), (66, 50, 171, 150), (55, 44, 155, 159)], dtype=np.float32)
-    xy, scores = session.run(None, {"patches": patches, "boxes": boxes})
-    found = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes)
+    xy, scores, face_scores = session.run(None, {"patches": patches, "boxes": boxes})
+    found = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes, search="none")
     assert np.linalg.norm(xy - found.xy, axis=-1).max() < 0.01
+    assert np.allclose(face_scores, [face.score for face in found.faces], atol=0.01, equal_nan=True)
     assert np.abs(scores - found.scores).max() < 1e-3
     assert np.ptp(scores) > 0.01
 
@@ -181,8 +184,9 @@ def test_a_regressor_as_torch_program(regressor, tmp_path):
     extra = {"scemae": ""}
     program = torch.export.load(path, extra_files=extra).module()
     assert json.loads(extra["scemae"])["box_side"] == 128
-    xy, _ = program(torch.zeros(1, 3, 200, 300, dtype=torch.uint8), torch.tensor([[60.0, 60.0, 150.0, 150.0]]))
+    xy, _, face_scores = program(torch.zeros(1, 3, 200, 300, dtype=torch.uint8), torch.tensor([[60.0, 60.0, 150.0, 150.0]]))
     assert xy.shape == (1, 8, 2)
+    assert face_scores.shape == (1,)
 
 
 @pytest.mark.slow
