@@ -153,8 +153,9 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
     kept: list[int] = []
     for row in range(len(places)):
         others = places[kept]
-        far = (others[:, 1:3] - places[row, 1:3]).norm(dim=1) > SAME / 2 * others[:, 3].clamp(min=float(places[row, 3]))
-        if bool(far.all()) and len(kept) < CLOSER:
+        larger, smaller = others[:, 3].clamp(min=float(places[row, 3])), others[:, 3].clamp(max=float(places[row, 3]))
+        far = (others[:, 1:3] - places[row, 1:3]).norm(dim=1) > SAME / 2 * smaller
+        if bool((far | (larger > 1.5 * smaller)).all()) and len(kept) < CLOSER:
             kept.append(row)
     _, x, y, sides, rolls = places[kept].unbind(1)
     linear = torch.stack([rolls.cos(), -rolls.sin(), rolls.sin(), rolls.cos()], dim=1).view(-1, 2, 2)
