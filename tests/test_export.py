@@ -184,7 +184,9 @@ def test_a_regressor_as_torch_program(regressor, tmp_path):
     extra = {"scemae": ""}
     program = torch.export.load(path, extra_files=extra).module()
     assert json.loads(extra["scemae"])["box_side"] == 128
-    xy, _, face_scores = program(torch.zeros(1, 3, 200, 300, dtype=torch.uint8), torch.tensor([[60.0, 60.0, 150.0, 150.0]]))
+    xy, _, face_scores = program(
+        torch.zeros(1, 3, 200, 300, dtype=torch.uint8), torch.tensor([[60.0, 60.0, 150.0, 150.0]])
+    )
     assert xy.shape == (1, 8, 2)
     assert face_scores.shape == (1,)
 

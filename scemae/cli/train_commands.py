@@ -207,7 +207,7 @@ def run_publish(args: argparse.Namespace) -> Outcome:
 
 def run_data_align(args: argparse.Namespace) -> Outcome:
     """Write a pack of the same faces, made upright and centred by the model's aligner."""
-    from scemae.training.fit_aligner import align_pack
+    from scemae.training.align_pack import align_pack
     from scemae.training.pack import Pack
     from scemae.weights.zoo import load_model
 

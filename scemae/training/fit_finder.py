@@ -21,10 +21,10 @@ from scemae import draw
 from scemae.geometry import determinants, invert_affines
 from scemae.model.config import FinderConfig
 from scemae.model.face_finder import STRIDE, FaceFinder, cell_centres
-from scemae.training.fit_aligner import PerturbedFaces
 from scemae.training.model_writer import CardSection, draw_view, write_model
 from scemae.training.pack import Pack
 from scemae.training.perturbation_config import FindConfig
+from scemae.training.perturbed_faces import PerturbedFaces
 from scemae.training.perturbed_views import Perturbations
 from scemae.training.recipe import History
 from scemae.weights.zoo import locate_model
