@@ -10,7 +10,14 @@ from PIL import Image, ImageEnhance
 from torch import nn
 
 import scemae
-from scemae.geometry import apply_affine, apply_affines, half_sides_to_pixels, invert, invert_affines, pixels_to_half_sides
+from scemae.geometry import (
+    apply_affine,
+    apply_affines,
+    half_sides_to_pixels,
+    invert,
+    invert_affines,
+    pixels_to_half_sides,
+)
 from scemae.model.aligner import LOST, FaceAligner, Located, is_plausible
 from scemae.model.config import AlignerConfig
 

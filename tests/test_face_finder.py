@@ -11,7 +11,7 @@ from torch import nn
 
 from scemae.geometry import apply_affine, half_sides_to_pixels
 from scemae.model.aligner import MEAN, STD
-from scemae.model.face_finder import STRIDE, FaceFinder, cell_centres
+from scemae.model.face_finder import FaceFinder, cell_centres
 from scemae.training.fit_finder import INSIDE, NEAR, FinderLoss
 from scemae.training.perturbation_config import FindConfig
 

@@ -69,4 +69,3 @@ def read_places(model):
     """The model, with this aligner and finder."""
     model.aligner, model.finder = PlaceAligner(input_size=model.config.input_size), PlaceFinder()
     return model
-
