@@ -16,7 +16,7 @@ from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.cli.main import main
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.training.discriminant_config import DiscriminantConfig
-from scemae.training.perturbation_config import AlignConfig
+from scemae.training.perturbation_config import AlignConfig, FindConfig
 from scemae.training.run_config import STAGE1_PRESETS, CardFields, PublishConfig, RunOptions, Stage1Config, Stage2Config
 from scemae.training.training_config import field_help
 
@@ -110,7 +110,8 @@ def test_none_is_a_value():
 
 
 @pytest.mark.parametrize(
-    "kind", [Stage1Config, Stage2Config, DiscriminantConfig, AlignConfig, RunOptions, CardFields, PublishConfig]
+    "kind",
+    [Stage1Config, Stage2Config, DiscriminantConfig, AlignConfig, FindConfig, RunOptions, CardFields, PublishConfig],
 )
 def test_every_option_has_a_sentence_of_help(kind):
     helps = field_help(kind)
