@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import scemae
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -20,7 +22,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("frames_picture.py", ["frames.png"], ["frames.png"]),
     ],
 )
-def test_example_runs(script, arguments, written, tmp_path, monkeypatch, capsys):
+def test_example_runs(script, arguments, written, two_block_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scemae, "load_model", lambda **_options: two_block_model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")  # in this process: torch is imported already
