@@ -154,17 +154,17 @@ def test_faces_are_aligned(capsys, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_stage_2_by_launchers(pack, tmp_path, launcher):
-    starts = {
-        "accelerate": ("accelerate.commands.launch", "--num_processes", "2", "--cpu"),
-        "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-    }
+def test_stage_2_by_torchrun(pack, tmp_path):
+    """`accelerate` launches stage 1, in test_cli_train.py."""
+    launch = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "scemae", "train", "stage2")
     words = ("--model", "scemae-tiny", "--data", pack, "--out", tmp_path / "run", *QUICK, "--steps", "2")
     how = ("--no-compile", "--precision", "float32", "--json")
-    command = [sys.executable, "-m", *starts[launcher], "-m", "scemae", "train", "stage2", *map(str, words), *how]
+    command = [sys.executable, "-m", *launch, *map(str, words), *how]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 2
+    told = json.loads(done.stdout)  # told once
+    assert told["step"] == 2
+    assert told["hardware"].startswith("2 x ")
+    assert "starts a single process" not in done.stderr
     assert scemae.load_model(f"local-dir:{tmp_path}/run/model").config.projector_dim == 64
