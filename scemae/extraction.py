@@ -303,7 +303,7 @@ def _take_steps(model: Extractor, aligner: Aligner, photos: list[Photo], faces: 
 
     def locate(rows: Tensor, affines: Tensor, step: int) -> Located:
         for row, affine in zip(rows.tolist(), affines, strict=True):
-            faces[row] = _move_face(faces[row], crop_of(row, affine), photos[row], 0)
+            faces[row] = _move_face(faces[row], crop_of(row, affine), photos[row], model.view_margin)
         crops = [(faces[row].patch, faces[row].crop.resample(aligner.view_size)) for row in rows.tolist()]
         with torch.inference_mode():
             return model.locate_face(torch.stack([sample_view(patch, crop) for patch, crop in crops]), step)
