@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_fit_aligner import INPUT, SIZE, architecture, ramps, source, symmetric_ramp  # noqa: F401
+from test_fit_aligner import EASY, INPUT, SIZE, architecture, ramps, source, symmetric_ramp  # noqa: F401
 from training_runs import fixed_options, no_fsync  # noqa: F401
 
 import scemae
@@ -15,7 +15,7 @@ from scemae.geometry import invert_affines
 from scemae.training.engine import train
 from scemae.training.fit_aligner import AlignRecipe
 from scemae.training.fit_finder import FindRecipe
-from scemae.training.perturbation_config import AlignConfig, FindConfig
+from scemae.training.perturbation_config import FindConfig
 from scemae.training.perturbed_faces import draw_plain_pictures
 from scemae.training.perturbed_views import draw_affines
 
@@ -33,23 +33,6 @@ FINDING = FindConfig(
     background_squares=64,
     held_out=40,
 )
-ALIGNING = AlignConfig(
-    batch_size=64,
-    steps=500,
-    learning_rate=4e-3,
-    view_size=32,
-    widths=(12, 24, 32),
-    squeezed=12,
-    hidden=64,
-    wide=0.5,
-    scales=(0.6, 1.8),
-    farthest=0.5,
-    negatives=0.25,
-    grey=0.0,
-    hidden_part=0.0,
-    background_squares=64,
-    held_out=40,
-)
 QUICK = replace(FINDING, batch_size=4, steps=2, finder_widths=(4, 4, 8), held_out=5, background_squares=16)
 
 
@@ -62,7 +45,7 @@ def run_of(recipe, folder):
 def trained(source, ramps, tmp_path_factory):  # noqa: F811
     """A model with an aligner and a finder of short trainings, and the recipe of the finder."""
     folder = tmp_path_factory.mktemp("runs")
-    aligned = run_of(AlignRecipe(ALIGNING, ramps, source), folder / "a")
+    aligned = run_of(AlignRecipe(EASY, ramps, source), folder / "a")
     recipe = FindRecipe(FINDING, ramps, aligned)
     return scemae.load_model(run_of(recipe, folder / "f")), recipe
 
@@ -82,7 +65,7 @@ def test_faces_in_a_photo_are_found(trained):
     model, _ = trained
     rng = np.random.default_rng(3)
     [plain] = draw_plain_pictures(1, rng)
-    photo = np.asarray(resize(plain, (330, 300)))
+    photo = np.array(resize(plain, (330, 300)))
     empty = photo.copy()
     boxes = ((40, 30, 100, 90), (200, 40, 285, 125), (120, 180, 190, 250))
     inset = (SIZE - INPUT) // 2
