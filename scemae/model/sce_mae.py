@@ -67,7 +67,7 @@ class SceMae(nn.Module):
         """What the aligner sees in views (B, 3, V, V), 0..1, of `aligner.view_size` px, in that step."""
         if isinstance(self.aligner, TokenAligner):
             points = self.aligner(self.patch_tokens(self.normalise(views)), step)
-            return Located(points, points.new_full((len(points),), torch.nan))
+            return Located(points, torch.full_like(points[:, 0, 0], torch.nan))
         if self.aligner is None:
             raise OptionError(f"Model {self.config.name!r} has no aligner.")
         located: Located = self.aligner(views.to(self.device))

@@ -54,7 +54,7 @@ class TokenAligner(Aligner):
         return len(self.config.steps)
 
     def has_settled(self, points: Tensor, log_errors: Tensor) -> Tensor:
-        return torch.zeros(len(points), dtype=torch.bool)
+        return torch.zeros_like(log_errors, dtype=torch.bool)
 
     def face_scores(self, log_errors: Tensor) -> Tensor:
         return torch.full_like(log_errors, torch.nan)
