@@ -10,6 +10,7 @@ import scemae
 from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.face_boxes import find_faces
 from scemae.geometry import Crop
+from scemae.model.aligner import Aligned
 
 FACES = (  # centre, side, roll, blue: the surest first
     ((80, 90), 64, 0, 1.0),
@@ -31,6 +32,7 @@ def photo():
     return pixels
 
 
+@pytest.mark.filterwarnings("error")
 def test_all_faces_are_found_the_surest_first(model, photo):
     found = find_faces(photo, model=model)
     assert len(found) == 3
@@ -53,8 +55,8 @@ def test_the_surest_are_kept(model, photo):
 
 
 def test_smaller_faces_than_asked_for_are_not_found(model, photo):
-    assert len(find_faces(photo, model=model, min_size=60)) == 2
-    assert len(find_faces(photo, model=model, min_size=60 / 0.6)) == 2  # down to 0.6 of it
+    assert len(find_faces(photo, model=model, min_size=41 / 0.62)) == 3  # the smallest has 41 px, and 0.6 is enough
+    assert len(find_faces(photo, model=model, min_size=41 / 0.58)) == 2
     [box] = find_faces(photo, model=model, min_size=110)
     assert np.allclose(box, (245.5, 65.5, 355.5, 175.5), atol=4)
 
@@ -70,14 +72,27 @@ def test_faces_of_a_large_photo(model):
 
 
 def test_faces_that_overlap_are_one(model):
-    """Two closer than half a side are one face, the surer; a little further apart they are two."""
-    for apart, count in ((44, 1), (60, 2)):
+    for apart, count in ((44, 1), (110, 2)):
         pixels = np.zeros((200, 300, 3), np.uint8)
         draw_face(pixels, (100 + apart, 100), 100, blue=0.8)
         draw_face(pixels, (100, 100), 100)
         found = find_faces(pixels, model=model)
         assert len(found) == count
         assert np.allclose(found.xyxy[0], (50.5, 50.5, 150.5, 150.5), atol=2)
+
+
+@pytest.mark.parametrize(("apart", "kept"), [(39, [0, 2]), (41, [0, 1, 2])])
+def test_finds_closer_than_half_a_side_are_one(model, monkeypatch, photo, apart, kept):
+    """Half of the larger side, 80 px; the surer of the two is kept, and a third further off."""
+    middles, sides, log_errors = np.array([[100, 100], [100 + apart, 100], [300, 300]]), [50, 80, 60], [-4, -3, -2.5]
+    crops = [Crop.from_box((*(m + 0.5 - s / 2), *(m + 0.5 + s / 2)), 64) for m, s in zip(middles, sides, strict=True)]
+    affines = torch.from_numpy(np.stack([crop.to_image_affine for crop in crops]))
+    monkeypatch.setattr(
+        "scemae.face_boxes._look_closer", lambda *_arguments: Aligned(affines, torch.tensor(log_errors).double())
+    )
+    found = find_faces(photo, model=model)
+    assert np.allclose((found.xyxy[:, :2] + found.xyxy[:, 2:]) / 2 - 0.5, middles[kept])
+    assert np.allclose(found.xyxy[:, 2] - found.xyxy[:, 0], np.array(sides)[kept])
 
 
 def test_a_picture_without_faces(model):

@@ -16,19 +16,18 @@ from scemae.errors import DataError, OptionError, RunError
 from scemae.geometry import apply_affines, sample_views
 from scemae.model.aligner import LOST, FaceAligner, Located
 from scemae.model.config import BACKBONES, BackboneConfig
+from scemae.training.align_pack import align_pack, align_squares
 from scemae.training.engine import train
 from scemae.training.fit_aligner import (
     LOST_ERROR,
     AlignerLoss,
     AlignRecipe,
-    align_pack,
-    align_squares,
     fit_logistic,
     mean_distance,
-    read_pictures,
 )
 from scemae.training.motions import random_motions
 from scemae.training.perturbation_config import AlignConfig, FindConfig
+from scemae.training.perturbed_faces import read_pictures
 from scemae.training.perturbed_views import locate_canonical
 from scemae.training.run_folder import lock_folder
 from scemae.weights.card import linked_files

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,7 +136,10 @@ def test_another_input_size_works_from_images_to_a_model(capsys, tiny_backbone, 
         (("align", "--scales", "2,1"), "scales is (2.0, 1.0); it must be two rising numbers above 0"),
         (("find", "--wide", "2"), "wide is 2.0; it must be in 0..1"),
         (("find", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
-        (("align", "--held-out", "3", "--backgrounds", "."), "holds 0 pictures; wanted at least 8 without faces"),
+        (
+            ("align", "--held-out", "3", "--backgrounds", str(Path(scemae.__file__).parent / "cli")),
+            "holds 0 pictures; wanted at least 8 without faces",
+        ),
         (("align", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
     ],
 )

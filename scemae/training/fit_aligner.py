@@ -41,6 +41,7 @@ PHOTO = 192  # px: side of the pictures in which the threshold of the verdict is
 COPIES_SHOWN = 4  # of each sample face in a picture
 LOST_ERROR = 1.0  # half-sides: what a view without a face counts as
 FOUND_ERROR = 0.25  # half-sides: up to this error an aligned face was found; training faces are off by 0.1 themselves
+LEAST_SLOPE = 0.05  # of the verdict, also where no held-out face is found
 
 
 class AlignerLoss(nn.Module):
@@ -180,7 +181,7 @@ def _alignment_errors(affines: Tensor, truth: Tensor, aligner: FaceAligner) -> T
 
 
 def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Threshold t and slope s > 0 so that sigmoid(s (t - x)) is the most likely probability of y (n,), bool.
+    """Threshold t and slope s >= `LEAST_SLOPE` so that sigmoid(s (t - x)) is the most likely probability of y (n,), bool.
 
     Newton's steps on the log-likelihood, with a weak prior that keeps the slope finite where x separates y.
     """
@@ -192,7 +193,8 @@ def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
         gradient = design.T @ (p - y.double()) + prior @ weights
         hessian = (design * (p * (1 - p) + 1e-9)[:, None]).T @ design + prior + 1e-9 * torch.eye(2)
         weights = weights - torch.linalg.solve(hessian, gradient).clamp(-2, 2)
-    return float(weights[0] / weights[1]), float(weights[1])
+    slope = max(float(weights[1]), LEAST_SLOPE)
+    return float(weights[0]) / slope, slope
 
 
 def draw_before_and_after(aligner: FaceAligner, config: AlignConfig) -> Image.Image:
