@@ -9,11 +9,11 @@ import scemae
 
 FLOORS = {
     0: "errors geometry",
-    1: "metrics numerics output photo plots progress ridge warps draw",
+    1: "metrics numerics output photo plots progress ridge warps draw boxes",
     2: "model patches tables",
     3: "features images weights samples",
-    4: "landmarks extraction",
-    5: "landmark_input",
+    4: "landmarks face_boxes",
+    5: "landmark_input extraction",
     6: "matching detector",
     7: "export",
     8: "datasets training",
