@@ -141,7 +141,8 @@ def _check(boxes: Boxes, wanted: str) -> Boxes:
 
 
 def _refuse(given: Any, wanted: str) -> BoxInputError:
-    return BoxInputError(f"A {type(given).__name__} came, {' '.join(repr(given).split()):.80}; wanted {wanted}.")
+    shown = " ".join(repr(given).split())
+    return BoxInputError(f"{shown:.80} of type {type(given).__name__} came; wanted {wanted}.")
 
 
 def _show(box: Any) -> str:

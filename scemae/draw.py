@@ -20,8 +20,7 @@ Array = NDArray[Any]
 Colour = tuple[int, int, int]
 
 PANEL = 384  # px, side of a panel with one face
-PHOTO = 1600  # px, longer side of a photo on which several faces are shown; half of it in pictures of many
-FEW_PHOTOS = 4
+PHOTO = 2400  # px, longer side of a photo on which several faces are shown; as little as a third in pictures of many
 GAP = 12  # px between panels
 PANELS_PER_ROW = 8  # of a grid, in up to as many rows; then both grow
 ROWS = 8  # of wide rows in a column; then there are more columns
@@ -114,8 +113,13 @@ def points_in_place(photo: Image.Image, corners: Array, xy: Array, scores: Array
     high = np.minimum(np.ceil(known.max(axis=0)) + GAP, photo.size).astype(int)
     if (low < high).all():  # a part of the photo: it is large, and the faces are many
         part = photo.crop((*low.tolist(), *high.tolist()))
-        dot = min(max(float(np.linalg.norm(corners[1] - corners[0])) / 60, 1.2), _dot_radius(len(xy)))
+        dot = min(max(float(np.linalg.norm(corners[1] - corners[0])) / 40, 1.5), _dot_radius(len(xy)))
         photo.paste(points(part, xy - low, scores, dot=dot), tuple(low.tolist()))
+
+
+def photo_side(photo: Image.Image, count: int) -> int:
+    """The longer side of a photo in a picture of `count` photos; it is enlarged at most twice."""
+    return min(PHOTO // min(math.ceil(math.sqrt(count)), 3), 2 * max(photo.size))
 
 
 def squares(photo: Image.Image, corners: Array, labels: Sequence[str], lost: Sequence[bool]) -> Image.Image:

@@ -97,9 +97,8 @@ class Landmarks:
         photos, shown = [], set()
         for rows in several:
             if (photo := _open_again(self.faces[rows[0]])) is not None:
-                side = min(draw.PHOTO if len(several) <= draw.FEW_PHOTOS else draw.PHOTO // 2, 2 * max(photo.size))
-                panel = draw.row([self._draw_in_place(photo, rows, side)], [_file_name(self.faces[rows[0]])])
-                photos.append(panel)
+                panel = self._draw_in_place(photo, rows, draw.photo_side(photo, len(several)))
+                photos.append(draw.row([panel], [_file_name(self.faces[rows[0]])]))
                 shown.update(rows)
         return photos, [i for i in range(len(self)) if i not in shown]
 

@@ -212,7 +212,7 @@ def add_commands(add: Any) -> None:
         "--min-size",
         type=float,
         metavar="PX",
-        help="Side of the smallest faces to look for, from brow to chin; at least 16. Default: a thirtieth of the longer "
+        help="Side of the smallest faces to look for, brow to chin, at least 16. Default: a thirtieth of the longer "
         "side of the photo, at least 32.",
     )
     command.add_argument("--max-faces", type=int, metavar="N", help="Keep the N surest of each photo. Default: all.")

@@ -100,8 +100,8 @@ def add_data_commands(parser: argparse.ArgumentParser, common: argparse.Argument
     pack.add_argument(
         "--boxes",
         metavar="CSV",
-        help="Table path,x0,y0,x1,y1 with the box of each face, as of `scemae boxes`; for a tar, path is the name in the "
-        "archive.",
+        help="Table path,x0,y0,x1,y1 with the box of each face, as of `scemae boxes`; for a tar, path is the name "
+        "in the archive.",
     )
     pack.add_argument(
         "--split",
