@@ -34,6 +34,7 @@ SOLUTIONS = Thing(  # mediapipe 0.10.14, short range, image of 512 x 512 px
         relative_bounding_box=Thing(xmin=0.345307648, ymin=0.160671949, width=0.18721658, height=0.187217)
     )
 )
+IN_PIXELS = [[176.798, 82.264, 272.652, 178.119]]
 TASKS = Thing(bounding_box=Thing(origin_x=10, origin_y=20, width=30, height=40))
 YUNET = np.float32([[178, 66, 86, 108, 201, 100, 243, 103, 221, 126, 203, 140, 244, 141, 0.93]])  # as in its manual
 
@@ -49,9 +50,9 @@ YUNET = np.float32([[178, 66, 86, 108, 201, 100, 243, 103, 221, 126, 203, 140, 2
         pytest.param(boxes.from_yunet(YUNET), [[178, 66, 264, 174]], id="YuNet"),
         pytest.param(boxes.from_mtcnn(MTCNN), MTCNN.astype(float), id="MTCNN"),
         pytest.param(boxes.from_mtcnn((MTCNN, np.array([0.99]))), MTCNN.astype(float), id="MTCNN, as returned"),
-        pytest.param(boxes.from_mediapipe(Thing(detections=[SOLUTIONS]), 512, 512), [[176.798, 82.264, 272.652, 178.119]],
+        pytest.param(boxes.from_mediapipe(Thing(detections=[SOLUTIONS]), 512, 512), IN_PIXELS,
                      id="MediaPipe, as returned"),
-        pytest.param(boxes.from_mediapipe([SOLUTIONS], 512, 512), [[176.798, 82.264, 272.652, 178.119]], id="MediaPipe"),
+        pytest.param(boxes.from_mediapipe([SOLUTIONS], 512, 512), IN_PIXELS, id="MediaPipe"),
         pytest.param(boxes.from_mediapipe(Thing(detections=[TASKS])), [[10, 20, 40, 60]], id="MediaPipe tasks"),
         pytest.param(boxes.from_dlib(DLIB), [[179, 83, 267, 171], [131, 333, 219, 420]], id="dlib"),
         pytest.param(boxes.from_dlib(DLIB[0]), [[179, 83, 267, 171]], id="dlib, one"),

@@ -32,7 +32,7 @@ def group(tmp_path, samples, monkeypatch):
     boxes, landmarks = [], []
     for i, picture in zip((0, 1, 0), pictures, strict=True):
         sheet.paste(picture, (left, 0))
-        boxes.append(np.array(samples[i].box) + [left, 0, left, 0])
+        boxes.append(np.add(samples[i].box, (left, 0, left, 0)))
         landmarks.append({name: (x + left, y) for name, (x, y) in samples[i].landmarks.items()})
         left += picture.width
     sheet.save(tmp_path / "group.png")
@@ -245,7 +245,7 @@ def test_faces_of_a_photo_are_drawn_on_it(group, two_block_model, samples, monke
     for place, colour in zip(xy[1], colours, strict=True):
         x, y = ((place + 0.5) * scale - 0.5).round().astype(int).tolist()
         assert np.abs(np.subtract(picture.getpixel((x, y)), colour)).max() < 60
-    middle = [int(round(edge * scale)) for edge in group["boxes"][1]]
+    middle = [round(float(edge) * scale) for edge in group["boxes"][1]]
     assert min(picture.getpixel((middle[0], (middle[1] + middle[3]) // 2))) > 200  # the outline
     assert found[1].draw().size == (draw.PANEL, draw.PANEL + draw.CAPTION_HEIGHT)  # one face alone
     Image.new("RGB", (20, 20)).save("group.png")  # another picture now
@@ -261,17 +261,14 @@ def test_matches_of_a_photo_are_drawn_on_it(group, two_block_model):
 
 def test_a_picture_of_many_photos_fits_every_format():
     side = draw.photo_side(Image.new("RGB", (4000, 4000)), 100)
-    monkeypatched = [Image.new("RGB", (side // 10, (side + draw.CAPTION_HEIGHT) // 10))] * 100
-    assert max(draw.columns(monkeypatched).size) * 10 < 16_383
+    panels = [Image.new("RGB", (side // 10, (side + draw.CAPTION_HEIGHT) // 10))] * 100
+    assert max(draw.columns(panels).size) * 10 < 16_383
     assert draw.photo_side(Image.new("RGB", (300, 400)), 1) == 800
 
 
 def test_packs_have_every_face(group, tmp_path):
-    boxes = {
-        (tmp_path / "group.png").resolve(): dict(enumerate(group["boxes"])),
-        (tmp_path / "none.png").resolve(): None,
-    }
-    boxes[(tmp_path / "none.png").resolve()] = (0, 0, 100, 100)
+    here = tmp_path.resolve()
+    boxes = {here / "group.png": dict(enumerate(group["boxes"])), here / "none.png": (0, 0, 100, 100)}
     pack = pack_faces(tmp_path, tmp_path / "pack", boxes=boxes)
     assert pack.names == ("group.png, face 0", "group.png, face 1", "group.png, face 2", "none.png")
     assert np.array_equal(pack.squares[1], pack.squares[0])  # the same sample face
