@@ -4,6 +4,9 @@ What is found is planted: that faces are found is tested elsewhere.
 """
 
 import json
+import re
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -278,3 +281,21 @@ def test_a_table_of_boxes_without_the_column_is_refused_for_two_faces(capsys, gr
     write("boxes.csv", "path,x0,y0,x1,y1", group["boxes"])
     with pytest.raises(TableError, match="number them from 0 in a column 'face'"):
         read_boxes("boxes.csv")
+
+
+def test_a_large_photo_without_a_box_is_warned_of_in_one_line(capsys, group, two_block_model, tiny, monkeypatch):
+    """Where no face was found, once, and with what to do: not also that there are no boxes."""
+    options = {"boxes": [group["boxes"][1]], "expansion": 1, "mirror": "off"}
+    regressor = scemae.fit_regressor(two_block_model, ["group.png"], [group["landmarks"][1]], **options)
+    regressor.save("detector")
+
+    def lose(model, aligner, photos, faces, search):
+        return [replace(face, score=0.1) for face in faces]
+
+    monkeypatch.setattr("scemae.extraction._align_faces", lose)
+    with warnings.catch_warnings(record=True) as warned:
+        code, out, _ = run(capsys, "predict", "detector", "group.png", *tiny, "--json")
+    assert (code, json.loads(out)["faces"][0]["found"]) == (0, False)
+    [warning] = warned
+    said = "No face was found in the box, or without one in the middle, of group.png: .* boxes='auto' .--boxes auto. "
+    assert re.match(said, str(warning.message))
