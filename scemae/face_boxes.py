@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from scemae.features import FOUND
 from scemae.geometry import build_pyramid, resample_crops, sample_pyramid
 from scemae.images import ImageLike, iter_photos
 from scemae.model.aligner import Aligned, FaceAligner, Located
+from scemae.model.extractor import Extractor
 from scemae.model.face_finder import FaceFinder
 from scemae.model.sce_mae import SceMae
 from scemae.numerics import default_numerics
@@ -88,14 +88,16 @@ def _default_model() -> SceMae:
 
 
 @default_numerics()
-def find_faces_on(photo: Photo, model: Any, min_size: float | None = None, max_faces: int | None = None) -> FaceBoxes:
+def find_faces_on(
+    photo: Photo, model: Extractor, min_size: float | None = None, max_faces: int | None = None
+) -> FaceBoxes:
     """See `find_faces`."""
     if min_size is not None and not SMALLEST <= min_size < math.inf:
         raise OptionError(f"min_size is {min_size}; it must be at least {SMALLEST} px.")
     if max_faces is not None and max_faces < 1:
         raise OptionError(f"max_faces is {max_faces}; it must be at least 1, or None for all.")
     min_size = max(max(photo.image.size) / 30, 32.0) if min_size is None else min_size
-    finder, aligner = getattr(model, "finder", None), model.aligner
+    finder, aligner = model.finder, model.aligner
     if finder is None or not isinstance(aligner, FaceAligner):
         raise OptionError(f"Model {model.config.name!r} cannot find faces; train one: scemae train find.")
     with torch.inference_mode():
@@ -151,8 +153,9 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
     kept: list[int] = []
     for row in range(len(places)):
         others = places[kept]
-        far = (others[:, 1:3] - places[row, 1:3]).norm(dim=1) > SAME / 2 * others[:, 3].clamp(min=float(places[row, 3]))
-        if bool(far.all()) and len(kept) < CLOSER:
+        larger, smaller = others[:, 3].clamp(min=float(places[row, 3])), others[:, 3].clamp(max=float(places[row, 3]))
+        far = (others[:, 1:3] - places[row, 1:3]).norm(dim=1) > SAME / 2 * smaller
+        if bool((far | (larger > 1.5 * smaller)).all()) and len(kept) < CLOSER:
             kept.append(row)
     _, x, y, sides, rolls = places[kept].unbind(1)
     linear = torch.stack([rolls.cos(), -rolls.sin(), rolls.sin(), rolls.cos()], dim=1).view(-1, 2, 2)

@@ -208,7 +208,7 @@ def run_publish(args: argparse.Namespace) -> Outcome:
 
 def run_data_align(args: argparse.Namespace) -> Outcome:
     """Write a pack of the same faces, made upright and centred by the model's aligner."""
-    from scemae.training.fit_aligner import align_pack
+    from scemae.training.align_pack import align_pack
     from scemae.training.pack import Pack
     from scemae.weights.zoo import load_model
 
@@ -260,9 +260,8 @@ def open_faces(args: argparse.Namespace, input_size: int) -> Pack:
 
 def run_training(recipe: Recipe, args: argparse.Namespace, start: str | None) -> Outcome:
     """Train; only the first process reports. `start`: the model that the run starts from."""
-    from accelerate import PartialState
-
     from scemae.training.engine import train
+    from scemae.training.processes import leave_processes
     from scemae.training.run_folder import MODEL
     from scemae.weights.zoo import locate_model
 
@@ -270,9 +269,7 @@ def run_training(recipe: Recipe, args: argparse.Namespace, start: str | None) ->
     if start and real_path(locate_model(start).folder) == real_path(model):
         raise RunError(f"{model} is the model that this run starts from and would replace; choose another --out.")
     history = train(recipe, Path(args.out), RunOptions(**given_fields(args, RunOptions)))
-    state = PartialState()
-    state.destroy_process_group()
-    if not state.is_main_process:
+    if not leave_processes():
         raise SystemExit(0)
     return _format_history(history, recipe.config, args.out)
 

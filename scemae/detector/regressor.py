@@ -20,13 +20,14 @@ from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
 from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError, warn_user
-from scemae.extraction import Boxes, Extractor, extract_features, open_batch, stream_features, validate_model
+from scemae.extraction import Boxes, extract_features, open_batch, stream_features, validate_model
 from scemae.features import Face, FaceFeatures
 from scemae.images import ImageBatch, ImageLike, OnError
 from scemae.landmark_input import check_annotated, read_landmarks, validate_landmarks
 from scemae.landmarks import Landmarks
 from scemae.metrics import error_unit, pixel_errors
 from scemae.model.config import Use, validate_use
+from scemae.model.extractor import Extractor
 from scemae.numerics import default_numerics
 from scemae.progress import with_progress
 from scemae.weights.hub import HubOptions, validate_hub_options

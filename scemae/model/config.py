@@ -13,6 +13,7 @@ from scemae.errors import IncompatibleWeightsError, OptionError
 Use = Literal["backbone", "projected", "both"]
 ProjectorMode = Literal["linear", "spatial_softmax"]
 LARGEST = 2**14  # of any size in a configuration: far above what can be computed, far below what overflows
+MOST_POINTS = 100  # of an aligner, which has a matrix of their square
 
 
 def validate_use(use: str) -> Use:
@@ -65,7 +66,7 @@ class AlignerConfig:
 
     def __post_init__(self) -> None:
         if not (
-            self.points
+            1 <= len(self.points) <= MOST_POINTS
             and self.scale > 0
             and 8 <= self.view_size <= 1024
             and 1 <= len(self.widths) <= 8
@@ -91,7 +92,7 @@ class TokenAlignerConfig:
 
     def __post_init__(self) -> None:
         if not (
-            self.points
+            1 <= len(self.points) <= MOST_POINTS
             and self.scale > 0
             and self.residual > 0
             and self.steps
