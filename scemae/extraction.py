@@ -243,9 +243,9 @@ def _warn_of_lost(faces: Sequence[Face]) -> None:
         named = "; ".join(dict.fromkeys(lost[:NAMED]))
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         warn_user(
-            f"No face was found in the box, or without one in the middle, of {named}{more}: what follows for it means "
-            "nothing (`found` is False). Pass the box of the face, or boxes='auto' (--boxes auto) to have it found; "
-            "features.draw() shows what was seen."
+            f"No face was found in the box of {named}{more}: what follows for it means nothing (`found` is False). "
+            "Pass the box of the face, without which the middle of the image is taken, or boxes='auto' (--boxes auto) to "
+            "have it found; features.draw() shows what was seen."
         )
 
 
