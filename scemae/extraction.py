@@ -244,8 +244,8 @@ def _warn_of_lost(faces: Sequence[Face]) -> None:
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         warn_user(
             f"No face was found in the box of {named}{more}: what follows for it means nothing (`found` is False). "
-            "Pass the box of the face, without which the middle of the image is taken, or boxes='auto' (--boxes auto) to "
-            "have it found; features.draw() shows what was seen."
+            "Pass the box of the face, without which the middle of the image is taken, or boxes='auto' (--boxes auto) "
+            "to have it found; features.draw() shows what was seen."
         )
 
 

@@ -131,7 +131,6 @@ def test_a_folder_without_pictures_is_refused(capsys, tmp_path, tiny):
     assert (code, err) == (2, f"scemae: {tmp_path} holds no pictures; wanted photos, or a folder of photos.\n")
 
 
-@pytest.mark.slow
 def test_limits_of_finding_are_checked(capsys, samples, two_block_folder):
     for words, said in ((("--max-faces", "0"), "max_faces is 0"), (("--min-size", "8"), "min_size is 8.0")):
         code, _, err = run(capsys, "boxes", samples[0].path, *words, "--model", f"local-dir:{two_block_folder}")
@@ -139,6 +138,7 @@ def test_limits_of_finding_are_checked(capsys, samples, two_block_folder):
         assert said in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boxes", ["auto", "boxes.csv"])
 def test_one_command_finds_the_landmarks_of_all_faces(capsys, group, tables, tiny, boxes):
     code, _, err = run(capsys, "fit", "points.csv", "--boxes", boxes, *tiny, *FAST, "--out", "detector")
@@ -196,6 +196,7 @@ def test_points_are_matched_from_the_face_that_holds_them(capsys, group, tables,
     assert (code, err) == (2, "scemae: points.csv has landmarks of 2 faces of group.png; wanted one face.\n")
 
 
+@pytest.mark.slow
 def test_the_found_face_that_holds_the_landmarks_is_fitted_on(group, two_block_model):
     fixed = {"align": False, "expansion": 1, "mirror": "off", "boxes": "auto"}
     images, landmarks = ["group.png"] * 2, [group["landmarks"][k] for k in (2, 1)]
@@ -274,7 +275,7 @@ def test_packs_have_every_face(group, tmp_path):
     boxes = {here / "group.png": dict(enumerate(group["boxes"])), here / "none.png": (0, 0, 100, 100)}
     pack = pack_faces(tmp_path, tmp_path / "pack", boxes=boxes)
     assert pack.names == ("group.png, face 0", "group.png, face 1", "group.png, face 2", "none.png")
-    assert np.array_equal(pack.squares[1], pack.squares[0])  # the same sample face
+    assert np.abs(pack.squares[1].astype(int) - pack.squares[0]).max() <= 2  # the same sample face
 
 
 def test_a_table_of_boxes_without_the_column_is_refused_for_two_faces(capsys, group, tiny):
