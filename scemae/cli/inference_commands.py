@@ -19,6 +19,7 @@ from scemae.samples import sample_faces
 from scemae.tables import FaceKey, boxes_by_image, match_boxes, read_annotations, read_boxes, read_groups, write_boxes
 
 if TYPE_CHECKING:
+    from scemae.face_boxes import FaceBoxes
     from scemae.features import FaceFeatures
     from scemae.images import ImageBatch
     from scemae.landmarks import Landmarks
@@ -56,11 +57,9 @@ def boxes(args: argparse.Namespace) -> Report:
     from scemae.progress import with_progress
 
     out = None if args.out is None else new_path(args.out, args.overwrite)
-    batch, model, found = (
-        ImageBatch(_list_photos(args.photos), "auto", on_error="skip"),
-        scemae.load_model(args.model),
-        [],
-    )
+    batch = ImageBatch(_list_photos(args.photos), "auto", on_error="skip")
+    model = scemae.load_model(args.model)
+    found: list[FaceBoxes] = []
 
     def find_boxes(photo: Photo) -> Any:
         found.append(find_faces_on(photo, model, args.min_size, args.max_faces))
