@@ -379,7 +379,8 @@ def _path_in_table(source: str, table: Path) -> str:
 
 def _reference_points(args: argparse.Namespace) -> tuple[FaceKey, dict[str, tuple[float, float]]]:
     """The face of the reference, and its points from --points and --point."""
-    key, points = FaceKey(Path(args.reference)), {}
+    key = FaceKey(Path(args.reference))
+    points: dict[str, tuple[float, float]] = {}
     if args.points:
         reference = real_path(args.reference)
         rows = [row for row in read_annotations(args.points).items() if real_path(row[0].path) == reference]

@@ -181,7 +181,7 @@ def _alignment_errors(affines: Tensor, truth: Tensor, aligner: FaceAligner) -> T
 
 
 def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Threshold t and slope s >= `LEAST_SLOPE` so that sigmoid(s (t - x)) is the most likely probability of y (n,), bool.
+    """Threshold t and slope s >= `LEAST_SLOPE` so that sigmoid(s (t - x)) is the likeliest probability of y (n,), bool.
 
     Newton's steps on the log-likelihood, with a weak prior that keeps the slope finite where x separates y.
     """
