@@ -130,7 +130,7 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
     while max(image.size) * scale > smallest:
         extent = [max(round(side * scale), 1) for side in image.size]
         level = image.resize((extent[0], extent[1]), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        pixels = torch.from_numpy(np.asarray(level)).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(np.array(level)).permute(2, 0, 1)[None].float() / 255
         seen = finder(pixels.contiguous(memory_format=torch.channels_last))
         peak = seen.logits == F.max_pool2d(seen.logits[:, None], 3, 1, 1)[:, 0]
         _, rows, columns = (peak & (seen.logits >= finder.config.threshold)).nonzero(as_tuple=True)
@@ -168,7 +168,7 @@ def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_s
     """The crops that the aligner's steps lead to."""
     # The views of the smallest faces have so many pixels of the photo per pixel: halves of it are enough, and small.
     shrink = 2 ** max(int(math.log2(max(SMALLER * min_size / aligner.view_size, 1))), 0)
-    pixels = torch.from_numpy(np.asarray(image.reduce(shrink))).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(np.array(image.reduce(shrink))).permute(2, 0, 1)[None].float() / 255
     levels = build_pyramid(pixels)
     extent = torch.tensor(image.size, dtype=torch.float64)
 
