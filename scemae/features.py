@@ -148,12 +148,12 @@ class FaceFeatures:
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """The probability (B,) that each crop shows a face, 0..1; nan where `Face.score` is."""
+        """(B,), the probability that each crop shows a face, 0..1; nan where `Face.score` is."""
         return np.array([face.score for face in self.faces])
 
     @property
     def found(self) -> NDArray[np.bool_]:
-        """Which faces (B,) were found: whose score is at least 1/2, or not known."""
+        """(B,) bool, the faces that were found: with a score of at least 1/2, or an unknown one."""
         return np.array([face.found is not False for face in self.faces], dtype=bool)
 
     @property

@@ -48,7 +48,7 @@ class Landmarks:
 
     @property
     def ok(self) -> NDArray[np.bool_]:
-        """Which faces (B,) were found, as far as that is known; landmarks of the others mean nothing."""
+        """(B,) bool, the faces that were found, as far as that is known; landmarks of the others mean nothing."""
         return np.array([face.found is not False for face in self.faces], dtype=bool)
 
     def labels(self) -> list[str]:
