@@ -153,7 +153,7 @@ class FaceFeatures:
 
     @property
     def found(self) -> NDArray[np.bool_]:
-        """(B,) bool, the faces that were found: with a score of at least 1/2, or an unknown one."""
+        """(B,) bool, which faces were found, with a score of at least 1/2 or an unknown one."""
         return np.array([face.found is not False for face in self.faces], dtype=bool)
 
     @property
