@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, OptionError, warn_user
 from scemae.face_boxes import find_faces_on
-from scemae.features import Face, FaceFeatures
+from scemae.features import Face, FaceFeatures, name_faces
 from scemae.geometry import IDENTITY, Array, Box, Crop, compose, invert, sample_view, similarity
 from scemae.images import FramedFace, ImageBatch, ImageLike, OnError
 from scemae.model.aligner import Aligner, Located, is_plausible
@@ -238,13 +238,14 @@ def _frame_faces(model: Extractor, aligner: Aligner | None, framed: Iterator[Fra
 
 
 def _warn_of_lost(faces: Sequence[Face]) -> None:
-    lost = [face for face in faces if face.found is False]
+    lost = [name for face, name in zip(faces, name_faces(faces), strict=True) if face.found is False]
     if lost:
-        named = ", ".join(dict.fromkeys(face.source for face in lost[:NAMED]))
+        named = "; ".join(dict.fromkeys(lost[:NAMED]))
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         warn_user(
             f"No face was found in the box of {named}{more}: what follows for it means nothing (`found` is False). "
-            "Pass the box of the face, or boxes='auto' to have it found; features.draw() shows what was seen."
+            "Pass the box of the face, without which the middle of the image is taken, or boxes='auto' (--boxes auto) "
+            "to have it found; features.draw() shows what was seen."
         )
 
 

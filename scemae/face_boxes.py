@@ -76,10 +76,6 @@ def find_faces(
         ImageInputError: the image cannot be used.
         OptionError: the model cannot find faces, or min_size or max_faces is out of range.
     """
-    if min_size is not None and not SMALLEST <= min_size < math.inf:
-        raise OptionError(f"min_size is {min_size}; it must be at least {SMALLEST} px.")
-    if max_faces is not None and max_faces < 1:
-        raise OptionError(f"max_faces is {max_faces}; it must be at least 1, or None for all.")
     photo = next(iter_photos(image))
     return find_faces_on(photo, _default_model() if model is None else model, min_size, max_faces)
 
@@ -96,6 +92,10 @@ def find_faces_on(
     photo: Photo, model: Extractor, min_size: float | None = None, max_faces: int | None = None
 ) -> FaceBoxes:
     """See `find_faces`."""
+    if min_size is not None and not SMALLEST <= min_size < math.inf:
+        raise OptionError(f"min_size is {min_size}; it must be at least {SMALLEST} px.")
+    if max_faces is not None and max_faces < 1:
+        raise OptionError(f"max_faces is {max_faces}; it must be at least 1, or None for all.")
     min_size = max(max(photo.image.size) / 30, 32.0) if min_size is None else min_size
     finder, aligner = model.finder, model.aligner
     if finder is None or not isinstance(aligner, FaceAligner):

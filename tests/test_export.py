@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from small_models import load_small_model
+from small_models import ALIGNER, TOKEN_ALIGNER, load_small_model
 
 import scemae
 from scemae.cli.main import main
@@ -166,6 +166,23 @@ def test_a_model_of_another_size_is_exported_and_agrees(samples, tmp_path):
     )
     report = scemae.export_graph(model, tmp_path / "maps.pt2", faces=2, expansion=1)
     assert report.inputs == {"views": ["batch", 3, 80, 80]}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize("aligner", [ALIGNER, TOKEN_ALIGNER], ids=["convolutions", "tokens"])
+def test_graphs_of_both_aligners_take_any_number_of_faces(samples, tmp_path, aligner):
+    regressor = fit(load_small_model(tmp_path / "model", aligner=aligner), samples)
+    assert scemae.export_graph(regressor, tmp_path / "r.pt2", faces=4).difference < 0.01
+    program = torch.export.load(tmp_path / "r.pt2").module()
+    patches, box = trial_faces(3, 128, 64), [64.0, 64, 192, 192]
+    for count in (1, 3):
+        found = program(torch.from_numpy(patches[:count]), torch.tensor([box] * count))
+        assert [len(part) for part in found] == [count] * 3
+        known = aligner is ALIGNER
+        assert torch.isfinite(found[2]).all() == known
+        wanted = [face.score for face in predict_at_once(regressor, patches[:count], [box] * count).faces]
+        assert np.allclose(found[2], wanted, atol=1e-3, equal_nan=True)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.datasets import read_dataset
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.output import real_path
-from scemae.tables import read_boxes
+from scemae.tables import boxes_by_image, read_boxes
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.perturbation_config import AlignConfig, FindConfig
 from scemae.training.run_config import (
@@ -100,7 +100,8 @@ def add_data_commands(parser: argparse.ArgumentParser, common: argparse.Argument
     pack.add_argument(
         "--boxes",
         metavar="CSV",
-        help="Table path,x0,y0,x1,y1 with the box of each face; for a tar, path is the name in the archive.",
+        help="Table path,x0,y0,x1,y1 with the box of each face, as of `scemae boxes`; for a tar, path is the name "
+        "in the archive.",
     )
     pack.add_argument(
         "--split",
@@ -312,8 +313,11 @@ def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
     """Boxes as `pack_faces` wants them; those of an archive are by the path as it is written in the table."""
     boxes = read_boxes(table)
     if os.path.isdir(source):
-        return {real_path(path): box for path, box in boxes.items()}
-    return {path.relative_to(table.parent): box for path, box in boxes.items()}
+        return dict(boxes_by_image(boxes))
+    named: dict[Path, Any] = {}
+    for (path, face), box in boxes.items():
+        named.setdefault(path.relative_to(table.parent), {})[face or 0] = box
+    return named
 
 
 def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:

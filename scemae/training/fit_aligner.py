@@ -181,7 +181,11 @@ def _alignment_errors(affines: Tensor, truth: Tensor, aligner: FaceAligner) -> T
 
 
 def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
+<<<<<<< HEAD
     """Threshold t and slope s so that sigmoid(s (t - x)) is the most likely probability of y (n,), bool.
+=======
+    """Threshold t and slope s >= `LEAST_SLOPE` so that sigmoid(s (t - x)) is the likeliest probability of y (n,), bool.
+>>>>>>> w-align
 
     s is at least `LEAST_SLOPE`. Newton's steps on the log-likelihood, with a weak prior that keeps s finite where x
     separates y.
