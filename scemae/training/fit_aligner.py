@@ -181,14 +181,9 @@ def _alignment_errors(affines: Tensor, truth: Tensor, aligner: FaceAligner) -> T
 
 
 def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
-<<<<<<< HEAD
-    """Threshold t and slope s so that sigmoid(s (t - x)) is the most likely probability of y (n,), bool.
-=======
     """Threshold t and slope s >= `LEAST_SLOPE` so that sigmoid(s (t - x)) is the likeliest probability of y (n,), bool.
->>>>>>> w-align
 
-    s is at least `LEAST_SLOPE`. Newton's steps on the log-likelihood, with a weak prior that keeps s finite where x
-    separates y.
+    Newton's steps on the log-likelihood, with a weak prior that keeps the slope finite where x separates y.
     """
     design = torch.stack([torch.ones_like(x), -x], dim=1).double()
     weights = torch.tensor([0.0, 1.0], dtype=torch.float64)
