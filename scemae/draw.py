@@ -87,16 +87,31 @@ def _draw_dot(draw: ImageDraw.ImageDraw, x: float, y: float, colour: Colour, opa
         draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=(*fill, round(255 * opacity)))
 
 
+def _draw_circle(draw: ImageDraw.ImageDraw, x: float, y: float, colour: Colour, radius: float) -> None:
+    """A thin circle with a dark rim."""
+    x, y, reach = ((value * SUPERSAMPLING) for value in (x + 0.5, y + 0.5, radius))
+    for width, outline in ((3, BACKGROUND), (1, colour)):
+        grown = reach + width * SUPERSAMPLING / 2
+        draw.ellipse(
+            (x - grown, y - grown, x + grown, y + grown), outline=(*outline, 200), width=width * SUPERSAMPLING
+        )
+
+
 def _dot_radius(count: int) -> float:
     return 5.0 if count <= 20 else 3.0
 
 
-def points(image: Image.Image, xy: Array, scores: Array | None = None) -> Image.Image:
-    """The image with points (K, 2), without the nan ones; a lower of the K scores gives a fainter point."""
+def points(image: Image.Image, xy: Array, scores: Array | None = None, radii: Array | None = None) -> Image.Image:
+    """The image with points (K, 2), without the nan ones; a lower of the K scores gives a fainter point.
+
+    `radii` (K,), px of the image, of circles around them; nan for none.
+    """
     layer, draw = _new_layer(image)
     opacities = _opacities(scores, len(xy))
     for k, colour in enumerate(palette(len(xy))):
         if np.isfinite(xy[k]).all():
+            if radii is not None and np.isfinite(radii[k]):
+                _draw_circle(draw, xy[k, 0], xy[k, 1], colour, radii[k])
             _draw_dot(draw, xy[k, 0], xy[k, 1], colour, opacities[k], _dot_radius(len(xy)))
     return _merge_layer(image, layer)
 

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scemae import draw
-from scemae.errors import OptionError
+from scemae.calibration import Calibration, needed_groups
+from scemae.errors import OptionError, warn_user
 from scemae.features import Face, Index, chosen_rows, draw_crop
 from scemae.geometry import Crop
 
 PANEL_OVER_CROP = 1.4  # side of a drawn face over the side of its crop
+COVERAGE = 0.9  # of a radius, unless another is asked for
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,19 +30,28 @@ class Landmarks:
         scores: (B, K); the function that returned them says what they mean.
         names: the names of the K landmarks, or None.
         faces: the B faces.
+        expected_errors: (B, K), how far off each point is expected to be, image px; nan on a face that was not found.
+            None if that is not known, as of matches.
+        calibration: how errors compare with what was expected, on faces that the detector had not seen; or None.
     """
 
     xy: NDArray[np.float64]
     scores: NDArray[np.float64]
     names: tuple[str, ...] | None
     faces: tuple[Face, ...] = field(repr=False)
+    expected_errors: NDArray[np.float64] | None = field(default=None, repr=False)
+    calibration: Calibration | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.xy)
 
     def __getitem__(self, index: Index) -> Self:
         chosen = chosen_rows(index, len(self))
-        return replace(self, xy=self.xy[chosen], scores=self.scores[chosen], faces=tuple(self.faces[i] for i in chosen))
+        expected = None if self.expected_errors is None else self.expected_errors[chosen]
+        faces = tuple(self.faces[i] for i in chosen)
+        return replace(
+            self, xy=self.xy[chosen], scores=self.scores[chosen], faces=faces, expected_errors=expected
+        )
 
     def __iter__(self) -> Iterator[Self]:
         return (self[i] for i in range(len(self)))
@@ -54,34 +65,77 @@ class Landmarks:
         """The names, or "0", "1", ... if the landmarks have none."""
         return list(self.names) if self.names else [str(k) for k in range(self.xy.shape[1])]
 
-    def to_dict(self) -> list[dict[str, Any]]:
+    def radius(self, coverage: float = COVERAGE) -> NDArray[np.float64]:
+        """How far off each point may be (B, K), image px: of new points like the annotated ones, `coverage` are nearer.
+
+        Conformal, from the errors on held-out faces (docs/few-shot.md). nan on a face that was not found, and
+        everywhere, with a warning, where the detector was fitted on too few faces to tell: 0.9 takes 9, 0.95 takes 19.
+
+        Raises OptionError where nothing is known of the errors: of matches, or of a detector of an older version.
+        """
+        radii = self._radii(coverage)
+        if self.calibration is not None and (needed := needed_groups(coverage)) > self.calibration.count:
+            warn_user(
+                f"Not enough faces for a radius that covers {coverage:g}: it takes {needed} that can be held out on "
+                f"their own, the detector was fitted on {self.calibration.count}. Annotate more, or lower the coverage."
+            )
+        return radii
+
+    def _radii(self, coverage: float) -> NDArray[np.float64]:
+        validate_coverage(coverage)
+        if self.expected_errors is None or self.calibration is None:
+            raise OptionError(
+                "These landmarks have no radius: it is known of what a fitted detector finds, if this version of "
+                "scemae fitted it. Fit it again on its annotated faces."
+            )
+        return self.calibration.quantile(coverage) * self.expected_errors
+
+    def to_dict(self, coverage: float = COVERAGE) -> list[dict[str, Any]]:
         """JSON-ready: for each face its source, its image size, whether it was found, and the landmarks by name.
 
-        nan becomes null; "found" is null where that is not known.
+        Where the radius is known, a landmark has it too, and the face the coverage that it is for. nan becomes null;
+        "found" is null where that is not known.
         """
+        radii = None if self.calibration is None else self._radii(coverage)
+        known: dict[str, Any] = {} if radii is None else {"coverage": coverage}
         return [
             {
                 "source": face.source,
                 "image_size": list(face.image_size),
                 "found": face.found,
                 "face_score": _finite(face.score),
+                **known,
                 "landmarks": {
                     label: {"x": _finite(x), "y": _finite(y), "score": _finite(score)}
-                    for label, (x, y), score in zip(self.labels(), xy, scores, strict=True)
+                    | ({} if radii is None else {"radius": _finite(radii[row, k])})
+                    for k, (label, (x, y), score) in enumerate(
+                        zip(self.labels(), self.xy[row], self.scores[row], strict=True)
+                    )
                 },
             }
-            for face, xy, scores in zip(self.faces, self.xy, self.scores, strict=True)
+            for row, face in enumerate(self.faces)
         ]
 
-    def draw(self) -> Image.Image:
+    def draw(self, radius: bool | float = False) -> Image.Image:
         """The faces, eight in a row, with their landmarks; a fainter dot is a lower score.
 
-        Raises OptionError for more than 200 faces.
+        `radius` draws a circle in which the point lies with a probability of 0.9 (True), or of that number.
+
+        Raises OptionError for more than 200 faces, and what `radius` raises.
         """
         draw.check_count(len(self))
-        rows = zip(self.faces, self.xy, self.scores, strict=True)
-        panels = [draw.points(*_face_panel(face, xy), scores) for face, xy, scores in rows]
+        panels = []
+        radii = self._drawn_radii(radius)
+        for row, face in enumerate(self.faces):
+            panel, xy = _face_panel(face, self.xy[row])
+            circles = None if radii is None else radii[row] / _panel_crop(face).scale
+            panels.append(draw.points(panel, xy, self.scores[row], circles))
         return draw.row([draw.grid(panels, [_file_name(face) for face in self.faces]), *self._legend()])
+
+    def _drawn_radii(self, radius: bool | float) -> NDArray[np.float64] | None:
+        if radius is False:
+            return None
+        return self.radius(COVERAGE if radius is True else radius)
 
     def _legend(self, values: NDArray[np.float64] | None = None) -> list[Image.Image]:
         """A legend to put beside a face, if the landmarks have names."""
@@ -105,12 +159,13 @@ class LandmarkMatches(Landmarks):
         similarity = None if self.similarity is None else self.similarity[chosen_rows(index, len(self))]
         return replace(chosen, similarity=similarity)
 
-    def draw(self) -> Image.Image:
+    def draw(self, radius: bool | float = False) -> Image.Image:
         """The reference beside each target, each landmark joined to its match; a fainter line is a lower score.
 
-        Raises OptionError for more than 200 targets.
+        Raises OptionError for more than 200 targets, and for a radius, which matches do not have.
         """
         draw.check_count(len(self))
+        self._drawn_radii(radius)
         left, places = _face_panel(self.reference.faces[0], self.reference.xy[0])
         rows = []
         for face, xy, scores in zip(self.faces, self.xy, self.scores, strict=True):
@@ -140,6 +195,12 @@ class LandmarkMatches(Landmarks):
         return draw.grid(panels, [f"{_file_name(reference)}: {labels[k]}", *scores])
 
 
+def validate_coverage(coverage: object) -> None:
+    """Raise OptionError for what is no coverage of a radius."""
+    if isinstance(coverage, bool) or not isinstance(coverage, (int, float)) or not 0 < coverage < 1:
+        raise OptionError(f"coverage is {coverage!r}; it must be a number between 0 and 1, such as 0.9.")
+
+
 def _file_name(face: Face) -> str:
     """The caption of a face: the name of its file, without the folders."""
     return Path(face.source).name
@@ -147,10 +208,14 @@ def _file_name(face: Face) -> str:
 
 def _face_panel(face: Face, xy: NDArray[np.float64]) -> tuple[Image.Image, NDArray[np.float64]]:
     """The face with its surroundings, parallel to its photo, and the image points `xy` in pixels of that panel."""
+    crop = _panel_crop(face)
+    return draw_crop(face.patch, crop), crop.to_input(xy)
+
+
+def _panel_crop(face: Face) -> Crop:
     centre = face.crop.centre
     half = PANEL_OVER_CROP * face.crop.size * face.crop.scale / 2
-    crop = Crop.from_box((*(centre + 0.5 - half), *(centre + 0.5 + half)), draw.PANEL)
-    return draw_crop(face.patch, crop), crop.to_input(xy)
+    return Crop.from_box((*(centre + 0.5 - half), *(centre + 0.5 + half)), draw.PANEL)
 
 
 def _to_view(face: Face, xy: NDArray[np.float64]) -> NDArray[np.float64]:
