@@ -39,7 +39,7 @@ about = json.loads(session.get_modelmeta().custom_metadata_map["scemae"])
 patch, step, origin = cut_patch(photo, box, about["box_side"])
 patches = patch.transpose(2, 0, 1)[None]  # (1, 3, H, W), uint8
 boxes = ((box - [*origin, *origin]) / step)[None].astype(np.float32)  # pixel edges: no 0.5
-landmarks, scores = session.run(None, {"patches": patches, "boxes": boxes})
+landmarks, scores = session.run(["landmarks", "scores"], {"patches": patches, "boxes": boxes})
 
 places = origin + step * (landmarks[0] + 0.5) - 0.5  # points are counted from pixel centres
 for name, (x, y), score in zip(about["landmarks"] or range(len(places)), places, scores[0], strict=True):

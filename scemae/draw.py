@@ -92,9 +92,7 @@ def _draw_circle(draw: ImageDraw.ImageDraw, x: float, y: float, colour: Colour, 
     x, y, reach = ((value * SUPERSAMPLING) for value in (x + 0.5, y + 0.5, radius))
     for width, outline in ((3, BACKGROUND), (1, colour)):
         grown = reach + width * SUPERSAMPLING / 2
-        draw.ellipse(
-            (x - grown, y - grown, x + grown, y + grown), outline=(*outline, 200), width=width * SUPERSAMPLING
-        )
+        draw.ellipse((x - grown, y - grown, x + grown, y + grown), outline=(*outline, 200), width=width * SUPERSAMPLING)
 
 
 def _dot_radius(count: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +42,19 @@ class Landmarks:
     expected_errors: NDArray[np.float64] | None = field(default=None, repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Landmarks]) -> Landmarks:
+        """Join what one detector found."""
+        first = parts[0]
+        expected = [part.expected_errors for part in parts if part.expected_errors is not None]
+        return replace(
+            first,
+            xy=np.concatenate([part.xy for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            faces=tuple(face for part in parts for face in part.faces),
+            expected_errors=np.concatenate(expected) if expected else None,
+        )
+
     def __len__(self) -> int:
         return len(self.xy)
 
@@ -49,9 +62,7 @@ class Landmarks:
         chosen = chosen_rows(index, len(self))
         expected = None if self.expected_errors is None else self.expected_errors[chosen]
         faces = tuple(self.faces[i] for i in chosen)
-        return replace(
-            self, xy=self.xy[chosen], scores=self.scores[chosen], faces=faces, expected_errors=expected
-        )
+        return replace(self, xy=self.xy[chosen], scores=self.scores[chosen], faces=faces, expected_errors=expected)
 
     def __iter__(self) -> Iterator[Self]:
         return (self[i] for i in range(len(self)))
