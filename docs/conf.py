@@ -52,7 +52,7 @@ napoleon_numpy_docstring = False
 
 # Links within the project are checked; those to other projects would need inventories from the network.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(collections|numpy|os|pathlib|PIL|torch|typing)\..*|Path")]
+nitpick_ignore_regex = [("py:.*", r"(collections|numpy|os|pathlib|PIL|torch|typing)\..*|Path|Tensor")]
 
 # Commands that GitHub's renderer knows and docutils does not.
 TEX = {

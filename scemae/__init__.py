@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # the table below, for type checkers; tests/test_face.py comp
     from scemae.export import export_graph as export_graph
     from scemae.extraction import extract_features as extract_features
     from scemae.extraction import iter_features as iter_features
+    from scemae.face_boxes import FaceBoxes as FaceBoxes
+    from scemae.face_boxes import find_faces as find_faces
     from scemae.features import FaceFeatures as FaceFeatures
     from scemae.landmarks import LandmarkMatches as LandmarkMatches
     from scemae.landmarks import Landmarks as Landmarks
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # the table below, for type checkers; tests/test_face.py comp
 __version__ = "0.1.0"
 
 _EXPORTS = {  # public name -> its module
+    "FaceBoxes": "face_boxes",
     "FaceFeatures": "features",
     "LandmarkMatches": "landmarks",
     "LandmarkRegressor": "detector.regressor",
@@ -30,6 +33,7 @@ _EXPORTS = {  # public name -> its module
     "ScemaeError": "errors",
     "export_graph": "export",
     "extract_features": "extraction",
+    "find_faces": "face_boxes",
     "fit_regressor": "detector.regressor",
     "iter_features": "extraction",
     "list_models": "weights.zoo",
@@ -43,7 +47,7 @@ __all__ = [*_EXPORTS]
 
 def __getattr__(name: str) -> Any:
     # Torch takes seconds to import, so each name is imported when it is first asked for (PEP 562).
-    if name in ("errors", "samples", "tables", "weights"):
+    if name in ("boxes", "errors", "samples", "tables", "weights"):
         return importlib.import_module(f"scemae.{name}")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'scemae' has no attribute {name!r}")

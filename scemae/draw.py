@@ -20,6 +20,7 @@ Array = NDArray[Any]
 Colour = tuple[int, int, int]
 
 PANEL = 384  # px, side of a panel with one face
+PHOTO = 2400  # px, longer side of a photo on which several faces are shown; as little as a third in pictures of many
 GAP = 12  # px between panels
 PANELS_PER_ROW = 8  # of a grid, in up to as many rows; then both grow
 ROWS = 8  # of wide rows in a column; then there are more columns
@@ -29,6 +30,7 @@ CAPTION_HEIGHT = 26  # px
 CAPTION_SIZE = 14  # px of its letters
 BACKGROUND: Colour = (22, 24, 29)
 INK: Colour = (222, 226, 232)
+ALARM: Colour = (255, 92, 80)
 SUPERSAMPLING = 3  # shapes are drawn this much larger, then reduced, for smooth edges
 # Dark to bright, so that the map can be read in grey too: violet, red, orange, pale yellow.
 HEAT_STOPS = np.array([(13, 8, 35), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
@@ -99,10 +101,17 @@ def _dot_radius(count: int) -> float:
     return 5.0 if count <= 20 else 3.0
 
 
-def points(image: Image.Image, xy: Array, scores: Array | None = None, radii: Array | None = None) -> Image.Image:
+def points(
+    image: Image.Image,
+    xy: Array,
+    scores: Array | None = None,
+    radii: Array | None = None,
+    dot: float | None = None,
+) -> Image.Image:
     """The image with points (K, 2), without the nan ones; a lower of the K scores gives a fainter point.
 
-    `radii` (K,), px of the image, of circles around them; nan for none.
+    `radii`: of circles around the points (K,), px, nan for none. `dot`: radius of a point, px; None: as on a panel of
+    one face.
     """
     layer, draw = _new_layer(image)
     opacities = _opacities(scores, len(xy))
@@ -110,8 +119,41 @@ def points(image: Image.Image, xy: Array, scores: Array | None = None, radii: Ar
         if np.isfinite(xy[k]).all():
             if radii is not None and np.isfinite(radii[k]):
                 _draw_circle(draw, xy[k, 0], xy[k, 1], colour, radii[k])
-            _draw_dot(draw, xy[k, 0], xy[k, 1], colour, opacities[k], _dot_radius(len(xy)))
+            _draw_dot(draw, xy[k, 0], xy[k, 1], colour, opacities[k], dot or _dot_radius(len(xy)))
     return _merge_layer(image, layer)
+
+
+def points_in_place(photo: Image.Image, corners: Array, xy: Array, scores: Array, radii: Array) -> None:
+    """Draw the points (K, 2) of one face, with circles of `radii` (K,) if these are not nan, on a photo of several; its
+    square has the corners (4, 2)."""
+    reach = np.nan_to_num(radii)[:, None]
+    known = np.concatenate([corners, *(ends[np.isfinite(ends).all(axis=1)] for ends in (xy - reach, xy + reach))])
+    low = np.maximum(np.floor(known.min(axis=0)) - GAP, 0).astype(int)
+    high = np.minimum(np.ceil(known.max(axis=0)) + GAP, photo.size).astype(int)
+    if (low < high).all():  # a part of the photo: it is large, and the faces are many
+        part = photo.crop((*low.tolist(), *high.tolist()))
+        dot = min(max(float(np.linalg.norm(corners[1] - corners[0])) / 40, 1.5), _dot_radius(len(xy)))
+        photo.paste(points(part, xy - low, scores, radii, dot), tuple(low.tolist()))
+
+
+def photo_side(photo: Image.Image, count: int) -> int:
+    """The longer side of a photo in a picture of `count` photos; it is enlarged at most twice."""
+    return min(PHOTO // min(math.ceil(math.sqrt(count)), 3), 2 * max(photo.size))
+
+
+def squares(photo: Image.Image, corners: Array, labels: Sequence[str], lost: Sequence[bool]) -> Image.Image:
+    """A photo with the outlines of N squares by their corners (N, 4, 2), red for what is lost, and their labels."""
+    layer, draw = _new_layer(photo)
+    for square, is_lost in zip(corners, lost, strict=True):
+        outline = [(float(x), float(y)) for x, y in (square[[0, 1, 2, 3, 0, 1]] + 0.5) * SUPERSAMPLING]
+        for width, colour in ((4, BACKGROUND), (2, ALARM if is_lost else INK)):
+            draw.line(outline, fill=(*colour, 255), width=width * SUPERSAMPLING, joint="curve")
+    merged = _merge_layer(photo, layer)
+    writer = ImageDraw.Draw(merged)
+    for square, label in zip(corners, labels, strict=True):
+        x, y = np.clip(square.min(axis=0), (4, CAPTION_SIZE + 4), np.array(photo.size) - 1)
+        write(writer, (float(x), float(y) - 4), label, CAPTION_SIZE, anchor="lb")
+    return merged
 
 
 def matches(left: Image.Image, places: Array, right: Image.Image, found: Array, scores: Array) -> Image.Image:

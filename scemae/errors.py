@@ -46,6 +46,11 @@ def escape_lines(text: str) -> str:
     return "\n".join(map(escape_controls, text.split("\n")))
 
 
+def name_face(source: str, number: int | None) -> str:
+    """What a face is called in messages: its image, and unless None, which face of it."""
+    return source if number is None else f"{source}, face {number}"
+
+
 class ScemaeError(Exception):
     """Base class of all errors that scemae raises on purpose."""
 

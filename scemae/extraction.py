@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, OptionError, warn_user
 from scemae.face_boxes import find_faces_on
-from scemae.features import Face, FaceFeatures
-from scemae.geometry import IDENTITY, Array, Box, CellGrid, Crop, compose, invert, sample_view, similarity
+from scemae.features import Face, FaceFeatures, name_faces
+from scemae.geometry import IDENTITY, Array, Box, Crop, compose, invert, sample_view, similarity
 from scemae.images import FramedFace, ImageBatch, ImageLike, OnError
 from scemae.model.aligner import Aligner, Located, is_plausible
-from scemae.model.config import ModelConfig, ModelId, validate_switch
-from scemae.model.projector import Projector
+from scemae.model.config import validate_switch
+from scemae.model.extractor import Extractor
 from scemae.numerics import default_numerics
 from scemae.patches import cut_patch
 from scemae.photo import Photo
@@ -43,43 +43,6 @@ OTHER_STARTS = {
     1.3: ((-0.4, 0), (0.4, 0), (0, -0.4), (0, 0.4), (-0.35, -0.35), (0.35, -0.35), (-0.35, 0.35), (0.35, 0.35)),
 }
 CONTRAST = 16  # of 255: a square in which no channel varies as much shows nothing
-
-
-class Extractor(Protocol):
-    """What extraction needs from a model. `SceMae` is one; anything that turns views of faces into maps can be.
-
-    A view shows the face's crop at `view_size` x `view_size` px, with `view_margin` px of surroundings on each side.
-    """
-
-    id: ModelId
-    config: ModelConfig
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def view_size(self) -> int: ...
-
-    @property
-    def view_margin(self) -> int: ...
-
-    @property
-    def aligner(self) -> Aligner | None: ...
-
-    @property
-    def projector(self) -> Projector | None: ...
-
-    def normalise(self, views: Tensor) -> Tensor:
-        """Views of pixels 0..1, on the CPU, to the input of the other methods."""
-
-    def locate_face(self, views: Tensor, step: int) -> Located:
-        """What the aligner sees in views (B, 3, V, V) of pixels 0..1, of `aligner.view_size` px, in that step."""
-
-    def __call__(self, views: Tensor, expansion: int) -> Tensor:
-        """Normalised views (B, 3, S, S), S = view_size + 2 view_margin, to maps (B, D, h, w)."""
-
-    def grid(self, expansion: int) -> CellGrid:
-        """Where the cells of these maps are, in input pixels; raises OptionError for an expansion it does not have."""
 
 
 def extract_features(
@@ -275,13 +238,14 @@ def _frame_faces(model: Extractor, aligner: Aligner | None, framed: Iterator[Fra
 
 
 def _warn_of_lost(faces: Sequence[Face]) -> None:
-    lost = [face for face in faces if face.found is False]
+    lost = [name for face, name in zip(faces, name_faces(faces), strict=True) if face.found is False]
     if lost:
-        named = ", ".join(dict.fromkeys(face.source for face in lost[:NAMED]))
+        named = "; ".join(dict.fromkeys(lost[:NAMED]))
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         warn_user(
             f"No face was found in the box of {named}{more}: what follows for it means nothing (`found` is False). "
-            "Pass the box of the face, or boxes='auto' to have it found; features.draw() shows what was seen."
+            "Pass the box of the face, without which the middle of the image is taken, or boxes='auto' (--boxes auto) "
+            "to have it found; features.draw() shows what was seen."
         )
 
 
@@ -340,7 +304,7 @@ def _take_steps(model: Extractor, aligner: Aligner, photos: list[Photo], faces: 
 
     def locate(rows: Tensor, affines: Tensor, step: int) -> Located:
         for row, affine in zip(rows.tolist(), affines, strict=True):
-            faces[row] = _move_face(faces[row], crop_of(row, affine), photos[row], 0)
+            faces[row] = _move_face(faces[row], crop_of(row, affine), photos[row], model.view_margin)
         crops = [(faces[row].patch, faces[row].crop.resample(aligner.view_size)) for row in rows.tolist()]
         with torch.inference_mode():
             return model.locate_face(torch.stack([sample_view(patch, crop) for patch, crop in crops]), step)

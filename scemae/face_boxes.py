@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from scemae.features import FOUND
 from scemae.geometry import build_pyramid, resample_crops, sample_pyramid
 from scemae.images import ImageLike, iter_photos
 from scemae.model.aligner import Aligned, FaceAligner, Located
+from scemae.model.extractor import Extractor
 from scemae.model.face_finder import FaceFinder
 from scemae.model.sce_mae import SceMae
 from scemae.numerics import default_numerics
@@ -27,6 +27,7 @@ from scemae.photo import Photo
 
 SMALLEST = 16  # px: the least `min_size`
 CLOSER = 256  # places of a photo that the aligner looks at, at most
+SMALLER = 0.6  # sides down to which the aligner may shrink a find, in sides of the smallest faces
 HOPELESS = -0.7  # log error: a place is given up where the aligner expects to be off by more, after any step
 SAME = 0.5  # two finds closer than this, in sides of the larger one, are one face
 
@@ -75,10 +76,6 @@ def find_faces(
         ImageInputError: the image cannot be used.
         OptionError: the model cannot find faces, or min_size or max_faces is out of range.
     """
-    if min_size is not None and not SMALLEST <= min_size < math.inf:
-        raise OptionError(f"min_size is {min_size}; it must be at least {SMALLEST} px.")
-    if max_faces is not None and max_faces < 1:
-        raise OptionError(f"max_faces is {max_faces}; it must be at least 1, or None for all.")
     photo = next(iter_photos(image))
     return find_faces_on(photo, _default_model() if model is None else model, min_size, max_faces)
 
@@ -91,10 +88,16 @@ def _default_model() -> SceMae:
 
 
 @default_numerics()
-def find_faces_on(photo: Photo, model: Any, min_size: float | None = None, max_faces: int | None = None) -> FaceBoxes:
+def find_faces_on(
+    photo: Photo, model: Extractor, min_size: float | None = None, max_faces: int | None = None
+) -> FaceBoxes:
     """See `find_faces`."""
+    if min_size is not None and not SMALLEST <= min_size < math.inf:
+        raise OptionError(f"min_size is {min_size}; it must be at least {SMALLEST} px.")
+    if max_faces is not None and max_faces < 1:
+        raise OptionError(f"max_faces is {max_faces}; it must be at least 1, or None for all.")
     min_size = max(max(photo.image.size) / 30, 32.0) if min_size is None else min_size
-    finder, aligner = getattr(model, "finder", None), model.aligner
+    finder, aligner = model.finder, model.aligner
     if finder is None or not isinstance(aligner, FaceAligner):
         raise OptionError(f"Model {model.config.name!r} cannot find faces; train one: scemae train find.")
     with torch.inference_mode():
@@ -127,7 +130,7 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
     while max(image.size) * scale > smallest:
         extent = [max(round(side * scale), 1) for side in image.size]
         level = image.resize((extent[0], extent[1]), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        pixels = torch.from_numpy(np.asarray(level)).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(np.array(level)).permute(2, 0, 1)[None].float() / 255
         seen = finder(pixels.contiguous(memory_format=torch.channels_last))
         peak = seen.logits == F.max_pool2d(seen.logits[:, None], 3, 1, 1)[:, 0]
         _, rows, columns = (peak & (seen.logits >= finder.config.threshold)).nonzero(as_tuple=True)
@@ -150,8 +153,9 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
     kept: list[int] = []
     for row in range(len(places)):
         others = places[kept]
-        far = (others[:, 1:3] - places[row, 1:3]).norm(dim=1) > SAME / 2 * others[:, 3].clamp(min=float(places[row, 3]))
-        if bool(far.all()) and len(kept) < CLOSER:
+        larger, smaller = others[:, 3].clamp(min=float(places[row, 3])), others[:, 3].clamp(max=float(places[row, 3]))
+        far = (others[:, 1:3] - places[row, 1:3]).norm(dim=1) > SAME / 2 * smaller
+        if bool((far | (larger > 1.5 * smaller)).all()) and len(kept) < CLOSER:
             kept.append(row)
     _, x, y, sides, rolls = places[kept].unbind(1)
     linear = torch.stack([rolls.cos(), -rolls.sin(), rolls.sin(), rolls.cos()], dim=1).view(-1, 2, 2)
@@ -162,12 +166,16 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
 
 def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_size: float) -> Aligned:
     """The crops that the aligner's steps lead to."""
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None].float() / 255
+    # The views of the smallest faces have so many pixels of the photo per pixel: halves of it are enough, and small.
+    shrink = 2 ** max(int(math.log2(max(SMALLER * min_size / aligner.view_size, 1))), 0)
+    pixels = torch.from_numpy(np.array(image.reduce(shrink))).permute(2, 0, 1)[None].float() / 255
     levels = build_pyramid(pixels)
     extent = torch.tensor(image.size, dtype=torch.float64)
 
     def locate(_rows: Tensor, affines: Tensor, _step: int) -> Located:
         crops = resample_crops(affines, aligner.input_size, aligner.view_size)
+        crops = torch.cat([crops[..., :2], crops[..., 2:] + 0.5], dim=2) / shrink
+        crops[..., 2] -= 0.5
         views = sample_pyramid(levels, crops, aligner.view_size)
         return aligner(views.contiguous(memory_format=torch.channels_last))
 
@@ -176,7 +184,7 @@ def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_s
         sides = _sides(affines) * aligner.input_size
         inside = ((middles >= -0.5) & (middles <= extent - 0.5)).all(-1)
         upright = torch.linalg.det(affines[..., :2]) > 0
-        return inside & upright & (sides >= 0.6 * min_size) & (sides <= 1.5 * extent.max())
+        return inside & upright & (sides >= SMALLER * min_size) & (sides <= 1.5 * extent.max())
 
     return aligner.align(starts, locate, accept, hopeless=HOPELESS)
 

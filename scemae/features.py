@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from scemae import draw
-from scemae.errors import IncompatibleFeaturesError, OptionError
+from scemae.errors import IncompatibleFeaturesError, OptionError, name_face
 from scemae.geometry import Alignment, CellGrid, Crop, Patch, sample_at, sample_view
 from scemae.metrics import fill_masked
 from scemae.model.config import ModelConfig, ModelId, Use, validate_use
@@ -31,7 +32,7 @@ class Face:
 
     Attributes:
         source: the name of the image.
-        number: which face of that image it is in the call, from 0.
+        number: which face of that image it is, from 0: as numbered in a table of boxes, as found, or as listed.
         image_size: (width, height) of the upright image, px.
         crop: the square that the model saw.
         patch: the pixels around it.
@@ -56,6 +57,13 @@ class Face:
     def view(self, size: int = 288) -> Image.Image:
         """The square that the model saw (upright and centred if aligned), as an image of `size` px."""
         return draw_crop(self.patch, self.crop.resample(size))
+
+
+def name_faces(faces: Sequence[Face]) -> list[str]:
+    """What each face is called: its image, and its number where there are several faces of that image."""
+    counts = Counter(face.source for face in faces)
+    several = [counts[face.source] > 1 or face.number > 0 for face in faces]
+    return [name_face(face.source, face.number if many else None) for face, many in zip(faces, several, strict=True)]
 
 
 def chosen_rows(index: Index, count: int) -> list[int]:
@@ -140,12 +148,12 @@ class FaceFeatures:
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """The probability (B,) that each crop shows a face, 0..1; nan where `Face.score` is."""
+        """(B,), the probability that each crop shows a face, 0..1; nan where `Face.score` is."""
         return np.array([face.score for face in self.faces])
 
     @property
     def found(self) -> NDArray[np.bool_]:
-        """Which faces (B,) were found: whose score is at least 1/2, or not known."""
+        """(B,) bool, which faces were found, with a score of at least 1/2 or an unknown one."""
         return np.array([face.found is not False for face in self.faces], dtype=bool)
 
     @property

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain, repeat
 from typing import IO, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
-from scemae.errors import BoxInputError, ImageInputError, OptionError, ScemaeError, warn_user
-from scemae.geometry import Array, Box
+from scemae.errors import BoxInputError, ImageInputError, OptionError, ScemaeError, name_face, warn_user
+from scemae.geometry import Array, Box, holding_box
 from scemae.metrics import fill_masked
 from scemae.patches import validate_box
 from scemae.photo import Photo, is_text, read_photo
@@ -23,11 +25,22 @@ BOX_COLUMNS = ["x0", "y0", "x1", "y1"]
 
 
 class FramedFace(NamedTuple):
-    """One face to look at: its photo, its box, and which face of this photo it is in the call, from 0."""
+    """One face to look at: its photo, its box, and which face of this photo it is, from 0."""
 
     photo: Photo
     box: Box
     number: int
+
+
+class Failure(NamedTuple):
+    """An image that cannot be used, or one face of several on it (its number), and why."""
+
+    source: str
+    error: ScemaeError
+    face: int | None = None
+
+    def __str__(self) -> str:
+        return name_face(self.source, self.face)
 
 
 class ImageBatch:
@@ -35,20 +48,24 @@ class ImageBatch:
 
     Photos are read one at a time; the box is that of `validate_box`. `count` is the number of images, None where only
     reading them tells.
-    With boxes="auto" the faces are those that `find_boxes` finds on each photo, which whoever iterates has to set.
+    With boxes="auto" the faces are those that `find_boxes` finds on each photo, which whoever iterates has to set. In
+    place of one box of a photo there may be a dict of several, by the number of the face.
+    `landmarks` may be set to those (K, 2), image px, of each image, or None: of the faces found on it that which holds
+    them is taken. An image with landmarks is never skipped.
     Raises ImageInputError where there are no images in it, BoxInputError where there is not one box per image: at once
     if both can be counted, otherwise when the first of them runs out.
 
     With `on_error` "skip", a photo that cannot be used, or not with its box, is left out with a warning, and `failed`
-    lists its name and the error; ImageInputError is raised only if none is left.
+    lists it; ImageInputError is raised only if none is left.
     """
 
     def __init__(self, images: Any, boxes: Any = None, on_error: OnError = "raise") -> None:
         if on_error not in get_args(OnError):
             raise OptionError(f"on_error is {on_error!r}; it must be 'raise' or 'skip'.")
         self.on_error = on_error
-        self.failed: list[tuple[str, ScemaeError]] = []
+        self.failed: list[Failure] = []
         self.find_boxes: Callable[[Photo], Iterable[Array]] | None = None
+        self.landmarks: Iterable[Any] = ()
         self.auto = isinstance(boxes, str)
         if self.auto and boxes != "auto":
             raise BoxInputError(f"boxes is {boxes!r}; wanted one (x0, y0, x1, y1) per image, or 'auto'.")
@@ -70,47 +87,66 @@ class ImageBatch:
         return self.auto or self._boxes is not None
 
     def __iter__(self) -> Iterator[FramedFace]:
-        numbers: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         boxes, missing = repeat(None) if self._boxes is None else iter(self._boxes), object()
+        landmarks = chain(self.landmarks, repeat(None))
         usable, warned = 0, 0
-        photo: Photo | None
         for index, item in enumerate(self._images):
-            source, box = _name_image(item, index), next(boxes, missing)
+            source, box, held = _name_image(item, index), next(boxes, missing), next(landmarks)
             if box is missing:
                 raise BoxInputError(f"There is no box for {source}; wanted one (x0, y0, x1, y1) per image.")
-            try:
-                photo = read_photo(item, source)
-                found = self._find(photo) if self.auto else [validate_box(box, photo)]
-            except (ImageInputError, BoxInputError) as error:
-                if self.on_error == "raise":
-                    raise
-                self.failed.append((source, type(error)(*error.args)))  # its traceback would keep the photo in memory
-            else:
-                for box in found:
-                    number = numbers.get(source, 0)
-                    numbers[source] = number + 1
-                    yield FramedFace(photo, box, number)
-                usable += 1
+            attempt = partial(self._attempt, source, self.on_error == "raise" or held is not None)
+            photo = attempt(None, read_photo, item, source)
+            faces = photo and attempt(None, self._list_faces, photo, box, counts[source], held)
+            counts[source] += 1
+            for number, place in (faces or {}).items():
+                several = number if len(faces) > 1 else None
+                valid = place if self.auto else attempt(several, validate_box, place, photo)
+                if valid is not None:
+                    yield FramedFace(photo, valid, number)
+                    usable += 1
             photo = None  # which is large, before the next is read
             if usable:  # until then, no warning: there may be nothing but an error
-                for _, reason in self.failed[warned:]:
-                    warn_user(f"{reason} It is left out.")
+                for failure in self.failed[warned:]:
+                    warn_user(f"{failure.error} It is left out.")
                 warned = len(self.failed)
         if self._boxes is not None and next(boxes, missing) is not missing:
             raise BoxInputError("There are more boxes than images; wanted one (x0, y0, x1, y1) per image.")
         if self.failed and not usable:
-            count, first = len(self.failed), self.failed[0][1]
+            count, first = len(self.failed), self.failed[0].error
             none = f"None of the {count} images can be used. The first: " if count > 1 else ""
             raise ImageInputError(f"{none}{first}") from first
 
-    def _find(self, photo: Photo) -> list[Box]:
-        """The boxes of the faces on a photo; raises ImageInputError where there is none."""
+    def _attempt(self, source: str, strict: bool, face: int | None, act: Callable[..., Any], *args: Any) -> Any:
+        """What `act` returns; None where the image, or that face of it, is not usable. Raises its error if `strict`."""
+        try:
+            return act(*args)
+        except (ImageInputError, BoxInputError) as error:
+            if strict:
+                raise
+            # A new one: the traceback of this would keep the photo in memory.
+            self.failed.append(Failure(source, type(error)(*error.args), face))
+            return None
+
+    def _list_faces(self, photo: Photo, box: Any, number: int, landmarks: Any) -> Mapping[int, Any]:
+        """The boxes of the faces on a photo by number; raises ImageInputError where none is found."""
+        if not self.auto:
+            return box if isinstance(box, Mapping) else {number: box}
         if self.find_boxes is None:
             raise OptionError("boxes='auto' needs a model that finds faces.")
-        found = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in self.find_boxes(photo)]
+        found = [tuple(float(x) for x in box) for box in self.find_boxes(photo)]
         if not found:
             raise ImageInputError(f"{photo.source}: no face was found on it; if there is one, pass its box.")
-        return found
+        if landmarks is None:
+            return dict(enumerate(found))
+        row = holding_box(found, landmarks)
+        if row is None:
+            faces = "the face" if len(found) == 1 else f"none of the {len(found)} faces"
+            does = "does not hold" if len(found) == 1 else "holds"
+            raise ImageInputError(
+                f"{photo.source}: {faces} found on it {does} its landmarks; pass the box of its face."
+            )
+        return {row: found[row]}
 
 
 def iter_photos(images: ImageLike | Iterable[ImageLike]) -> Iterator[Photo]:
@@ -166,7 +202,8 @@ def _is_iterable(values: Any) -> bool:
 def _warn_of_extents(boxes: Any) -> None:
     """Warn of boxes that are all square as (x, y, width, height), and never as (x0, y0, x1, y1)."""
     try:
-        x0, y0, x1, y1 = np.array([box for box in boxes if box is not None], dtype=np.float64).T
+        several = [box.values() if isinstance(box, Mapping) else [box] for box in boxes if box is not None]
+        x0, y0, x1, y1 = np.array([box for of_image in several for box in of_image], dtype=np.float64).T
     except (TypeError, ValueError, RuntimeError):  # validate_box says what is wrong, and where
         return
     if len(x0) and (x1 == y1).all() and (x1 - x0 != y1 - y0).all():

@@ -46,15 +46,7 @@ def validate_landmarks(
         LandmarkInputError: wrong shape, another number of faces, outside the image, missing, or names of which two
             are the same but for case and spaces.
     """
-    array, names = _as_array(landmarks, names)
-    if array.ndim == 2 and len(faces) == 1:
-        array = array[None]
-    if array.ndim != 3 or array.shape[2] != 2 or array.shape[1] == 0:
-        raise LandmarkInputError(
-            f"landmarks have the shape {array.shape}; wanted ({len(faces)}, K, 2): K points (x, y) for each face."
-        )
-    if len(array) != len(faces):
-        raise LandmarkInputError(f"landmarks are for {len(array)} faces, but there are {len(faces)} faces.")
+    array, names = read_landmarks(landmarks, len(faces), names)
     if names is not None and len(names) != array.shape[1]:
         raise LandmarkInputError(f"There are {len(names)} names for {array.shape[1]} landmarks.")
     _check_names(names or ())
@@ -67,6 +59,23 @@ def validate_landmarks(
             f"{int(hidden.sum())} landmarks on {int(hidden.any(axis=1).sum())} faces are at exactly (0, 0), a place in "
             "the image. If that stands for a hidden landmark, pass nan there."
         )
+    return array, names
+
+
+def read_landmarks(landmarks: Any, count: int | None, names: Any = None) -> tuple[Array, tuple[str, ...] | None]:
+    """Landmarks as in `validate_landmarks` of `count` faces, (B, K, 2), and their names; None: of any number of faces.
+
+    Raises LandmarkInputError for a wrong shape, or another number of faces.
+    """
+    array, names = _as_array(landmarks, names)
+    if array.ndim == 2 and count == 1:
+        array = array[None]
+    if array.ndim != 3 or array.shape[2] != 2 or array.shape[1] == 0:
+        raise LandmarkInputError(
+            f"landmarks have the shape {array.shape}; wanted ({count or 'n'}, K, 2): K points (x, y) for each face."
+        )
+    if count not in (None, len(array)):
+        raise LandmarkInputError(f"landmarks are for {len(array)} faces, but there are {count} faces.")
     return array, names
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from scemae import draw
 from scemae.calibration import Calibration, needed_groups
-from scemae.errors import OptionError, warn_user
-from scemae.features import Face, Index, chosen_rows, draw_crop
+from scemae.errors import ImageInputError, OptionError, warn_user
+from scemae.features import Face, Index, chosen_rows, draw_crop, name_faces
 from scemae.geometry import Crop
+from scemae.photo import read_photo
 
 PANEL_OVER_CROP = 1.4  # side of a drawn face over the side of its crop
 COVERAGE = 0.9  # of a radius, unless another is asked for
@@ -69,7 +70,7 @@ class Landmarks:
 
     @property
     def ok(self) -> NDArray[np.bool_]:
-        """Which faces (B,) were found, as far as that is known; landmarks of the others mean nothing."""
+        """(B,) bool, the faces that were found, as far as that is known; landmarks of the others mean nothing."""
         return np.array([face.found is not False for face in self.faces], dtype=bool)
 
     def labels(self) -> list[str]:
@@ -102,7 +103,7 @@ class Landmarks:
         return self.calibration.quantile(coverage) * self.expected_errors
 
     def to_dict(self, coverage: float = COVERAGE) -> list[dict[str, Any]]:
-        """JSON-ready: for each face its source, its image size, whether it was found, and the landmarks by name.
+        """JSON-ready: of each face its source, number, image size, whether it was found, and its landmarks by name.
 
         Where the radius is known, a landmark has it too, and the face the coverage that it is for. nan becomes null;
         "found" is null where that is not known.
@@ -112,6 +113,7 @@ class Landmarks:
         return [
             {
                 "source": face.source,
+                "face": face.number,
                 "image_size": list(face.image_size),
                 "found": face.found,
                 "face_score": _finite(face.score),
@@ -130,22 +132,53 @@ class Landmarks:
     def draw(self, radius: bool | float = False) -> Image.Image:
         """The faces, eight in a row, with their landmarks; a fainter dot is a lower score.
 
-        `radius` draws a circle in which the point lies with a probability of 0.9 (True), or of that number.
-
-        Raises OptionError for more than 200 faces, and what `radius` raises.
+        Several faces of a photo are shown on it, if its file can be opened again, in the squares that the model saw: in
+        red where no face was found. `radius` adds circles, in each of which its point lies with a probability of 0.9
+        (True), or of that number. Raises OptionError for more than 200 faces, and what the method `radius` raises.
         """
         draw.check_count(len(self))
-        panels = []
         radii = self._drawn_radii(radius)
-        for row, face in enumerate(self.faces):
-            panel, xy = _face_panel(face, self.xy[row])
-            circles = None if radii is None else radii[row] / _panel_crop(face).scale
-            panels.append(draw.points(panel, xy, self.scores[row], circles))
-        return draw.row([draw.grid(panels, [_file_name(face) for face in self.faces]), *self._legend()])
+        photos, others = self._draw_photos(radii)
+        names = name_faces(self.faces)
+        panels = [
+            draw.points(*_face_panel(face, self.xy[i]), self.scores[i], radii[i] / _panel_crop(face).scale)
+            for i, face in ((i, self.faces[i]) for i in others)
+        ]
+        rows = [draw.grid(panels, [Path(names[i]).name for i in others])] if others else []
+        return draw.row([draw.columns(rows + photos), *self._legend()])
 
-    def _drawn_radii(self, radius: bool | float) -> NDArray[np.float64] | None:
+    def _draw_photos(self, radii: NDArray[np.float64]) -> tuple[list[Image.Image], list[int]]:
+        """Each photo of several faces that can be opened again, with these in place, and the rows of the others."""
+        rows_of: dict[str, list[int]] = {}
+        for i, face in enumerate(self.faces):
+            rows_of.setdefault(face.source, []).append(i)
+        several = [rows for rows in rows_of.values() if len(rows) > 1]
+        photos, shown = [], set()
+        for rows in several:
+            if (photo := _open_again(self.faces[rows[0]])) is not None:
+                panel = self._draw_in_place(photo, rows, radii, draw.photo_side(photo, len(several)))
+                photos.append(draw.row([panel], [_file_name(self.faces[rows[0]])]))
+                shown.update(rows)
+        return photos, [i for i in range(len(self)) if i not in shown]
+
+    def _draw_in_place(self, photo: Image.Image, rows: list[int], radii: NDArray[np.float64], side: int) -> Image.Image:
+        """A photo, its longer side `side` px, with the squares and landmarks of the faces number `rows`."""
+        extent = max(photo.size)
+        shown = Crop.from_box((0, 0, extent, extent), side)
+        size = [max(round(length * side / extent), 1) for length in photo.size]
+        faces = [self.faces[i] for i in rows]
+        corners = np.stack([shown.to_input(face.crop.to_image(face.crop.corners)) for face in faces])
+        labels = [f"{face.number}: no face found" if face.found is False else str(face.number) for face in faces]
+        panel = photo.resize((size[0], size[1]), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        panel = draw.squares(panel, corners, labels, [face.found is False for face in faces])
+        for square, i in zip(corners, rows, strict=True):
+            draw.points_in_place(panel, square, shown.to_input(self.xy[i]), self.scores[i], radii[i] / shown.scale)
+        return panel
+
+    def _drawn_radii(self, radius: bool | float) -> NDArray[np.float64]:
+        """The radii (B, K) as `draw` is asked for them, image px; nan for none."""
         if radius is False:
-            return None
+            return np.full(self.scores.shape, np.nan)
         return self.radius(COVERAGE if radius is True else radius)
 
     def _legend(self, values: NDArray[np.float64] | None = None) -> list[Image.Image]:
@@ -173,16 +206,20 @@ class LandmarkMatches(Landmarks):
     def draw(self, radius: bool | float = False) -> Image.Image:
         """The reference beside each target, each landmark joined to its match; a fainter line is a lower score.
 
-        Raises OptionError for more than 200 targets, and for a radius, which matches do not have.
+        Several targets of a photo are shown on it, as in `Landmarks.draw`, without lines. Raises OptionError for more
+        than 200 targets, and for a radius, which matches do not have.
         """
         draw.check_count(len(self))
-        self._drawn_radii(radius)
+        radii = self._drawn_radii(radius)
         left, places = _face_panel(self.reference.faces[0], self.reference.xy[0])
+        photos, others = self._draw_photos(radii)
         rows = []
-        for face, xy, scores in zip(self.faces, self.xy, self.scores, strict=True):
-            right, found = _face_panel(face, xy)
-            rows.append(draw.row([draw.matches(left, places, right, found, scores), *self._legend(scores)]))
-        return draw.columns(rows)
+        for i in others:
+            right, found = _face_panel(self.faces[i], self.xy[i])
+            joined = draw.matches(left, places, right, found, self.scores[i])
+            rows.append(draw.row([joined, *self._legend(self.scores[i])]))
+        reference = draw.points(left, places)
+        return draw.columns(rows + [draw.row([reference, photo, *self._legend()]) for photo in photos])
 
     def draw_similarity(self, landmark: int | str = 0) -> Image.Image:
         """The similarity heat map of one landmark over the crop of each target, with its match.
@@ -215,6 +252,15 @@ def validate_coverage(coverage: object) -> None:
 def _file_name(face: Face) -> str:
     """The caption of a face: the name of its file, without the folders."""
     return Path(face.source).name
+
+
+def _open_again(face: Face) -> Image.Image | None:
+    """The photo of a face, upright, from its file; None where there is none, or another picture."""
+    try:
+        photo = read_photo(face.source, face.source).image
+    except ImageInputError:
+        return None
+    return photo if photo.size == face.image_size else None
 
 
 def _face_panel(face: Face, xy: NDArray[np.float64]) -> tuple[Image.Image, NDArray[np.float64]]:

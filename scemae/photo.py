@@ -50,6 +50,17 @@ def read_photo(item: Any, source: str) -> Photo:
     return Photo(source, _upright_rgb(_open(item, source), source))
 
 
+def is_picture_name(name: str) -> bool:
+    """By its ending; hidden files, such as those that macOS puts beside each file of a tar, do not count."""
+    path = Path(name)
+    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS and not path.name.startswith(".")
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder and below, in the order of their paths, by their names."""
+    return sorted(path for path in folder.rglob("*") if is_picture_name(path.name) and path.is_file())
+
+
 def is_text(images: Any) -> bool:
     """Whether an array is of texts, which are paths."""
     return isinstance(images, np.ndarray) and images.dtype.kind in "US"

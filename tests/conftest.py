@@ -21,7 +21,7 @@ import torch
 from fakehub import FakeHub
 
 import scemae
-from scemae.model.config import BACKBONES, BackboneConfig
+from scemae.model.config import BACKBONES, BackboneConfig, TokenAlignerConfig
 from scemae.model.sce_mae import SceMae
 from scemae.samples import sample_faces
 from scemae.weights.card import model_card
@@ -63,14 +63,17 @@ def model():
 
 @pytest.fixture(scope="session")
 def aligning_in(model, tmp_path_factory):
-    """Folder of the same model with fewer steps of alignment than nine: exports take as many passes of the encoder.
+    """Folder of the same model that aligns in so many steps: exports take as long as their graphs are large.
 
     `architecture`: one of fewer blocks, to have only the first of the encoder's.
     """
 
-    def folder_of(*steps, architecture=model.config.architecture):
+    def folder_of(count, architecture=model.config.architecture):
         folder = tmp_path_factory.mktemp("model") / "short"
-        aligner = replace(model.config.aligner, steps=steps, similarity_steps=min(2, len(steps)))
+        aligner, steps = model.config.aligner, count
+        if isinstance(aligner, TokenAlignerConfig):  # the stages of its first steps, and that of its last
+            steps = (*aligner.steps[: count - 1], aligner.steps[-1])
+        aligner = replace(aligner, steps=steps, similarity_steps=min(2, count))
         config = replace(model.config, aligner=aligner, architecture=architecture)
         wanted = SceMae(config).state_dict()
         save_model(folder, {name: tensor for name, tensor in model.state_dict().items() if name in wanted}, config, "")
@@ -86,7 +89,7 @@ def two_block_folder(aligning_in):
     """Folder of the released model's first two blocks, aligning in one step: for tests that are not about weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "test-two-blocks", replace(BACKBONES["deit-tiny"], depth=2))
-        yield aligning_in(2, architecture="test-two-blocks")
+        yield aligning_in(1, architecture="test-two-blocks")
 
 
 @pytest.fixture(scope="session")

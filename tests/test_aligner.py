@@ -1,80 +1,195 @@
 """Alignment: planted points come back as their affine; a turned, scaled, shifted, brightened copy as the same face."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
+from torch import nn
 
 import scemae
-from scemae.geometry import Alignment, apply_affine, invert
-from scemae.model.aligner import FaceAligner, is_plausible
+from scemae.geometry import (
+    apply_affine,
+    apply_affines,
+    half_sides_to_pixels,
+    invert,
+    invert_affines,
+    pixels_to_half_sides,
+)
+from scemae.model.aligner import LOST, FaceAligner, Located, is_plausible
 from scemae.model.config import AlignerConfig
 
 CONFIG = AlignerConfig(
     points=((-0.4, -0.4), (0.4, -0.4), (0.0, 0.1), (0.0, 0.8)),
     scale=0.8,
-    steps=(0, 0),
+    view_size=32,
+    widths=(4, 8),
+    squeezed=2,
+    hidden=8,
+    steps=3,
     similarity_steps=1,
-    projection_dim=4,
-    residual=0.05,
+    settled=0.01,
+    threshold=-2.0,
+    slope=1.5,
 )
+SURE = -3.0  # log error
+TURNED = np.array([[0.9, -0.25, 12.0], [0.25, 0.9, -7.0]])
+SLANTED = np.array([[0.9, -0.2, 12.0], [0.25, 1.1, -7.0]])
+IDENTITY = np.eye(2, 3)
 
 
-def test_planted_points_give_their_affine():
-    aligner = FaceAligner(CONFIG, tokens=144, width=8, input_size=96)
-    affine = np.array([[0.9, -0.2, 12.0], [0.25, 1.1, -7.0]])
-    moved = apply_affine(affine, aligner.canonical)
-    points = torch.from_numpy((moved + 0.5) / 48 - 1)[None]
-    ((found, residual),) = aligner.affines(points, step=1)
-    assert np.allclose(found, affine, atol=1e-9)
-    expected = np.sqrt(((moved - aligner.canonical) ** 2).sum(1).mean()) / 48
-    assert residual == pytest.approx(expected)
-    ((turned, _),) = aligner.affines(points, step=0)
-    assert turned[0, 0] == pytest.approx(turned[1, 1])
-    assert turned[0, 1] == pytest.approx(-turned[1, 0])
+@pytest.fixture
+def aligner():
+    return FaceAligner(CONFIG, 96)
 
 
-def test_canonical_points_are_in_the_canonical_view():
-    aligner = FaceAligner(CONFIG, tokens=144, width=8, input_size=96)
-    assert np.allclose(aligner.canonical[0], [(-0.5 + 1) * 48 - 0.5] * 2)
+def canonical_pixels(aligner):
+    """The canonical points (P, 2) in pixels of the canonical view."""
+    return half_sides_to_pixels(aligner.canonical.numpy(), aligner.input_size)
 
 
-def test_a_stage_is_the_regression_that_it_says():
-    aligner = FaceAligner(CONFIG, tokens=144, width=8, input_size=96)
-    (stage, *_) = aligner.stages
-    for name, buffer in stage.named_buffers():
-        buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(len(name))))
-    tokens = torch.randn(2, 144, 8)
-    expected = [
-        ((t - stage.token_mean) @ stage.token_projection).reshape(-1).sub(stage.feature_mean) @ stage.weight
-        + stage.bias
-        for t in tokens
-    ]
-    assert torch.allclose(aligner(tokens, 0), torch.stack(expected).reshape(2, 4, 2), atol=1e-4)
+def test_canonical_points_are_in_the_canonical_view(aligner):
+    assert np.allclose(canonical_pixels(aligner)[0], [(-0.5 + 1) * 48 - 0.5] * 2)
 
 
-def test_the_steps_lead_each_face_to_where_its_points_are_canonical():
-    """Views that report exactly where the canonical points are: one step each is enough, from any start."""
-    aligner = FaceAligner(CONFIG, tokens=1, width=8, input_size=96)
-    starts = [np.array([[0.9, -0.2, 12.0], [0.25, 1.1, -7.0]]), np.array([[1.2, 0.1, -3.0], [0.0, 0.8, 5.0]])]
+def test_planted_points_give_their_affine(aligner):
+    moved = np.stack([apply_affine(affine, canonical_pixels(aligner)) for affine in (SLANTED, TURNED)])
+    points = torch.from_numpy(pixels_to_half_sides(moved, 96))
+    assert np.allclose(aligner.motion(points, step=1), [SLANTED, TURNED], atol=1e-6)
+    nearest, exact = aligner.motion(points, step=0).numpy()  # a rotation, scale and shift
+    assert np.allclose(exact, TURNED, atol=1e-6)
+    assert np.allclose(nearest[:, 0], [nearest[1, 1], -nearest[0, 1]])
+    residuals = [apply_affine(nearest, canonical_pixels(aligner)) - moved[0] for nearest in (nearest, TURNED)]
+    assert np.square(residuals[0]).sum() < np.square(residuals[1]).sum()
 
-    def predict(points, stage):
-        return points
 
-    def encode(affines):
-        seen = [apply_affine(invert(affine), aligner.canonical) for affine in affines]  # the target: the identity
-        return torch.from_numpy(np.stack(seen) + 0.5) / 48 - 1
+class Eyes:
+    """In the place of a network: it sees in each view exactly where the canonical points of its face are.
 
-    aligner.forward = predict
-    found, residuals = aligner.align(starts, encode)
-    assert np.allclose(found, [np.eye(3)[:2]] * 2)
-    assert all(residual < 0.2 for residual in residuals)
+    Face number i has its canonical view at `targets[i]`, and is seen with the log error `sureness[i]`.
+    """
 
-    found, residuals = aligner.align(starts, encode, accept=lambda index, affine: index == 0)
-    assert np.allclose(found[0], np.eye(3)[:2])
-    assert found[1] is starts[1]
-    assert residuals[1] == np.inf
-    assert aligner.align(starts, encode, steps=[])[0] == starts
+    def __init__(self, aligner, targets, sureness):
+        self.pixels = torch.from_numpy(canonical_pixels(aligner))
+        self.targets, self.sureness = torch.from_numpy(np.stack(targets)), torch.tensor(sureness)
+        self.looks = []  # rows of each step
+
+    def __call__(self, rows, affines, step):
+        assert step == len(self.looks)
+        self.looks.append(rows.tolist())
+        places = apply_affines(self.targets[rows], self.pixels.expand(len(rows), -1, -1))
+        seen = apply_affines(invert_affines(affines), places)
+        return Located(torch.from_numpy(pixels_to_half_sides(seen, 96)), self.sureness[rows])
+
+
+def test_the_steps_lead_each_face_to_where_its_points_are_canonical(aligner):
+    starts = torch.from_numpy(np.stack([IDENTITY, TURNED, SLANTED]))
+    eyes = Eyes(aligner, [TURNED, SLANTED, SLANTED], [SURE, SURE, SURE])
+    found = aligner.align(starts, eyes)
+    assert np.allclose(found.affines, [TURNED, SLANTED, SLANTED], atol=1e-5)
+    assert found.log_errors.tolist() == [SURE] * 3
+    assert found.affines.dtype == torch.float64
+    # The first is there after the first step, which turns; the second needs one that slants; each looks once more.
+    assert eyes.looks == [[0, 1, 2], [0, 1], [1]]
+
+
+def test_each_face_stops_where_it_has_settled(aligner):
+    """Only where its points are at their places, and it is sure that there is a face."""
+    at_place = torch.from_numpy(np.stack([IDENTITY] * 3))
+    eyes = Eyes(aligner, [IDENTITY, IDENTITY, TURNED], [SURE, CONFIG.threshold + 0.1, SURE])
+    aligner.align(at_place, eyes)
+    assert eyes.looks == [[0, 1, 2], [1, 2], [1]]
+    points = aligner.canonical[None] + torch.tensor([CONFIG.settled * 0.9, 0])
+    settled = [aligner.has_settled(shifted, torch.tensor([SURE])) for shifted in (points, 2 * points)]
+    assert [bool(one) for one in settled] == [True, False]
+
+
+def test_no_further_step_is_taken_where_it_is_hopeless(aligner):
+    starts = torch.from_numpy(np.stack([IDENTITY] * 2))
+    eyes = Eyes(aligner, [SLANTED] * 2, [-0.5, -1.0])
+    found = aligner.align(starts, eyes, hopeless=-0.7)
+    assert eyes.looks == [[0, 1], [1], [1]]
+    assert np.allclose(found.affines[1], SLANTED, atol=1e-5)
+    assert not np.allclose(found.affines[0], SLANTED, atol=1)
+    assert found.log_errors.tolist() == [-0.5, -1.0]
+
+
+def test_a_step_that_is_not_accepted_is_not_taken(aligner):
+    starts = torch.from_numpy(np.stack([IDENTITY] * 3))
+    asked = []
+
+    def accept(rows, affines):
+        asked.append(rows.tolist())
+        assert len(affines) == len(rows)
+        return (rows == 0) | ((rows == 2) & (len(asked) > 1))
+
+    eyes = Eyes(aligner, [TURNED] * 3, [SURE] * 3)
+    found = aligner.align(starts, eyes, accept=accept)
+    assert asked == eyes.looks == [[0, 1, 2], [0, 1, 2], [1, 2]]  # a later step may be accepted
+    assert np.allclose(found.affines, [TURNED, IDENTITY, TURNED], atol=1e-5)
+    assert found.log_errors.tolist() == [SURE, LOST, SURE]
+
+
+def test_no_step_and_no_face(aligner):
+    starts = torch.from_numpy(TURNED)[None]
+    eyes = Eyes(aligner, [TURNED], [SURE])
+    found = aligner.align(starts, eyes, steps=[])
+    assert torch.equal(found.affines, starts)
+    assert found.log_errors.tolist() == [LOST]
+    assert len(aligner.align(starts[:0], eyes).affines) == 0
+    assert eyes.looks == []
+
+
+def test_the_score_is_a_half_at_the_threshold(aligner):
+    apart = math.log(3) / CONFIG.slope  # log odds of 3 to 1
+    scores = aligner.face_scores(torch.tensor([-2.0, -2.0 - apart, -2.0 + apart, LOST]))
+    assert scores[:3].tolist() == pytest.approx([0.5, 0.75, 0.25])
+    assert scores[3] < 0.001
+
+
+def test_what_the_alignment_did_is_described(aligner):
+    done = aligner.describe(np.array([[0, -2.0, 120.0], [2.0, 0, -46.5]]))
+    assert (done.rotation, done.scale) == pytest.approx((90, 2))
+    assert done.shift == pytest.approx(((120 - 95 - 47.5) / 96, (-46.5 + 95 - 47.5) / 96))
+
+
+@pytest.mark.parametrize("view_size", [16, 33, 64])
+def test_views_of_any_size_are_seen(view_size):
+    located = FaceAligner(replace(CONFIG, view_size=view_size), 96)(torch.rand(2, 3, view_size, view_size))
+    assert located.points.shape == (2, 4, 2)
+    assert located.log_errors.shape == (2,)
+
+
+def test_log_errors_have_ends(aligner):
+    last = aligner.layers[-1]
+    for bias, seen in ((1e3, LOST), (-1e3, -2 * LOST)):
+        with torch.no_grad():
+            last.bias[-1] = bias
+        assert aligner(torch.rand(1, 3, 32, 32)).log_errors.tolist() == [seen]
+
+
+def randomise_norms(module):
+    """Statistics and weights of each batch normalisation as after some training."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.weight.data, layer.running_var):
+                tensor.uniform_(0.5, 2)
+            for tensor in (layer.bias.data, layer.running_mean):
+                tensor.normal_()
+
+
+def test_norms_are_folded_into_the_convolutions():
+    trained = FaceAligner(CONFIG, 96, norm=True)
+    randomise_norms(trained)
+    folded = trained.fold_norms()
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    assert folded.state_dict().keys() == FaceAligner(CONFIG, 96).state_dict().keys()
+    views = torch.rand(3, 3, 32, 32)
+    for found, wanted in zip(folded(views), trained.eval()(views), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+    assert not torch.allclose(folded(views).points, trained.train()(views).points, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +208,6 @@ def test_plausible_alignments(determinant, centre, wanted):
     assert bool(is_plausible(determinant, np.array(centre), np.array([100, 80]))) is wanted
     batched = is_plausible(torch.tensor([determinant]), torch.tensor([centre]), torch.tensor([100, 80]))
     assert batched.tolist() == [wanted]
-
-
-def test_confidence_falls_with_what_is_left_to_do():
-    aligner = FaceAligner(CONFIG, tokens=144, width=8, input_size=96)
-    identity = np.eye(3)[:2]
-    assert [aligner.describe(identity, r).confidence for r in (0, 0.05, np.inf)] == [1, 0.5, 0]
-    assert isinstance(aligner.describe(identity, 0.0), Alignment)
 
 
 def moved_copy(picture, box, degrees, scale, shift):
@@ -153,12 +261,13 @@ def test_what_alignment_did_is_reported(model, samples):
     faces = scemae.extract_features(model, [picture, copy], boxes=[sample.box] * 2, expansion=1).faces
     assert faces[1].alignment.rotation - faces[0].alignment.rotation == pytest.approx(20, abs=4)
     assert faces[1].alignment.scale == pytest.approx(faces[0].alignment.scale, rel=0.06)
-    assert min(face.alignment.confidence for face in faces) > 0.5
+    assert all(face.found is not False for face in faces)
 
 
 def test_a_lost_face_keeps_a_sane_crop(model):
     noise = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
-    face = scemae.extract_features(model, noise, expansion=1).faces[0]
-    assert 0.25 <= face.alignment.scale <= 4
-    assert 0 <= face.alignment.confidence < 1
-    assert face.view().size == (288, 288)
+    for search, most in (("none", 4.0), ("auto", 1.7 * 4)):
+        face = scemae.extract_features(model, noise, expansion=1, search=search).faces[0]
+        assert 0.6 * 0.25 <= face.alignment.scale <= most
+        assert not face.found
+        assert face.view().size == (288, 288)

@@ -14,7 +14,7 @@ from scemae.cli.main import build_parser, main
 from scemae.errors import OutputError, TableError, WeightsIntegrityError
 from scemae.tables import read_annotations, read_boxes, read_groups
 
-INFERENCE = ("models", "info", "features", "match", "fit", "predict", "demo", "doctor")
+INFERENCE = ("models", "info", "boxes", "features", "match", "fit", "predict", "demo", "doctor")
 
 
 @pytest.fixture

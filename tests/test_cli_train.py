@@ -9,14 +9,14 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from training_runs import TrainingProcess, log_of, no_fsync, state_of  # noqa: F401
+from training_runs import TrainingProcess, log_of, no_fsync, spawn_ranks, state_of  # noqa: F401
 
 import scemae
 from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.cli.main import main
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.training.discriminant_config import DiscriminantConfig
-from scemae.training.perturbation_config import AlignConfig
+from scemae.training.perturbation_config import AlignConfig, FindConfig
 from scemae.training.run_config import STAGE1_PRESETS, CardFields, PublishConfig, RunOptions, Stage1Config, Stage2Config
 from scemae.training.training_config import field_help
 
@@ -110,7 +110,8 @@ def test_none_is_a_value():
 
 
 @pytest.mark.parametrize(
-    "kind", [Stage1Config, Stage2Config, DiscriminantConfig, AlignConfig, RunOptions, CardFields, PublishConfig]
+    "kind",
+    [Stage1Config, Stage2Config, DiscriminantConfig, AlignConfig, FindConfig, RunOptions, CardFields, PublishConfig],
 )
 def test_every_option_has_a_sentence_of_help(kind):
     helps = field_help(kind)
@@ -341,33 +342,45 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_model(capfd, images, tmp_path):
 # ---- launchers
 
 
-LAUNCHERS = {
-    "accelerate": ("accelerate.commands.launch", "--num_processes", "2", "--cpu"),
-    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-}
+STAGE1 = ("train", "stage1", *small_but(["--architecture", "--patch-size"]), "--architecture", "deit-tiny")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launched(images, tmp_path, launcher):
-    """Without MPI `accelerate launch --cpu` starts one process, whatever number it is given; the command says so."""
+@pytest.fixture
+def stage1(images, tmp_path):
+    """The words of a small stage 1 that other processes know the architecture of."""
     from scemae.training.pack import pack_faces
 
     pack_faces(images, tmp_path / "pack")
-    words = ["-m", "scemae", "train", "stage1", "--data", str(tmp_path / "pack"), "--out", str(tmp_path / "run")]
-    released = ["--architecture", "deit-tiny", "--patch-size", "32"]
-    small = [*small_but(released), *released]
+    return [*STAGE1, "--patch-size", "32", "--data", str(tmp_path / "pack"), "--out", str(tmp_path / "run"), "--json"]
+
+
+def assert_trained(run):
+    assert len(log_of(run)) == 6
+    assert scemae.load_model(f"local-dir:{run}/model").config.images_seen == 24
+
+
+@pytest.mark.slow
+def test_launched_by_accelerate(stage1, tmp_path):
+    """Without MPI `accelerate launch --cpu` starts one process, whatever number it is given; the command says so.
+
+    `torchrun` launches stage 2, in test_training_stages.py.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "scemae"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, "-m", *LAUNCHERS[launcher], *words, *small, "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = subprocess.run([*command, *stage1], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    processes = 2 if launcher == "torchrun" else 1
-    assert json.loads(done.stdout)["hardware"].startswith(f"{processes} x ")  # told once
-    assert ("starts a single process" in done.stderr) == (processes == 1)
-    assert len(log_of(tmp_path / "run")) == 6
-    assert scemae.load_model(f"local-dir:{tmp_path}/run/model").config.images_seen == 24
+    assert json.loads(done.stdout)["hardware"].startswith("1 x ")
+    assert "starts a single process" in done.stderr
+    assert_trained(tmp_path / "run")
+
+
+def exit_with(words):
+    sys.exit(main(words))
+
+
+@pytest.mark.slow
+def test_stage_1_by_two_processes(stage1, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert [process.wait() for process in spawn_ranks(tmp_path, 2, exit_with, stage1)] == [0, 0]
+    assert "| hardware | 2 x " in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert_trained(tmp_path / "run")

@@ -20,6 +20,7 @@ from PIL import Image
 import scemae
 from scemae.cli.main import TRAINING, main
 from scemae.detector.cascade import CascadeHead
+from scemae.detector.heatmap import HeatmapHead
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.weights import download_files, zoo
 from scemae.weights.model_folder import CONFIG, WEIGHTS, file_sha256
@@ -30,17 +31,22 @@ TINY = ROOT / "weights" / "scemae-tiny"
 
 FEW = "--overwrite --held-out 3 --batch-size 4"
 FAST = "--steps 2 --precision float32 --no-compile"
+NARROW = "--widths 4,8 --squeezed 4 --hidden 8 --background-squares 16"
 MORE = {  # command -> further words beside those in the document
     "data align": "--model local-dir:run/model",
     "data pack": "--overwrite",
     "demo": "--overwrite",
     "export": "--overwrite --faces 1 --tolerance 0.5",
     "fit": "--overwrite --no-align",
-    "train align": f"{FEW} --views 12 --projection-views 8 --amplitudes 1,0.5 --steps 0,1,1",
+    "train align": f"{FEW} {FAST} {NARROW}",
+    "train find": f"{FEW} {FAST} {NARROW} --finder-widths 4,4,8",
     "train discriminant": f"{FEW} --views 8 --projector-dim 8",
     "train stage1": f"{FAST} --overwrite --architecture test-narrow --batch-size 4",
     "train stage2": f"{FEW} {FAST} --projector-dim 8 --faces-together 2",
 }
+
+# An export takes as long as its graph is large: the cascade and the alignment are exported in test_export.py.
+SMALL_HEAD = HeatmapHead(heatmaps=1, steps=1)
 
 SLOW = {  # pages whose blocks take seconds
     "python": {"export", "learning-curve", "own-detector", "quickstart"},
@@ -83,19 +89,16 @@ def run_command(words, more, monkeypatch):
 
 @pytest.fixture(scope="module")
 def short_folder(aligning_in):
-    """What stands in for scemae-tiny: its first block, aligning in one step; detectors have two stages.
-
-    An export takes as long as its graph is large: what this leaves out is tested in test_export.py.
-    """
+    """What stands in for scemae-tiny: its first block, aligning in one step; detectors have one stage."""
     init = CascadeHead.__init__
 
-    def init_two_stages(self, sigmas=(8.0, 1.0), **params):
-        init(self, sigmas=(sigmas[0], sigmas[-1]), **params)
+    def init_one_stage(self, sigmas=(1.0,), **params):
+        init(self, sigmas=sigmas[-1:], **params)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CascadeHead, "__init__", init_two_stages)
+        patch.setattr(CascadeHead, "__init__", init_one_stage)
         patch.setitem(BACKBONES, "test-short", replace(BACKBONES["deit-tiny"], depth=1))
-        yield aligning_in(2, architecture="test-short")
+        yield aligning_in(1, architecture="test-short")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,7 @@ def supplied(tmp_path_factory, short_folder, samples):
         margin = (x1 - x0) * 0.21  # the box is the central 96/136 of the picture
         around = (x0 - margin, y0 - margin, x1 + margin, y1 + margin)
         Image.open(face.path).crop(around).save(folder / "faces" / f"{number}.png")
-    fixed = {"align": False, "expansion": 1, "mirror": "off"}
+    fixed = {"align": False, "expansion": 1, "mirror": "off", "head": SMALL_HEAD}
     model, face = scemae.load_model(short_folder), samples[0]
     detector = scemae.fit_regressor(model, face.path, face.landmarks, boxes=face.box, **fixed)
     detector.save(folder / "detector.safetensors")
@@ -129,8 +132,14 @@ def write_table(path, columns, rows):
 
 
 @pytest.fixture
-def here(short_folder, tmp_path, monkeypatch):
+def here(page, short_folder, tmp_path, monkeypatch):
     """The current folder, empty; scemae-tiny is its stand-in."""
+    if page.stem == "export":
+        unaligned = scemae.load_model(short_folder)
+        unaligned.aligner = None
+        monkeypatch.setattr(scemae, "load_model", lambda *_name: unaligned)
+    if "scemae export" in page.read_text():
+        monkeypatch.setattr(CascadeHead, "with_defaults", lambda aligned: SMALL_HEAD)
     sha256 = {name: file_sha256(short_folder / name) for name in (WEIGHTS, CONFIG)}
     monkeypatch.setitem(zoo.RELEASED, zoo.DEFAULT, replace(zoo.RELEASED[zoo.DEFAULT], sha256=sha256))
     for module in (zoo, download_files):

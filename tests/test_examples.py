@@ -7,6 +7,7 @@ import pytest
 from made_up_faces import mtfl_folder
 from PIL import Image
 
+import scemae
 from scemae.datasets import read_dataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -23,7 +24,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("frames_picture.py", ["frames.png"], ["frames.png"]),
     ],
 )
-def test_example_runs(script, arguments, written, tmp_path, monkeypatch, capsys):
+def test_example_runs(script, arguments, written, two_block_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scemae, "load_model", lambda **_options: two_block_model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")  # in this process: torch is imported already

@@ -9,18 +9,19 @@ import scemae
 
 FLOORS = {
     0: "errors geometry",
-    1: "calibration metrics numerics output photo plots progress ridge warps draw",
+    1: "calibration metrics numerics output photo plots progress ridge warps draw boxes",
     2: "model patches tables",
     3: "features images weights samples",
-    4: "landmarks extraction",
-    5: "landmark_input",
-    6: "matching detector",
-    7: "export",
-    8: "datasets training",
-    9: "__init__",  # the public face: names of the floors below, brought when they are asked for
-    10: "evaluation",
-    11: "cli",
-    12: "__main__",
+    4: "landmarks face_boxes",
+    5: "extraction",
+    6: "landmark_input",
+    7: "matching detector",
+    8: "export",
+    9: "datasets training",
+    10: "__init__",  # the public face: names of the floors below, brought when they are asked for
+    11: "evaluation",
+    12: "cli",
+    13: "__main__",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 # Extras of the package: no room below the command line imports them, and it does so only when their command is called.

@@ -306,16 +306,16 @@ def test_a_batch_gives_each_photo_with_its_box(wrap, boxes):
     wanted = [middle] * 3 if boxes is None else [box or middle for box in BOXES]
     boxes = iter(BOXES) if boxes is not None and not hasattr(boxes, "__len__") else boxes
     pairs = list(ImageBatch(wrap([PIXELS, GREY, PICTURE]), boxes))
-    assert [box for _, box in pairs] == wanted
-    assert [photo.image.size for photo, _ in pairs] == [(30, 20)] * 3
+    assert [face.box for face in pairs] == wanted
+    assert [face.photo.image.size for face in pairs] == [(30, 20)] * 3
 
 
 @pytest.mark.parametrize(
     "boxes", [(0, 0, 20, 20), [0, 0, 20, 20], np.array([0, 0, 20, 20]), [(0, 0, 20, 20)], np.array([[0, 0, 20, 20]])]
 )
 def test_one_image_takes_a_box_or_a_list_of_one(boxes):
-    [(_, box)] = ImageBatch(PICTURE, boxes)
-    assert list(box) == [0, 0, 20, 20]
+    [face] = ImageBatch(PICTURE, boxes)
+    assert list(face.box) == [0, 0, 20, 20]
 
 
 # What it cannot be.
@@ -506,7 +506,7 @@ class Table:
 def test_boxes_in_a_data_frame():
     """Faults D: "no box for" the fifth image, as there are four columns."""
     columns = {"y0": [1, 2], "x0": [3, 4], "x1": [20, 21], "y1": [18, 19], "path": ["a", "b"]}
-    boxes = [list(box) for _, box in ImageBatch([PICTURE] * 2, Table(**columns))]
+    boxes = [list(face.box) for face in ImageBatch([PICTURE] * 2, Table(**columns))]
     assert boxes == [[3, 1, 20, 18], [4, 2, 21, 19]]
     with pytest.raises(BoxInputError, match="boxes has the columns x, y; wanted x0, y0, x1, y1"):
         ImageBatch([PICTURE] * 2, Table(x=[1, 2], y=[1, 2]))
@@ -527,7 +527,7 @@ def test_photos_that_are_skipped_leave_memory():
     batch = ImageBatch([PICTURE] * 3, [(0, 0, 20, 20), (0, 0, 1, 1), (0, 0, 20, 20)], on_error="skip")
     with pytest.warns(UserWarning, match="smaller than 8 px"):
         list(batch)
-    [(source, error)] = batch.failed
+    [(source, error, _)] = batch.failed
     assert (source, type(error), error.__traceback__, error.__context__) == ("image 1", BoxInputError, None, None)
 
 

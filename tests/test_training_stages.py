@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import scemae
 from scemae.cli.main import main
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.pack import Pack, sample_pack
-from scemae.training.perturbation_config import AlignConfig
+from scemae.training.perturbation_config import CANONICAL_POINTS
 
 QUICK = ("--held-out", "3", "--batch-size", "4")
+NARROW = ("--widths", "4,8", "--squeezed", "4", "--hidden", "8", "--background-squares", "16")
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +40,23 @@ def run(capsys, *words):
 
 
 def test_alignment_then_stage_2_then_what_users_do(capsys, pack, tiny, tmp_path, samples):
-    few = ("--projection-dim", "4", "--projection-views", "8", "--views", "12")
-    words = ("--model", tiny, "--data", pack, "--out", tmp_path / "a", "--amplitudes", "1,0.5", "--steps", "0 1 1")
+    few = ("--steps", "2", "--no-compile", *NARROW)
+    words = ("--model", tiny, "--data", pack, "--out", tmp_path / "a", "--alignment-steps", "2")
     code, told = run(capsys, "train", "align", *words, *QUICK, *few)
-    assert code == 0
-    assert [stage["amplitude"] for stage in told["stages"]] == [1, 0.5]
+    assert code == 0, told
+    assert (told["step"], told["steps"]) == (2, 2)
     aligned = f"local-dir:{tmp_path / 'a' / 'model'}"
-    config = AlignConfig(amplitudes=(1, 0.5), steps=(0, 1, 1), projection_dim=4)
-    assert scemae.load_model(aligned).config.aligner == config.aligner
+    config = scemae.load_model(aligned).config.aligner
+    assert (config.widths, config.steps, config.points) == ((4, 8), 2, CANONICAL_POINTS)
+    assert {"near_error", "wide_error"} <= log_of(tmp_path / "a")[-1].keys()
+
+    words = ("--model", aligned, "--data", pack, "--out", tmp_path / "f", "--sides", "16,30")
+    code, told = run(capsys, "train", "find", *words, *QUICK, *few, "--finder-widths", "4,4,8")
+    assert code == 0, told
+    aligned = f"local-dir:{tmp_path / 'f' / 'model'}"
+    finding = scemae.load_model(aligned).config
+    assert (finding.finder.sides, finding.finder.widths, finding.aligner) == ((16, 30), (4, 4, 8), config)
+    assert "threshold" in log_of(tmp_path / "f")[-1]
 
     moved = ("--preset", "moved", "--faces-together", "2", "--cluster-block", "1", "--projector-dim", "8")
     words = ("--data", pack, "--out", tmp_path / "s", *QUICK, "--steps", "2", "--no-compile", "--name", "mine")
@@ -54,9 +65,10 @@ def test_alignment_then_stage_2_then_what_users_do(capsys, pack, tiny, tmp_path,
     assert told["step"] == 2
     trained = f"local-dir:{tmp_path / 's' / 'model'}"
     model = scemae.load_model(trained)
-    assert (model.config.name, model.config.projector_dim, len(model.aligner.stages)) == ("mine", 8, 2)
+    assert (model.config.name, model.config.projector_dim) == ("mine", 8)
+    assert (model.config.aligner, model.config.finder) == (config, finding.finder)
     card = (tmp_path / "s" / "model" / "README.md").read_text()
-    assert card.index("made: alignment") < card.index("made: stage 2")
+    assert card.index("made: alignment") < card.index("made: face finder") < card.index("made: stage 2")
     log = log_of(tmp_path / "s")
     assert "warped_projected_error" in log[-1]
     assert (tmp_path / "s" / "pictures" / "0000002.png").is_file()
@@ -93,11 +105,11 @@ def test_another_input_size_works_from_images_to_a_model(capsys, tiny_backbone, 
     assert (faces.input_size, faces.size) == (64, 90)
 
     stages = {
-        "align": ("--projection-views", "8", "--views", "12", "--projection-dim", "4", "--amplitudes", "1"),
+        "align": (*NARROW, *quick),
+        "find": (*NARROW, "--finder-widths", "4,4,8", *quick),
         "discriminant": ("--projector-dim", "8", "--views", "8"),
         "stage2": ("--projector-dim", "8", "--cluster-block", "1", *quick),
     }
-    stages["align"] += ("--steps", "0 0")
     source = tmp_path / "1"
     for stage, options in stages.items():
         words = ("--model", f"local-dir:{source}/model", "--data", faces.folder, "--out", tmp_path / stage)
@@ -121,7 +133,13 @@ def test_another_input_size_works_from_images_to_a_model(capsys, tiny_backbone, 
     [
         (("stage2", "--keys", "others"), "there is no other face"),
         (("discriminant", "--amplitude", "0"), "amplitude is 0.0; it must be above 0"),
-        (("align", "--steps", "0,2"), "must use each of the 3 stages"),
+        (("align", "--scales", "2,1"), "scales is (2.0, 1.0); it must be two rising numbers above 0"),
+        (("find", "--wide", "2"), "wide is 2.0; it must be in 0..1"),
+        (("find", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
+        (
+            ("align", "--held-out", "3", "--backgrounds", str(Path(scemae.__file__).parent / "cli")),
+            "holds 0 pictures; wanted at least 8 without faces",
+        ),
         (("align", "--held-out", "12"), "has 12 faces; 12 cannot be held out"),
     ],
 )
@@ -140,17 +158,17 @@ def test_faces_are_aligned(capsys, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_stage_2_by_launchers(pack, tmp_path, launcher):
-    starts = {
-        "accelerate": ("accelerate.commands.launch", "--num_processes", "2", "--cpu"),
-        "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-    }
+def test_stage_2_by_torchrun(pack, tmp_path):
+    """`accelerate` launches stage 1, in test_cli_train.py."""
+    launch = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "scemae", "train", "stage2")
     words = ("--model", "scemae-tiny", "--data", pack, "--out", tmp_path / "run", *QUICK, "--steps", "2")
     how = ("--no-compile", "--precision", "float32", "--json")
-    command = [sys.executable, "-m", *starts[launcher], "-m", "scemae", "train", "stage2", *map(str, words), *how]
+    command = [sys.executable, "-m", *launch, *map(str, words), *how]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 2
+    told = json.loads(done.stdout)  # told once
+    assert told["step"] == 2
+    assert told["hardware"].startswith("2 x ")
+    assert "starts a single process" not in done.stderr
     assert scemae.load_model(f"local-dir:{tmp_path}/run/model").config.projector_dim == 64

@@ -37,7 +37,7 @@ from scemae.evaluation.silhouette import (
     silhouette_settings,
     silhouette_table,
 )
-from scemae.extraction import Extractor
+from scemae.model.extractor import Extractor
 from scemae.output import write_picture
 from scemae.plots import require_matplotlib
 from scemae.weights.zoo import DTYPES, load_model

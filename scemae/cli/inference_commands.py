@@ -1,11 +1,12 @@
-"""The commands that use a model: models, info, features, match, fit, predict, demo and doctor."""
+"""The commands that use a model: models, info, boxes, features, match, fit, predict, demo and doctor."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,19 @@ from scemae import draw
 from scemae.errors import ImageInputError, OptionError, TableError, escape_controls
 from scemae.output import find_leftovers, new_path, real_path, write_picture
 from scemae.samples import sample_faces
-from scemae.tables import read_annotations, read_boxes, read_groups
+from scemae.tables import FaceKey, boxes_by_image, match_boxes, read_annotations, read_boxes, read_groups, write_boxes
 
 if TYPE_CHECKING:
+    from scemae.face_boxes import FaceBoxes
     from scemae.features import FaceFeatures
     from scemae.images import ImageBatch
     from scemae.landmarks import Landmarks
     from scemae.model.config import Use
+    from scemae.photo import Photo
 
 PACKAGES = ("scemae", "torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow")
 Report = tuple[Any, str, Iterator[str]]  # for --json, as text, and lines that follow once these are printed
+Annotations = Mapping[FaceKey, Mapping[str, tuple[float, float]]]
 MODEL_HELP = "Name of a released model (default: scemae-tiny), hf-hub:ORG/REPO, or local-dir:PATH."
 
 
@@ -46,6 +50,40 @@ def info(args: argparse.Namespace) -> tuple[Any, str]:
     return row, "\n".join(f"{name}: {value}" for name, value in row.items())
 
 
+def boxes(args: argparse.Namespace) -> Report:
+    """Find the faces of photos and write the table of their boxes."""
+    from scemae.face_boxes import find_faces_on
+    from scemae.images import ImageBatch
+    from scemae.progress import with_progress
+
+    out = None if args.out is None else new_path(args.out, args.overwrite)
+    batch = ImageBatch(_list_photos(args.photos), "auto", on_error="skip")
+    model = scemae.load_model(args.model)
+    found: list[FaceBoxes] = []
+
+    def find_boxes(photo: Photo) -> Any:
+        found.append(find_faces_on(photo, model, args.min_size, args.max_faces))
+        return found[-1].xyxy
+
+    batch.find_boxes = find_boxes
+    for _ in with_progress(([face] for face in batch), None):
+        pass  # `found` has more
+    rows, lines = [], []
+    for photo in found:
+        lines += [f"{escape_controls(photo.source)}: {len(photo)} face{'s' * (len(photo) != 1)}"]
+        for face, (box, score, roll) in enumerate(zip(photo.xyxy.tolist(), photo.scores, photo.rolls, strict=True)):
+            rows.append((photo.source, face, box, float(score), float(roll)))
+            place = " ".join(f"{edge:.1f}" for edge in box)
+            lines.append(f"  face {face}: {place}  score {score:.2f}, turned {roll:+.0f}°")
+    if out is not None:
+        write_boxes(out, [(_path_in_table(source, out), *rest) for source, *rest in rows])
+        lines.append(f"{out}: {len(rows)} faces")
+    columns = ("source", "face", "box", "score", "roll")
+    faces = [dict(zip(columns, row, strict=True)) for row in rows]
+    result = {"out": None if out is None else str(out), "faces": faces, "failed": _failures(batch)}
+    return result, "\n".join(lines), _finish(batch)
+
+
 def features(args: argparse.Namespace) -> Report:
     """Extract features of faces to a safetensors file."""
     import torch
@@ -59,6 +97,7 @@ def features(args: argparse.Namespace) -> Report:
     crops = torch.stack([torch.from_numpy(face.crop.to_image_affine) for face in faces.faces])
     header = {
         "sources": json.dumps([face.source for face in faces.faces]),
+        "faces": json.dumps([face.number for face in faces.faces]),
         "model": json.dumps(list(faces.model)),
         "grid": json.dumps({"origin": faces.grid.origin, "step": faces.grid.step}),
     }
@@ -71,12 +110,11 @@ def match(args: argparse.Namespace) -> Report:
     """Find points of one face on other faces."""
     from scemae.matching import validate_prior
 
-    points = _reference_points(args)
+    key, points = _reference_points(args)
     if args.prior is not None:
         validate_prior(args.prior)
     out = _picture_path(args.out, args, len(args.images))
-    list(_open_batch([args.reference], args))  # raises its error: without a reference there is nothing to do
-    batch = _open_batch([args.reference, *args.images], args)
+    batch = _open_batch([args.reference, *args.images], args, {key: points})
     faces = _extract(batch, args)
     matches = scemae.match_landmarks(faces[0], points, faces[1:], use=args.use, prior=args.prior)
     return _report_landmarks(matches, out, batch)
@@ -86,13 +124,13 @@ def fit(args: argparse.Namespace) -> tuple[Any, str]:
     """Fit a landmark detector on annotated faces."""
     out = _tensor_file_path(args)
     annotations = read_annotations(Path(args.annotations))
-    paths, groups = list(annotations), read_groups(Path(args.annotations))
+    groups = read_groups(Path(args.annotations))
     regressor = scemae.fit_regressor(
         scemae.load_model(args.model),
-        paths,
+        [key.path for key in annotations],
         list(annotations.values()),
-        boxes=_boxes_of(paths, args),
-        groups=[groups[path] for path in paths],
+        boxes=match_boxes(annotations, read_boxes(args.boxes)) if _has_table(args) else args.boxes,
+        groups=[groups[key] for key in annotations],
         head=args.head,
         use=args.use,
         expansion=args.expansion,
@@ -164,20 +202,31 @@ def doctor(args: argparse.Namespace) -> tuple[Any, str]:
 
 def add_commands(add: Any) -> None:
     """Add the commands to the parser. `add(run, *parents)` makes a sub-command named after its function."""
-    model, boxes, batch, extraction = _model_options(), _box_options(), _batch_options(), _extraction_options()
+    model, framing, batch, extraction = _model_options(), _box_options(), _batch_options(), _extraction_options()
     picture = _out_options("Save a picture of the landmarks to this file, such as landmarks.png.")
 
     add(models).add_argument("pattern", nargs="?", default="*", help='Only models whose name matches, "*small" say.')
     add(info).add_argument("model", nargs="?", default="scemae-tiny", help=MODEL_HELP)
 
-    command = add(
-        features, model, boxes, batch, extraction, _out_options("Write the features to this .safetensors file.")
+    command = add(boxes, model, _out_options("Write the table path,face,x0,y0,x1,y1,score,roll to this file."))
+    command.add_argument("photos", nargs="+", metavar="PHOTO", help="Photos, or folders to search for photos.")
+    command.add_argument(
+        "--min-size",
+        type=float,
+        metavar="PX",
+        help="Side of the smallest faces to look for, brow to chin, at least 16. Default: a thirtieth of the longer "
+        "side of the photo, at least 32.",
     )
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face.")
+    command.add_argument("--max-faces", type=int, metavar="N", help="Keep the N surest of each photo. Default: all.")
 
-    command = add(match, model, boxes, batch, extraction, picture)
+    command = add(
+        features, model, framing, batch, extraction, _out_options("Write the features to this .safetensors file.")
+    )
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face without --boxes.")
+
+    command = add(match, model, framing, batch, extraction, picture)
     command.add_argument("reference", metavar="REFERENCE", help="The photo on which the points are given.")
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos on which to find them, each of one face.")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos on which to find them.")
     command.add_argument("--points", metavar="CSV", help="Table path,name,x,y with the points of REFERENCE.")
     command.add_argument(
         "--point",
@@ -193,12 +242,12 @@ def add_commands(add: Any) -> None:
         "Default: the model's choice.",
     )
 
-    command = add(fit, model, boxes, extraction, _out_options("Write the detector to this .safetensors file."))
+    command = add(fit, model, framing, extraction, _out_options("Write the detector to this .safetensors file."))
     command.add_argument(
         "annotations",
         metavar="ANNOTATIONS.csv",
-        help="Table path,name,x,y: one landmark per line, in pixels. In an optional column group, images of one person "
-        "have the same word and are held out together.",
+        help="Table path,name,x,y: one landmark per line, in pixels. In an optional column face, number the faces of a "
+        "photo from 0; in another, group, images of one person have the same word and are held out together.",
     )
     command.add_argument(
         "--head",
@@ -206,7 +255,7 @@ def add_commands(add: Any) -> None:
         help="Head to fit: cascade, a cascade of ridge regressions (default), or heatmap, the paper's head.",
     )
 
-    command = add(predict, boxes, batch, picture)
+    command = add(predict, framing, batch, picture)
     command.add_argument("--model", help="The model that the detector was fitted on. Default: found by its name.")
     command.add_argument(
         "--coverage",
@@ -216,7 +265,7 @@ def add_commands(add: Any) -> None:
         "they are not drawn.",
     )
     command.add_argument("regressor", metavar="DETECTOR", help="File written by scemae fit.")
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face.")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face without --boxes.")
 
     add(demo, model, _out_options("Save the picture of the matches to this file. Default: scemae-demo.png."))
     add(doctor)
@@ -233,7 +282,8 @@ def _box_options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--boxes",
         metavar="CSV",
-        help="Table path,x0,y0,x1,y1 with the box of each face, from brow to chin. Default: the middle of each photo.",
+        help="Table path,x0,y0,x1,y1 with the box of each face, from brow to chin; in an optional column face, number "
+        "the faces of a photo from 0. Or auto: all faces that are found. Default: the middle of each photo.",
     )
     return parser
 
@@ -278,11 +328,21 @@ def _align(args: argparse.Namespace) -> bool | None:
     return False if args.no_align else None
 
 
-def _open_batch(images: list[str], args: argparse.Namespace) -> ImageBatch:
-    """The images with their boxes, without those that cannot be used, of which the batch keeps a list."""
+def _open_batch(images: list[str], args: argparse.Namespace, annotated: Annotations | None = None) -> ImageBatch:
+    """The images with their boxes, without those that cannot be used, of which the batch keeps a list.
+
+    The first of them are those with annotations, each with the one face that these are of; they have to be usable.
+    """
     from scemae.images import ImageBatch
 
-    return ImageBatch(images, _boxes_of(images, args), on_error="skip")
+    annotated = annotated or {}
+    boxes = args.boxes
+    if _has_table(args):
+        table = read_boxes(args.boxes)
+        boxes = match_boxes(annotated, table) + _boxes_of(images[len(annotated) :], boxes_by_image(table), args)
+    batch = ImageBatch(images, boxes, on_error="skip")
+    batch.landmarks = [list(points.values()) for points in annotated.values()]
+    return batch
 
 
 def _extract(batch: Any, args: argparse.Namespace) -> FaceFeatures:
@@ -290,25 +350,55 @@ def _extract(batch: Any, args: argparse.Namespace) -> FaceFeatures:
     return scemae.extract_features(scemae.load_model(args.model), batch, **options)
 
 
-def _boxes_of(images: Sequence[str | Path], args: argparse.Namespace) -> list[Any] | None:
-    """The box of each image from --boxes; raises TableError for an image without one."""
-    if args.boxes is None:
-        return None
-    boxes = {real_path(path): box for path, box in read_boxes(Path(args.boxes)).items()}
+def _has_table(args: argparse.Namespace) -> bool:
+    """Whether --boxes names a table."""
+    return args.boxes not in (None, "auto")
+
+
+def _boxes_of(images: Sequence[str], boxes: Mapping[Path, Any], args: argparse.Namespace) -> list[Any]:
+    """The boxes of each image by the number of the face; raises TableError for an image without one."""
     absent = [image for image in images if real_path(image) not in boxes]
     if absent:
         raise TableError(f"{args.boxes} has no box for {absent[0]}.")
     return [boxes[real_path(image)] for image in images]
 
 
-def _reference_points(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """The reference's points from --points and --point."""
+def _list_photos(paths: Sequence[str]) -> list[str]:
+    """The photos at these paths and in folders among them, each once; raises ImageInputError for a folder of none."""
+    from scemae.photo import list_pictures
+
+    photos: dict[Path, str] = {}
+    for path in paths:
+        inside = [str(photo) for photo in list_pictures(Path(path))] if os.path.isdir(path) else [path]
+        if not inside:
+            raise ImageInputError(f"{path} holds no pictures; wanted photos, or a folder of photos.")
+        for photo in inside:
+            photos.setdefault(real_path(photo), photo)
+    return list(photos.values())
+
+
+def _path_in_table(source: str, table: Path) -> str:
+    """The path of an image relative to the folder of a table, in which it may lie on another drive."""
+    folder, name = os.path.split(source)
+    path = os.path.join(os.path.realpath(folder), name)
+    try:
+        return os.path.relpath(path, os.path.realpath(table.parent))
+    except ValueError:  # on Windows
+        return path
+
+
+def _reference_points(args: argparse.Namespace) -> tuple[FaceKey, dict[str, tuple[float, float]]]:
+    """The face of the reference, and its points from --points and --point."""
+    key = FaceKey(Path(args.reference))
     points: dict[str, tuple[float, float]] = {}
     if args.points:
-        annotations = {real_path(path): named for path, named in read_annotations(Path(args.points)).items()}
-        points |= annotations.get(real_path(args.reference), {})
-        if not points:
+        reference = real_path(args.reference)
+        rows = [row for row in read_annotations(args.points).items() if real_path(row[0].path) == reference]
+        if not rows:
             raise TableError(f"{args.points} has no landmarks of {args.reference}.")
+        if len(rows) > 1:
+            raise TableError(f"{args.points} has landmarks of {len(rows)} faces of {args.reference}; wanted one face.")
+        [(key, points)] = rows
     for text in args.point or []:
         name, _, place = text.rpartition("=")
         try:
@@ -321,7 +411,7 @@ def _reference_points(args: argparse.Namespace) -> dict[str, tuple[float, float]
         points[name] = (x, y)
     if not points:
         raise OptionError("There are no points to match; pass --points FILE.csv or --point NAME=X,Y.")
-    return points
+    return key, points
 
 
 def _tensor_file_path(args: argparse.Namespace) -> Path:
@@ -349,12 +439,14 @@ def _report_landmarks(
 
     With a coverage their radii are drawn too, and it is an error if they have none.
     """
+    from scemae.features import name_faces
+
     if coverage is not None:
         landmarks.radius(coverage)  # says why there is none
     faces = landmarks.to_dict() if coverage is None else landmarks.to_dict(coverage)
     lines = []
-    for face in faces:
-        lines.append(escape_controls(face["source"]))
+    for label, face in zip(name_faces(landmarks.faces), faces, strict=True):
+        lines.append(escape_controls(label))
         for name, place in face["landmarks"].items():
             radius = "" if place.get("radius") is None else f"  radius {place['radius']:.1f}"
             at = f"{place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}"
@@ -371,15 +463,17 @@ def _finish(
         write_picture(out, landmarks.draw(radius))
         yield f"picture: {out}"
     if batch is not None and batch.failed:
-        names = [name for name, _ in batch.failed]
+        names = [str(failure) for failure in batch.failed]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise ImageInputError(f"{', '.join(names[:8])}{more} could not be used; the other images are done.")
 
 
-def _failures(batch: ImageBatch | None) -> list[dict[str, str]]:
-    """The images that could not be used, for --json."""
-    failed = [] if batch is None else batch.failed
-    return [{"source": name, "error": type(error).__name__, "message": str(error)} for name, error in failed]
+def _failures(batch: ImageBatch | None) -> list[dict[str, Any]]:
+    """The images that could not be used, for --json; "face" is the one of several that could not."""
+    return [
+        {"source": source, "face": face, "error": type(error).__name__, "message": str(error)}
+        for source, error, face in ([] if batch is None else batch.failed)
+    ]
 
 
 def _check_default_model() -> str:

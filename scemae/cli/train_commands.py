@@ -16,7 +16,7 @@ from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.datasets import read_dataset
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.output import real_path
-from scemae.tables import read_boxes
+from scemae.tables import boxes_by_image, read_boxes
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.perturbation_config import AlignConfig, FindConfig
 from scemae.training.run_config import (
@@ -100,7 +100,8 @@ def add_data_commands(parser: argparse.ArgumentParser, common: argparse.Argument
     pack.add_argument(
         "--boxes",
         metavar="CSV",
-        help="Table path,x0,y0,x1,y1 with the box of each face; for a tar, path is the name in the archive.",
+        help="Table path,x0,y0,x1,y1 with the box of each face, as of `scemae boxes`; for a tar, path is the name "
+        "in the archive.",
     )
     pack.add_argument(
         "--split",
@@ -207,7 +208,7 @@ def run_publish(args: argparse.Namespace) -> Outcome:
 
 def run_data_align(args: argparse.Namespace) -> Outcome:
     """Write a pack of the same faces, made upright and centred by the model's aligner."""
-    from scemae.training.fit_aligner import align_pack
+    from scemae.training.align_pack import align_pack
     from scemae.training.pack import Pack
     from scemae.weights.zoo import load_model
 
@@ -259,9 +260,8 @@ def open_faces(args: argparse.Namespace, input_size: int) -> Pack:
 
 def run_training(recipe: Recipe, args: argparse.Namespace, start: str | None) -> Outcome:
     """Train; only the first process reports. `start`: the model that the run starts from."""
-    from accelerate import PartialState
-
     from scemae.training.engine import train
+    from scemae.training.processes import leave_processes
     from scemae.training.run_folder import MODEL
     from scemae.weights.zoo import locate_model
 
@@ -269,9 +269,7 @@ def run_training(recipe: Recipe, args: argparse.Namespace, start: str | None) ->
     if start and real_path(locate_model(start).folder) == real_path(model):
         raise RunError(f"{model} is the model that this run starts from and would replace; choose another --out.")
     history = train(recipe, Path(args.out), RunOptions(**given_fields(args, RunOptions)))
-    state = PartialState()
-    state.destroy_process_group()
-    if not state.is_main_process:
+    if not leave_processes():
         raise SystemExit(0)
     return _format_history(history, recipe.config, args.out)
 
@@ -315,8 +313,11 @@ def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
     """Boxes as `pack_faces` wants them; those of an archive are by the path as it is written in the table."""
     boxes = read_boxes(table)
     if os.path.isdir(source):
-        return {real_path(path): box for path, box in boxes.items()}
-    return {path.relative_to(table.parent): box for path, box in boxes.items()}
+        return dict(boxes_by_image(boxes))
+    named: dict[Path, Any] = {}
+    for (path, face), box in boxes.items():
+        named.setdefault(path.relative_to(table.parent), {})[face or 0] = box
+    return named
 
 
 def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:

@@ -74,11 +74,11 @@ def _read_corrected(path: Path, names: list[str]) -> Array:
     """(N, 5, 2) from a table path,name,x,y with the names of `FIVE`; paths in it end as those of the split's list."""
     depths = {len(Path(name).parts) for name in names}
     rows: dict[Path, list[dict[str, tuple[float, float]]]] = {}
-    for image, named in read_annotations(path).items():
+    for key, named in read_annotations(path).items():
         for depth in depths:
-            rows.setdefault(Path(*image.parts[-depth:]), []).append(named)
+            rows.setdefault(Path(*key.path.parts[-depth:]), []).append(named)
     if twice := [name for name in names if len(rows.get(Path(name), [])) > 1]:
-        raise DataError(f"{path} has several images whose path ends with {twice[0]}; wanted one.")
+        raise DataError(f"{path} has several images or faces whose path ends with {twice[0]}; wanted one.")
     try:
         return np.array([[rows[Path(name)][0][landmark] for landmark in FIVE] for name in names])
     except KeyError as error:

@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 
 from scemae.detector.head import AnnotatedMaps, Head
 from scemae.detector.map_reader import MapReader
-from scemae.extraction import Extractor, features_through_crops
+from scemae.extraction import features_through_crops
 from scemae.features import FaceFeatures
 from scemae.geometry import random_affines
+from scemae.model.extractor import Extractor
 from scemae.progress import LONG_WORK, hide_progress
 
 MOVES = {"rotation": 0.15, "log_scale": 0.075, "shear": 0.03, "shift": 0.065}  # half of what the aligner learned from

@@ -19,9 +19,10 @@ from scemae.detector.error_model import ErrorModel, HeldOut
 from scemae.detector.head import Head
 from scemae.detector.map_reader import MapReader
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, ScemaeError, warn_user
-from scemae.extraction import Extractor, validate_model
+from scemae.extraction import validate_model
 from scemae.features import FeatureKind
 from scemae.model.config import ModelId, validate_use
+from scemae.model.extractor import Extractor
 from scemae.model.sce_mae import SceMae
 from scemae.weights.hub import HUB, HubOptions, fetch
 from scemae.weights.model_folder import (

@@ -15,7 +15,7 @@ from scemae.calibration import Calibration
 LEAST_DOUBT = 0.01  # a confidence above 0.99 counts as 0.99
 NOISE = 0.1  # of the mean error, added before logarithms: a hit by chance tells little
 TINY = np.finfo(np.float64).tiny
-PRIOR_POINTS = 5.0  # that show no effect of doubt, beside the held-out ones
+PRIOR_POINTS = 50.0  # whose error is proportional to the doubt, beside the held-out ones
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,7 +105,10 @@ def _log_doubt(confidence: Tensor) -> Tensor:
 
 
 def _fit_power(errors: NDArray[np.float64], doubt: NDArray[np.float64], known: NDArray[np.bool_]) -> float:
-    """The slope of the logarithm of the error over that of the doubt, within each landmark; not below 0."""
+    """The slope of the logarithm of the error over that of the doubt, within each landmark; not below 0.
+
+    Drawn to 1: with few points the slope is hard to see.
+    """
     logs = np.log(errors + NOISE * errors[known].mean() + TINY)
 
     def centre(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -115,4 +118,6 @@ def _fit_power(errors: NDArray[np.float64], doubt: NDArray[np.float64], known: N
 
     x, y = centre(doubt), centre(logs)
     variance = x.var()
-    return 0.0 if variance == 0 else max(0.0, float(x @ y / (x @ x + PRIOR_POINTS * variance)))
+    return (
+        0.0 if variance == 0 else max(0.0, float((x @ y + PRIOR_POINTS * variance) / (x @ x + PRIOR_POINTS * variance)))
+    )

@@ -21,13 +21,14 @@ from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
 from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError, warn_user
-from scemae.extraction import Boxes, Extractor, extract_features, open_batch, stream_features, validate_model
+from scemae.extraction import Boxes, extract_features, open_batch, stream_features, validate_model
 from scemae.features import FaceFeatures
 from scemae.images import ImageBatch, ImageLike, OnError
-from scemae.landmark_input import check_annotated, validate_landmarks
+from scemae.landmark_input import check_annotated, read_landmarks, validate_landmarks
 from scemae.landmarks import Landmarks
 from scemae.metrics import error_unit, pixel_errors
 from scemae.model.config import Use, validate_use
+from scemae.model.extractor import Extractor
 from scemae.numerics import default_numerics
 from scemae.progress import with_progress
 from scemae.weights.hub import HubOptions, validate_hub_options
@@ -35,7 +36,8 @@ from scemae.weights.hub import HubOptions, validate_hub_options
 Images = ImageLike | Iterable[ImageLike] | FaceFeatures | Sequence[FaceFeatures]
 BATCH = 64  # faces that go through the head together, where their features are given
 NO_BOXES = (
-    "The regressor was fitted with boxes=, but these images have none; pass boxes= (--boxes), or [None] * n on purpose."
+    "The regressor was fitted with boxes=, but these images have none; pass boxes= (--boxes), 'auto' to have the faces "
+    "found, or [None] * n on purpose."
 )
 ROUTE_BOXES = (
     "For scikit-learn's cross-validation, extract the features first, or call set_config(enable_metadata_routing=True) "
@@ -65,7 +67,8 @@ def fit_regressor(
         model: a model from `load_model`.
         images: n images (see `extract_features`), or their FaceFeatures.
         landmarks: (n, K, 2), image pixels, nan where a face is not annotated; or n dicts of name -> (x, y).
-        boxes: one face box per image, as in `extract_features`; not beside FaceFeatures.
+        boxes: one face box per image, as in `extract_features`; not beside FaceFeatures. "auto" takes the face found on
+            each image that holds its landmarks; an image where none does is an error.
         groups: one label per image, a text or number: images of one person, or frames of one video, have the same one
             and are held out together. None, nan or "" is an image on its own. Images that show the same pixels at the
             same crop count as one image without being told, with the mean of their landmarks.
@@ -180,7 +183,7 @@ class LandmarkRegressor(Estimator):
                         f"{name} is {asked!r}, but these FaceFeatures were made with {made}; leave it out."
                     )
         else:
-            pictures: Any = images
+            pictures: Any = _open_annotated(images, boxes, landmarks, self.names)
             features = extract_features(self.model, pictures, boxes=boxes, expansion=self.expansion, align=self.align)
         xy, names = validate_landmarks(landmarks, features.faces, self.names, allow_missing=True, allow_outside=True)
         check_annotated(xy, names, features)
@@ -249,8 +252,6 @@ class LandmarkRegressor(Estimator):
         `batch_size` and `on_error` are as in `extract_features`: "skip" leaves out the images that cannot be used.
         """
         self.check_fitted()
-        if self._lacks_boxes(images, boxes):
-            warn_user(f"{NO_BOXES} Here the middle of each image is taken for the face.")
         found: list[Landmarks] = []
         for part in self._parts(images, boxes, batch_size, on_error):
             part.kind.require(self.kind_, "These features", "the regressor's")
@@ -267,7 +268,10 @@ class LandmarkRegressor(Estimator):
                     calibration=None if self.error_model_ is None else self.error_model_.calibration,
                 )
             )
-        return Landmarks.concatenate(found)
+        landmarks = Landmarks.concatenate(found)
+        if self._lacks_boxes(images, boxes) and landmarks.ok.all():  # else it was said
+            warn_user(f"{NO_BOXES} Here the middle of each image was taken for the face.")
+        return landmarks
 
     def score(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> float:
         """Minus the mean error as a fraction of the normalizer (NME): higher is better, 0 is perfect.
@@ -277,7 +281,7 @@ class LandmarkRegressor(Estimator):
         self.check_fitted()
         if self._lacks_boxes(images, boxes):
             raise BoxInputError(f"score: {NO_BOXES} {ROUTE_BOXES}")
-        found = self.predict(images, boxes=boxes)
+        found = self.predict(_open_annotated(images, boxes, landmarks, self.names_), boxes=boxes)
         xy, names = validate_landmarks(landmarks, found.faces, self.names_, allow_missing=True, allow_outside=True)
         if xy.shape != found.xy.shape:
             raise LandmarkInputError(f"landmarks have {xy.shape[1]} points; the regressor finds {self.landmarks_}.")
@@ -385,6 +389,15 @@ class LandmarkRegressor(Estimator):
         """Raise NotFittedError unless `fit` or `load` made this regressor."""
         if not hasattr(self, "head_"):
             raise NotFittedError("This LandmarkRegressor is not fitted yet; call fit(images, landmarks) first.")
+
+
+def _open_annotated(images: Any, boxes: Boxes, landmarks: Any, names: Sequence[str] | None) -> Any:
+    """The images; with boxes="auto" a batch that takes the one found face of each that holds its landmarks."""
+    if not isinstance(boxes, str) or _list_features(images):
+        return images
+    batch = ImageBatch(images, boxes)
+    batch.landmarks, _ = read_landmarks(landmarks, batch.count, names)
+    return batch
 
 
 def _collect_held_out(

@@ -41,7 +41,7 @@ class EvaluationFolder:
             check_own(path, OWN_FILES)
             shutil.rmtree(path)
         if is_taken(path / SETTINGS):
-            before = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+            (before,) = _read_objects(path / SETTINGS, whole=True)
             changed = [name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)]
             if changed:
                 changes = "; ".join(
@@ -62,11 +62,7 @@ class EvaluationFolder:
         path = self.path / PREDICTIONS
         if not path.exists():
             return []
-        complete, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
-        if rest:
-            _write_text(path, complete + "\n" if complete else "")
-        predictions = (json.loads(line) for line in complete.splitlines())
-        return list({prediction["key"]: prediction for prediction in predictions}.values())
+        return list({prediction["key"]: prediction for prediction in _read_objects(path)}.values())
 
     def read_finished_keys(self) -> set[str]:
         """The keys of the predictions so far."""
@@ -88,6 +84,24 @@ class EvaluationFolder:
             file = io.StringIO()
             csv.writer(file, lineterminator="\n").writerows(table.to_csv_rows())
             _write_text(self.path / f"{table.name}.csv", file.getvalue())
+
+
+def _read_objects(path: Path, whole: bool = False) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one in all (`whole`) or one a line; a line that was cut short is removed.
+
+    Raises RunError for a file that is not as it was written.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        complete, _, rest = text.rpartition("\n")
+        if rest and not whole:
+            _write_text(path, complete + "\n" if complete else "")
+        found = [json.loads(text)] if whole else [json.loads(line) for line in complete.splitlines()]
+        if not all(isinstance(row, dict) and (whole or "key" in row) for row in found):
+            raise ValueError("it does not hold what an evaluation writes")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}. Pass --overwrite to start the evaluation again.") from error
+    return found
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from scemae.geometry import CellGrid
 from scemae.model.aligner import Aligner, Located
 from scemae.model.backbone import initialise_backbone
 from scemae.model.config import ModelId
+from scemae.model.face_finder import FaceFinder
 from scemae.model.sce_mae import SceMae
 from scemae.weights.zoo import load_model
 
@@ -103,6 +104,11 @@ class ExternalExtractor:
     def aligner(self) -> Aligner | None:
         """That of the aligning model."""
         return self.aligning_model.aligner
+
+    @property
+    def finder(self) -> FaceFinder | None:
+        """That of the aligning model."""
+        return self.aligning_model.finder
 
     def normalise(self, views: Tensor) -> Tensor:
         """Views 0..1, moved to the device of the aligning model; encoders normalise for themselves."""

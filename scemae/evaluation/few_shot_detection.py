@@ -19,8 +19,8 @@ from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import OptionError
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.setup import EvaluationSetup, data_settings
-from scemae.extraction import Extractor
 from scemae.geometry import Array
+from scemae.model.extractor import Extractor
 from scemae.weights.model_folder import read_file, write_file
 
 FITS = "fits"  # the folder of the fitted detectors

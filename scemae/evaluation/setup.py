@@ -12,9 +12,10 @@ from scemae import FaceFeatures, extract_features, iter_features
 from scemae.datasets import FaceDataset
 from scemae.errors import OptionError
 from scemae.evaluation.extractors import ExternalExtractor
-from scemae.extraction import Extractor, Margin
+from scemae.extraction import Margin
 from scemae.geometry import Box
 from scemae.model.config import Use, validate_use
+from scemae.model.extractor import Extractor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -65,7 +65,7 @@ def export_graph(
 
     Args:
         source: a model: views (B, 3, S, S) to maps. Or a regressor: patches (B, 3, H, W), uint8, and boxes (B, 4) to
-            landmarks (B, K, 2), in patch pixels, and scores (B, K); its alignment and head are in the graph.
+            landmarks (B, K, 2), in patch pixels, scores (B, K) and face scores (B,), alignment and head in the graph.
         path: FILE.onnx, which needs the extra `onnx`, or FILE.pt2, for torch.export.
         expansion: of a model's maps; default: the model's.
         faces: number of faces to compare on; each takes twice as long as extracting its features.

@@ -27,6 +27,7 @@ from scemae.geometry.crop import (
     central_box,
     central_part,
     crops_from_boxes,
+    holding_box,
     pad_crops,
     resample_crops,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "fit_similarity",
     "half_side_to_pixel_affines",
     "half_sides_to_pixels",
+    "holding_box",
     "invert",
     "invert_affines",
     "pad_crops",

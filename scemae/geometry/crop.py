@@ -27,6 +27,26 @@ def central_part(left: float, top: float, side: float) -> Box:
     return (left + inset, top + inset, left + side - inset, top + side - inset)
 
 
+HELD = 1.3  # a square holds landmarks that lie in it enlarged so much: brows lie on its edge
+
+
+def holding_box(boxes: ArrayLike, xy: ArrayLike) -> int | None:
+    """The row of the box, of (N, 4), whose square holds most of the landmarks (K, 2), image px; None if none does.
+
+    Of several it is the one whose middle is the nearest to theirs, in its sides. Landmarks that are nan do not count.
+    """
+    corners, points = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, 2), np.asarray(xy, dtype=np.float64)
+    points = points[np.isfinite(points).all(axis=-1)]
+    sides = np.ptp(corners, axis=1).max(axis=-1)
+    # (N, K, 2) from the middle of each box, in its sides.
+    places = (points - (corners.mean(axis=1) - 0.5)[:, None]) / sides[:, None, None]
+    holds = (np.abs(places).max(axis=-1) <= HELD / 2).sum(axis=1) > len(points) / 2
+    if not holds.any():
+        return None
+    distances = np.linalg.norm(places.mean(axis=1), axis=-1)
+    return int(np.where(holds, distances, np.inf).argmin())
+
+
 @dataclass(frozen=True, eq=False)
 class Crop:
     """A square of `size` pixels and the affine (2, 3) that takes its pixels to image pixels, float64."""

@@ -27,6 +27,7 @@ from scemae.model.convolutions import convolution, fold_norms
 
 ZOOM = (0.25, 4.0)  # an alignment that rescales by less or more has lost the face
 MEAN, STD = 0.5, 0.25  # of the pixels that the network sees
+COARSEST = 4  # cells: side of the smallest map, so that places are still told apart
 LOST = 4.0  # log error of a face whose last step was not taken; the network's own end there
 
 
@@ -158,10 +159,11 @@ class FaceAligner(Aligner):
         super().__init__(config, input_size, config.view_size)
         self.config = config
         self.register_buffer("canonical", torch.tensor(config.points).div(config.scale), persistent=False)
-        layers = convolution(3, config.widths[0], 2, norm)
+        layers, side = convolution(3, config.widths[0], 2, norm), -(-config.view_size // 2)
         for before, width in zip(config.widths, config.widths[1:], strict=False):
-            layers += convolution(before, width, 2, norm) + convolution(width, width, 1, norm)
-        side = -(-config.view_size // 2 ** len(config.widths))
+            stride = 2 if side > COARSEST else 1
+            layers += convolution(before, width, stride, norm) + convolution(width, width, 1, norm)
+            side = -(-side // stride)
         layers += [nn.Conv2d(config.widths[-1], config.squeezed, 1), nn.Flatten()]
         layers += [nn.Linear(config.squeezed * side**2, config.hidden), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(config.hidden, 2 * len(config.points) + 1))

@@ -13,6 +13,7 @@ from scemae.errors import IncompatibleWeightsError, OptionError
 Use = Literal["backbone", "projected", "both"]
 ProjectorMode = Literal["linear", "spatial_softmax"]
 LARGEST = 2**14  # of any size in a configuration: far above what can be computed, far below what overflows
+MOST_POINTS = 100  # of an aligner, which has a matrix of their square
 
 
 def validate_use(use: str) -> Use:
@@ -54,7 +55,7 @@ class AlignerConfig:
     points: tuple[tuple[float, float], ...]  # canonical places that it predicts, (x, y) in half-sides of the frame
     scale: float = 1.0  # the part of that frame, by side, that the canonical view shows
     view_size: int  # px: side of the views that it sees
-    widths: tuple[int, ...]  # channels of its convolutions, each of which halves the sides
+    widths: tuple[int, ...]  # channels of its blocks, which halve the map until it has 4 x 4 cells
     squeezed: int  # channels that the last map is reduced to
     hidden: int  # numbers in the layer between that map and the outputs
     steps: int  # at most
@@ -65,7 +66,7 @@ class AlignerConfig:
 
     def __post_init__(self) -> None:
         if not (
-            self.points
+            1 <= len(self.points) <= MOST_POINTS
             and self.scale > 0
             and 8 <= self.view_size <= 1024
             and 1 <= len(self.widths) <= 8
@@ -91,7 +92,7 @@ class TokenAlignerConfig:
 
     def __post_init__(self) -> None:
         if not (
-            self.points
+            1 <= len(self.points) <= MOST_POINTS
             and self.scale > 0
             and self.residual > 0
             and self.steps

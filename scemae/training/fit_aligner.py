@@ -5,57 +5,43 @@ scemae train align --model MODEL --data PACK --backgrounds FOLDER --out RUN
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from scemae import draw
-from scemae.errors import DataError, ImageInputError, OptionError
 from scemae.geometry import (
-    Array,
     apply_affines,
     compose_affines,
     determinants,
     half_side_to_pixel_affines,
     half_sides_to_pixels,
     invert_affines,
-    resample_crops,
-    sample_crops,
     sample_views,
 )
-from scemae.images import iter_photos
-from scemae.model.aligner import Aligned, Aligner, FaceAligner, Located
+from scemae.model.aligner import FaceAligner
 from scemae.model.config import AlignerConfig
-from scemae.model.sce_mae import SceMae
-from scemae.training.batches import Batches
+from scemae.training.align_pack import align_squares
 from scemae.training.model_writer import CardSection, draw_view, write_model
-from scemae.training.pack import Pack, sample_pack, write_pack
+from scemae.training.pack import Pack, sample_pack
 from scemae.training.perturbation_config import CANONICAL_POINTS, AlignConfig
-from scemae.training.perturbed_views import (
-    Perturbations,
-    cut_backgrounds,
-    draw_affines,
-    draw_fields,
-    locate_canonical,
-    render_views,
-)
+from scemae.training.perturbed_faces import PerturbedFaces
+from scemae.training.perturbed_views import Perturbations, draw_affines, locate_canonical
 from scemae.training.recipe import History
-from scemae.weights.zoo import load_model, locate_model
+from scemae.weights.zoo import locate_model
 
-Locate = Callable[[Tensor, int], Located]  # views (b, 3, V, V), 0..1, and the number of the step
 PHOTO = 192  # px: side of the pictures in which the threshold of the verdict is set
 COPIES_SHOWN = 4  # of each sample face in a picture
 LOST_ERROR = 1.0  # half-sides: what a view without a face counts as
-FOUND_ERROR = 0.15  # half-sides: up to this error of its points an aligned face counts as found
-MIN_SCORE = 0.5  # with less, a training face is left out
+FOUND_ERROR = 0.25  # half-sides: up to this error an aligned face was found; training faces are off by 0.1 themselves
+LEAST_SLOPE = 0.05  # of the verdict, also where no held-out face is found
 
 
 class AlignerLoss(nn.Module):
@@ -93,64 +79,6 @@ def mean_distance(found: Tensor, truth: Tensor) -> Tensor:
     return (found - truth).norm(dim=-1).mean(-1)
 
 
-class PerturbedFaces:
-    """What both recipes of this kind share: perturbed views of the faces of a pack, over pictures without faces."""
-
-    compiles = False  # slower than the plain convolutions, measured on CPUs with and without AMX
-
-    def __init__(
-        self,
-        config: AlignConfig,
-        pack: Pack,
-        source: str,
-        backgrounds: Path | None = None,
-        card_fields: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = load_model(source, device="cpu")
-        pack.check_input_size(self.model.config.input_size)
-        self.config, self.pack, self.source, self.card_fields = config, pack, source, card_fields
-        self.origin = self.model.id.sha256
-        self.faces, self.held_out = pack.split(config.held_out, config.seed)
-        self.batches = Batches(len(self.faces), config.batch_size, config.seed)
-        pictures = read_pictures(backgrounds, config.seed)
-        unseen = math.ceil(len(pictures) / 8)
-        rng, plain = np.random.default_rng([config.seed, 5]), len(pictures) // 8
-        shown = [*pictures[:-unseen], *draw_plain_pictures(plain, rng)]
-        self.backgrounds = cut_backgrounds(shown, config.background_squares, config.view_size, rng)
-        self.unseen_pictures = pictures[-unseen:]
-        self.report_every = math.ceil(config.steps / 20)
-        torch.manual_seed(config.seed)
-
-    def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
-        """Squares (b, S, S, 3) and backgrounds (b, V, V, 3), uint8, and the fields of the perturbations."""
-        rows, config = self.faces[self.batches.rows(step)[part]], self.config
-        drawn = Perturbations.draw(self.batches.rng(step), config.batch_size, len(self.backgrounds), config)[part]
-        squares = self.pack.squares[rows]
-        drawn.replace_some(squares, self.backgrounds)
-        fields = [torch.from_numpy(values) for values in vars(drawn).values()]
-        return torch.from_numpy(squares), torch.from_numpy(self.backgrounds[drawn.background]), *fields
-
-    def render(self, squares: Tensor, backgrounds: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-        """Perturbed views (n, 3, V, V), 0..1, of squares (n, S, S, 3) over backgrounds (n, V, V, 3)."""
-        views = render_views(squares, backgrounds, drawn, self.pack.input_size / self.pack.size, backgrounds.shape[1])
-        return views.contiguous(memory_format=torch.channels_last)
-
-    def held_out_views(
-        self, config: AlignConfig, size: int | None = None, faces: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Views (n, 3, V, V) of the held-out faces over pictures that training did not show, and what was done to them.
-
-        `faces`: else only the pictures are seen.
-        """
-        rng, count = np.random.default_rng([config.seed, 3]), len(self.held_out)
-        behind = torch.from_numpy(cut_backgrounds(self.unseen_pictures, count, size or config.view_size, rng))
-        fields = draw_fields(rng, count, count, config)
-        if not faces:
-            fields["border"] = torch.full_like(fields["border"], -9.0)
-            fields["mirrored_border"] = torch.zeros_like(fields["mirrored_border"])
-        return self.render(torch.from_numpy(self.pack.squares[self.held_out]), behind, fields), fields
-
-
 class AlignRecipe(PerturbedFaces):
     """The recipe that the engine trains."""
 
@@ -163,7 +91,10 @@ class AlignRecipe(PerturbedFaces):
         card_fields: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(config, pack, source, backgrounds, card_fields)
-        self.module = AlignerLoss(FaceAligner(_aligner_config(config), pack.input_size, norm=True))
+        aligner = FaceAligner(_aligner_config(config), pack.input_size, norm=not config.refine)
+        if config.refine:
+            aligner.load_state_dict(self.require(FaceAligner, self.model.aligner, aligner).state_dict())
+        self.module = AlignerLoss(aligner)
 
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The arguments of the loss: views, points, which are faces."""
@@ -208,9 +139,7 @@ class AlignRecipe(PerturbedFaces):
 
     def _trained(self) -> FaceAligner:
         """The aligner as it is now, as models have it, on the CPU."""
-        twin = FaceAligner(self.module.aligner.config, self.pack.input_size, norm=True)
-        twin.load_state_dict(self.module.aligner.state_dict())
-        return twin.fold_norms().eval().requires_grad_(False)
+        return copy.deepcopy(self.module.aligner).cpu().fold_norms().eval().requires_grad_(False)
 
     def _set_threshold(self, aligner: FaceAligner) -> tuple[float, float, dict[str, str]]:
         """The threshold and slope of the log odds of a face, and the error rates on what they were set on.
@@ -219,6 +148,7 @@ class AlignRecipe(PerturbedFaces):
         """
         rng, count = np.random.default_rng([self.config.seed, 4]), len(self.held_out)
         config = dataclasses.replace(self.config, wide=1.0, scales=(2.0, 3.0), farthest=0.4, negatives=0.0)
+        config = dataclasses.replace(config, hidden_part=0.0)
         starts = draw_affines(rng, count, dataclasses.replace(config, scales=(0.5, 1.8), farthest=0.7))
         errors, log_errors = [], []
         for is_face in (True, False):
@@ -251,7 +181,7 @@ def _alignment_errors(affines: Tensor, truth: Tensor, aligner: FaceAligner) -> T
 
 
 def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Threshold t and slope s > 0 so that sigmoid(s (t - x)) is the most likely probability of y (n,), bool.
+    """Threshold t and slope s >= `LEAST_SLOPE` so that sigmoid(s (t - x)) is the likeliest probability of y (n,), bool.
 
     Newton's steps on the log-likelihood, with a weak prior that keeps the slope finite where x separates y.
     """
@@ -263,83 +193,8 @@ def fit_logistic(x: Tensor, y: Tensor) -> tuple[float, float]:
         gradient = design.T @ (p - y.double()) + prior @ weights
         hessian = (design * (p * (1 - p) + 1e-9)[:, None]).T @ design + prior + 1e-9 * torch.eye(2)
         weights = weights - torch.linalg.solve(hessian, gradient).clamp(-2, 2)
-    return float(weights[0] / weights[1]), float(weights[1])
-
-
-def read_pictures(folder: Path | None, seed: int) -> list[Array]:
-    """Pictures (H, W, 3) without faces: those of a folder, or without one plain colours that run into each other."""
-    if folder is None:
-        return draw_plain_pictures(64, np.random.default_rng([seed, 6]))
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in Image.registered_extensions())
-    if len(paths) < 8:
-        raise DataError(f"{folder} holds {len(paths)} pictures; wanted at least 8 without faces.")
-    return [np.asarray(photo.image) for photo in iter_photos(paths)]
-
-
-def draw_plain_pictures(count: int, rng: np.random.Generator) -> list[Array]:
-    """Pictures (96, 96, 3), uint8, of a few random colours that run into each other."""
-    coarse = rng.integers(0, 256, (count, 3, 3, 3), dtype=np.uint8)
-    return [np.asarray(Image.fromarray(colours).resize((96, 96), Image.Resampling.BICUBIC)) for colours in coarse]
-
-
-def align_squares(
-    aligner: Aligner, locate: Locate, squares: Tensor, starts: Tensor, steps: Sequence[int] | None = None
-) -> Aligned:
-    """Align faces in squares (n, 3, S, S), 0..1, by these steps of the aligner; None: all.
-
-    `starts` (n, 2, 3), float64, take pixels of the input to those of the square, as the result does.
-    `locate`: what the aligner sees in views (b, 3, V, V) in a step.
-    """
-
-    def see(rows: Tensor, affines: Tensor, step: int) -> Located:
-        crops = resample_crops(affines, aligner.input_size, aligner.view_size)
-        return locate(sample_crops(squares[rows], crops, aligner.view_size), step)
-
-    return aligner.align(starts, see, steps=steps)
-
-
-def align_pack(model: SceMae, pack: Pack, out: Path, *, steps: int = 4, overwrite: bool = False) -> Pack:
-    """Write a pack of the same faces, upright and centred by the last `steps` steps of the model's alignment.
-
-    Faces that are not found are left out and named in the pack. Pixels beyond a square are mirrored.
-    Raises OptionError where the model has no aligner, DataError where more than a tenth of the faces is left out or the
-    pack is framed for another input size.
-    """
-    aligner = require_aligner(model)
-    pack.check_input_size(model.config.input_size)
-    chosen = range(max(aligner.steps - steps, 0), aligner.steps)
-    central = torch.from_numpy(pack.central_affine[:2])
-    to_whole = torch.from_numpy(np.linalg.inv(pack.central_affine)[:2])
-
-    def iter_upright() -> Iterator[tuple[str, NDArray[np.uint8] | ImageInputError]]:
-        for rows in np.array_split(np.arange(len(pack)), math.ceil(len(pack) / 64)):
-            pixels = pack.read_squares(rows)
-            with torch.inference_mode():
-                aligned = align_squares(aligner, model.locate_face, pixels, central.expand(len(rows), 2, 3), chosen)
-            whole = compose_affines(aligned.affines, to_whole.expand(len(rows), 2, 3))
-            upright = (sample_views(pixels, whole, pack.size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            scores = aligner.face_scores(aligned.log_errors)
-            for row, square, score in zip(rows, upright, scores.tolist(), strict=True):
-                failure = ImageInputError(f"{pack.names[row]}: no face was found (score {score:.2f})")
-                yield pack.names[row], failure if score < MIN_SCORE else square
-
-    return write_pack(
-        out,
-        iter_upright(),
-        count=len(pack),
-        input_size=pack.input_size,
-        size=pack.size,
-        source=f"{pack.source}, aligned",
-        skip_at_most=0.1,
-        overwrite=overwrite,
-    )
-
-
-def require_aligner(model: SceMae) -> Aligner:
-    """The model's aligner; raises OptionError if there is none."""
-    if model.aligner is None:
-        raise OptionError(f"Model {model.config.name!r} has no aligner; make one: scemae train align.")
-    return model.aligner
+    slope = max(float(weights[1]), LEAST_SLOPE)
+    return float(weights[0]) / slope, slope
 
 
 def draw_before_and_after(aligner: FaceAligner, config: AlignConfig) -> Image.Image:

@@ -5,6 +5,7 @@ scemae train find --model MODEL --data PACK --backgrounds FOLDER --out RUN
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -20,10 +21,10 @@ from scemae import draw
 from scemae.geometry import determinants, invert_affines
 from scemae.model.config import FinderConfig
 from scemae.model.face_finder import STRIDE, FaceFinder, cell_centres
-from scemae.training.fit_aligner import PerturbedFaces
 from scemae.training.model_writer import CardSection, draw_view, write_model
 from scemae.training.pack import Pack
 from scemae.training.perturbation_config import FindConfig
+from scemae.training.perturbed_faces import PerturbedFaces
 from scemae.training.perturbed_views import Perturbations
 from scemae.training.recipe import History
 from scemae.weights.zoo import locate_model
@@ -86,7 +87,10 @@ class FindRecipe(PerturbedFaces):
     ) -> None:
         super().__init__(config, pack, source, backgrounds, card_fields)
         finder = FinderConfig(widths=config.finder_widths, sides=config.sides, threshold=0.0)
-        self.module = FinderLoss(FaceFinder(finder, norm=True), config)
+        network = FaceFinder(finder, norm=not config.refine)
+        if config.refine:
+            network.load_state_dict(self.require(FaceFinder, self.model.finder, network).state_dict())
+        self.module = FinderLoss(network, config)
 
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The arguments of the loss: views, affines, which are faces."""
@@ -119,9 +123,7 @@ class FindRecipe(PerturbedFaces):
 
     def _trained(self) -> FaceFinder:
         """The finder as it is now, as models have it, on the CPU."""
-        twin = FaceFinder(self.module.finder.config, norm=True)
-        twin.load_state_dict(self.module.finder.state_dict())
-        return twin.fold_norms().eval().requires_grad_(False)
+        return copy.deepcopy(self.module.finder).cpu().fold_norms().eval().requires_grad_(False)
 
     def _measure(self, finder: FaceFinder) -> tuple[float, dict[str, float]]:
         """The logit that `RECALL` of the held-out faces reach; how far off their places are; how often others do."""

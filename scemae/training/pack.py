@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,11 +26,13 @@ from scemae.errors import (
     OptionError,
     OutputError,
     ScemaeError,
+    name_face,
 )
 from scemae.geometry import Crop, central_box, sample_views
 from scemae.images import iter_photos
 from scemae.output import atomic_folder, is_taken, real_path
 from scemae.patches import cut_square, validate_box
+from scemae.photo import is_picture_name, list_pictures
 from scemae.samples import sample_faces
 
 MARGIN = 20 / 96  # of a square on each side of its input, in sides of the input (paper Sec. 4, after DVE: 136 for 96)
@@ -164,7 +165,8 @@ def pack_faces(
         size: side of the squares, px, at least `input_size`. None is the protocol's framing, 136 for inputs of 96; 112
             suits images that are face crops already, such as FairFace's, which then are the squares.
         boxes: (x0, y0, x1, y1) of each image, which become the central `input_size` px: by resolved path for a folder,
-            by the name in the archive, as a Path, for a tar. None: the largest centred square becomes the `size` px.
+            by the name in the archive, as a Path, for a tar. A dict of several boxes of an image, by the number of the
+            face, gives as many squares. None: the largest centred square becomes the `size` px.
         only_boxed: leave out a folder's images that have no box without counting them as unusable.
         skip_at_most: the fraction of the images that may be unreadable or without a good box (one always may); they
             are left out and named in the pack.
@@ -179,7 +181,7 @@ def pack_faces(
         raise OptionError(f"size is {size}; it must be at least {input_size}, the input size, and that at least 1.")
     entries = _iter_entries(source, boxes if only_boxed else None)
     count = next(entries)
-    squares = ((name, _cut_face(name, image, input_size, size, boxes)) for name, image in entries)
+    squares = (pair for name, image in entries for pair in _cut_faces(name, image, input_size, size, boxes))
     return write_pack(
         out,
         squares,
@@ -246,9 +248,10 @@ def _write_squares(
     return names, skipped
 
 
-def _cut_face(
+def _cut_faces(
     name: str, image: Path | bytes, input_size: int, size: int, boxes: Mapping[Path, Any] | None
-) -> NDArray[np.uint8] | ImageInputError | BoxInputError:
+) -> Iterator[tuple[str, NDArray[np.uint8] | ScemaeError]]:
+    """The name and the square of each face of an image, or why there is none."""
     try:
         if not isinstance(image, (Path, bytes)):  # a parquet file's text, say: what a file names is not followed
             raise ImageInputError(f"{name} is a {type(image).__name__}; wanted the bytes of an image file.")
@@ -258,26 +261,26 @@ def _cut_face(
             box = boxes.get(real_path(image) if isinstance(image, Path) else Path(name))
             if box is None:
                 raise BoxInputError(f"{name} has no box in the table of boxes.")
-        return cut_square(photo.image, Crop.from_box(validate_box(box, photo), input_size), size)
     except (ImageInputError, BoxInputError) as error:
-        return error
+        yield name, error
+        return
+    numbered = box if isinstance(box, Mapping) else {0: box}
+    for number, place in numbered.items():
+        face = name_face(name, number if len(numbered) > 1 else None)
+        try:
+            yield face, cut_square(photo.image, Crop.from_box(validate_box(place, photo), input_size), size)
+        except (ImageInputError, BoxInputError) as error:
+            yield face, error
 
 
 def _iter_entries(source: Path, only: Container[Path] | None) -> Iterator[Any]:
     """The number of images, then each as (name, path or bytes); of a folder `only` those, None: all."""
     if os.path.isdir(source):
-        paths = sorted(path for path in source.rglob("*") if _is_image(path.name) and path.is_file())
-        paths = [path for path in paths if only is None or real_path(path) in only]
+        paths = [path for path in list_pictures(source) if only is None or real_path(path) in only]
         return _count_first(source, len(paths), ((str(path.relative_to(source)), path) for path in paths))
     if not os.path.isfile(source):
         raise DataError(f"{source}: there is no such file or folder.")
     return _iter_parquet(source) if source.suffix == ".parquet" else _iter_tar(source)
-
-
-def _is_image(name: str) -> bool:
-    """By its ending; hidden files, such as those that macOS puts beside each file of a tar, do not count."""
-    name = Path(name).name
-    return Path(name).suffix.lower() in Image.registered_extensions() and not name.startswith(".")
 
 
 def _count_first(source: Path, count: int, entries: Iterator[Any]) -> Iterator[Any]:
@@ -292,7 +295,7 @@ def _iter_tar(source: Path) -> Iterator[Any]:
         if not tarfile.is_tarfile(source):
             raise DataError(f"{source} is neither a folder nor a tar or parquet file of images.")
         with tarfile.open(source) as archive:
-            members = [member for member in archive.getmembers() if member.isfile() and _is_image(member.name)]
+            members = [member for member in archive.getmembers() if member.isfile() and is_picture_name(member.name)]
             files = ((m.name, file.read()) for m in members if (file := archive.extractfile(m)) is not None)
             yield from _count_first(source, len(members), files)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:

@@ -29,6 +29,9 @@ class AlignConfig(MotionConfig, RunConfig):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     clip_norm: float | None = 5.0
+    refine: bool = option(
+        False, "Start from what the model has, its normalisation folded in, instead of random weights."
+    )
     view_size: int = option(64, "Side of the views that the aligner sees, px.")
     widths: tuple[int, ...] = option((16, 32, 64, 96, 160), "Channels of its convolutions.")
     squeezed: int = option(32, "Channels that the last map is reduced to.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -58,6 +59,18 @@ def check_same(value: Any, message: str) -> None:
     """Raise RunError on all processes unless all have the same value."""
     if any(other != value for other in gather_object([value])):
         raise RunError(message)
+
+
+def leave_processes() -> bool:
+    """End the connection to the other processes; returns whether this is the main one.
+
+    DDP and what it wraps hold each other, and the group with them: what still holds it when the interpreter ends may
+    abort the process ("terminate called without an active exception").
+    """
+    gc.collect()
+    state = PartialState()
+    state.destroy_process_group()
+    return bool(state.is_main_process)
 
 
 @contextmanager
