@@ -145,12 +145,15 @@ def fit(args: argparse.Namespace) -> tuple[Any, str]:
 def predict(args: argparse.Namespace) -> Report:
     """Find landmarks on faces with a fitted detector."""
     from scemae.detector.regressor import LandmarkRegressor
+    from scemae.landmarks import validate_coverage
 
+    if args.coverage is not None:
+        validate_coverage(args.coverage)
     out = _picture_path(args.out, args, len(args.images))
     batch: Any = _open_batch(args.images, args)
     model = None if args.model is None else scemae.load_model(args.model)
     regressor = LandmarkRegressor.load(args.regressor, model)
-    return _report_landmarks(regressor.predict(batch, batch_size=args.batch_size), out, batch)
+    return _report_landmarks(regressor.predict(batch, batch_size=args.batch_size), out, batch, args.coverage)
 
 
 def demo(args: argparse.Namespace) -> Report:
@@ -254,6 +257,13 @@ def add_commands(add: Any) -> None:
 
     command = add(predict, framing, batch, picture)
     command.add_argument("--model", help="The model that the detector was fitted on. Default: found by its name.")
+    command.add_argument(
+        "--coverage",
+        type=float,
+        metavar="C",
+        help="Share of points that shall lie within their radius; the picture shows the radii too. Default: 0.9, and "
+        "they are not drawn.",
+    )
     command.add_argument("regressor", metavar="DETECTOR", help="File written by scemae fit.")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face without --boxes.")
 
@@ -422,24 +432,35 @@ def _picture_path(out: str | None, args: argparse.Namespace, faces: int) -> Path
     return path
 
 
-def _report_landmarks(landmarks: Landmarks, out: Path | None, batch: ImageBatch | None = None) -> Report:
-    """The landmarks for --json and as text; then draws them to `out`, and raises the error about skipped images."""
+def _report_landmarks(
+    landmarks: Landmarks, out: Path | None, batch: ImageBatch | None = None, coverage: float | None = None
+) -> Report:
+    """The landmarks for --json and as text; then draws them to `out`, and raises the error about skipped images.
+
+    With a coverage their radii are drawn too, and it is an error if they have none.
+    """
     from scemae.features import name_faces
 
-    faces = landmarks.to_dict()
+    if coverage is not None:
+        landmarks.radius(coverage)  # says why there is none
+    faces = landmarks.to_dict() if coverage is None else landmarks.to_dict(coverage)
     lines = []
     for label, face in zip(name_faces(landmarks.faces), faces, strict=True):
         lines.append(escape_controls(label))
         for name, place in face["landmarks"].items():
-            lines.append(f"  {escape_controls(name)}: {place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}")
+            radius = "" if place.get("radius") is None else f"  radius {place['radius']:.1f}"
+            at = f"{place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}"
+            lines.append(f"  {escape_controls(name)}: {at}{radius}")
     result = {"faces": faces, "picture": None if out is None else str(out), "failed": _failures(batch)}
-    return result, "\n".join(lines), _finish(batch, landmarks, out)
+    return result, "\n".join(lines), _finish(batch, landmarks, out, coverage or False)
 
 
-def _finish(batch: ImageBatch | None, landmarks: Landmarks | None = None, out: Path | None = None) -> Iterator[str]:
+def _finish(
+    batch: ImageBatch | None, landmarks: Landmarks | None = None, out: Path | None = None, radius: float | bool = False
+) -> Iterator[str]:
     """Draw the landmarks to `out`, then raise ImageInputError if an image could not be used. Gives lines to print."""
     if landmarks is not None and out is not None:
-        write_picture(out, landmarks.draw())
+        write_picture(out, landmarks.draw(radius))
         yield f"picture: {out}"
     if batch is not None and batch.failed:
         names = [str(failure) for failure in batch.failed]
