@@ -110,16 +110,18 @@ def points(
 ) -> Image.Image:
     """The image with points (K, 2), without the nan ones; a lower of the K scores gives a fainter point.
 
-    `radii`: of circles around the points (K,), px, nan for none. `dot`: radius of a point, px; None: as on a panel of
-    one face.
+    `radii`: of circles around the points (K,), px, nan for none; points with a circle are smaller. `dot`: radius of a
+    point, px; None: as on a panel of one face.
     """
     layer, draw = _new_layer(image)
     opacities = _opacities(scores, len(xy))
+    size = dot or _dot_radius(len(xy))
+    circled = np.full(len(xy), False) if radii is None else np.isfinite(radii)
     for k, colour in enumerate(palette(len(xy))):
         if np.isfinite(xy[k]).all():
-            if radii is not None and np.isfinite(radii[k]):
+            _draw_dot(draw, xy[k, 0], xy[k, 1], colour, opacities[k], size / 2 if circled[k] else size)
+            if radii is not None and circled[k]:
                 _draw_circle(draw, xy[k, 0], xy[k, 1], colour, radii[k])
-            _draw_dot(draw, xy[k, 0], xy[k, 1], colour, opacities[k], dot or _dot_radius(len(xy)))
     return _merge_layer(image, layer)
 
 
