@@ -39,7 +39,7 @@ about = json.loads(session.get_modelmeta().custom_metadata_map["scemae"])
 patch, step, origin = cut_patch(photo, box, about["box_side"])
 patches = patch.transpose(2, 0, 1)[None]  # (1, 3, H, W), uint8
 boxes = ((box - [*origin, *origin]) / step)[None].astype(np.float32)  # pixel edges: no 0.5
-landmarks, scores, face_scores = session.run(None, {"patches": patches, "boxes": boxes})
+landmarks, scores, face_scores, radii = session.run(None, {"patches": patches, "boxes": boxes})
 
 if face_scores[0] < 0.5:  # nan, of a model that cannot tell, is not
     print(f"no face in the box (score {face_scores[0]:.2f}): the landmarks mean nothing")

@@ -89,32 +89,53 @@ def _draw_dot(draw: ImageDraw.ImageDraw, x: float, y: float, colour: Colour, opa
         draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=(*fill, round(255 * opacity)))
 
 
+def _draw_circle(draw: ImageDraw.ImageDraw, x: float, y: float, colour: Colour, radius: float) -> None:
+    """A thin circle with a dark rim."""
+    x, y, reach = ((value * SUPERSAMPLING) for value in (x + 0.5, y + 0.5, radius))
+    for width, outline in ((3, BACKGROUND), (1, colour)):
+        grown = reach + width * SUPERSAMPLING / 2
+        draw.ellipse((x - grown, y - grown, x + grown, y + grown), outline=(*outline, 200), width=width * SUPERSAMPLING)
+
+
 def _dot_radius(count: int) -> float:
     return 5.0 if count <= 20 else 3.0
 
 
-def points(image: Image.Image, xy: Array, scores: Array | None = None, dot: float | None = None) -> Image.Image:
+def points(
+    image: Image.Image,
+    xy: Array,
+    scores: Array | None = None,
+    radii: Array | None = None,
+    dot: float | None = None,
+) -> Image.Image:
     """The image with points (K, 2), without the nan ones; a lower of the K scores gives a fainter point.
 
-    `dot`: radius of a point, px; None: as on a panel of one face.
+    `radii`: of circles around the points (K,), px, nan for none; points with a circle are smaller. `dot`: radius of a
+    point, px; None: as on a panel of one face.
     """
     layer, draw = _new_layer(image)
     opacities = _opacities(scores, len(xy))
+    size = dot or _dot_radius(len(xy))
+    circled = np.full(len(xy), False) if radii is None else np.isfinite(radii)
     for k, colour in enumerate(palette(len(xy))):
         if np.isfinite(xy[k]).all():
-            _draw_dot(draw, xy[k, 0], xy[k, 1], colour, opacities[k], dot or _dot_radius(len(xy)))
+            _draw_dot(draw, xy[k, 0], xy[k, 1], colour, opacities[k], size / 2 if circled[k] else size)
+            if radii is not None and circled[k]:
+                _draw_circle(draw, xy[k, 0], xy[k, 1], colour, radii[k])
     return _merge_layer(image, layer)
 
 
-def points_in_place(photo: Image.Image, corners: Array, xy: Array, scores: Array) -> None:
-    """Draw the points (K, 2) of one face on a photo of several; its square has the corners (4, 2)."""
-    known = np.concatenate([corners, xy[np.isfinite(xy).all(axis=1)]])
+def points_in_place(photo: Image.Image, corners: Array, xy: Array, scores: Array, radii: Array) -> None:
+    """Draw the points (K, 2) of one face, with circles of `radii` (K,) if these are not nan, on a photo of several; its
+    square has the corners (4, 2)."""
+    reach = np.nan_to_num(radii)[:, None]
+    known = np.concatenate([corners, *(ends[np.isfinite(ends).all(axis=1)] for ends in (xy - reach, xy + reach))])
     low = np.maximum(np.floor(known.min(axis=0)) - GAP, 0).astype(int)
     high = np.minimum(np.ceil(known.max(axis=0)) + GAP, photo.size).astype(int)
     if (low < high).all():  # a part of the photo: it is large, and the faces are many
         part = photo.crop((*low.tolist(), *high.tolist()))
         dot = min(max(float(np.linalg.norm(corners[1] - corners[0])) / 40, 1.5), _dot_radius(len(xy)))
-        photo.paste(points(part, xy - low, scores, dot=dot), tuple(low.tolist()))
+        photo.paste(points(part, xy - low, scores, radii, dot), tuple(low.tolist()))
 
 
 def photo_side(photo: Image.Image, count: int) -> int:

@@ -293,7 +293,7 @@ def test_other_labels_are_known_by_path(folder, small_counts, tmp_path):
     np.testing.assert_allclose(corrected("output/0/4.jpg", "2/4.jpg"), [FACE - 20, FACE - 20 + [1, 0]])
     with pytest.raises(DataError, match=r"lacks .*4\.jpg"):
         corrected("4.jpg", "0/4.jpg")
-    with pytest.raises(DataError, match=r"several images whose path ends with 2/4\.jpg"):
+    with pytest.raises(DataError, match=r"several images or faces whose path ends with 2/4\.jpg"):
         corrected("0/4.jpg", "a/2/4.jpg", "b/2/4.jpg")
 
 

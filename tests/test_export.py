@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from planted_errors import plant_held_out
 from small_models import ALIGNER, TOKEN_ALIGNER, load_small_model
 
 import scemae
 from scemae.cli.main import main
 from scemae.detector.cascade import CascadeHead
+from scemae.detector.error_model import ErrorModel
 from scemae.detector.heatmap import HeatmapHead
 from scemae.errors import ExportError, MissingExtraError, NotFittedError, OptionError, OutputError
 from scemae.export import graphs
@@ -40,7 +43,7 @@ def short_model(aligning_in, two_block_folder):
 
 @pytest.fixture(scope="module")
 def regressor(short_model, samples):
-    return fit(short_model, samples)
+    return give_radii(fit(short_model, samples))
 
 
 def fit(model, samples, **options):
@@ -48,6 +51,12 @@ def fit(model, samples, **options):
     landmarks = [s.landmarks for s in samples]
     options = {"expansion": 1, "mirror": "off", "head": CascadeHead(sigmas=(6.0, 1.0))} | options
     return scemae.fit_regressor(model, paths, landmarks, boxes=boxes, **options)
+
+
+def give_radii(regressor):
+    """As if it had been fitted on more faces than two."""
+    regressor.error_model_ = ErrorModel.fit(plant_held_out(np.random.default_rng(0), 20, lengths=(1.0,) * 8))
+    return regressor
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +70,7 @@ def shortest_model(aligning_in):
 @pytest.fixture(scope="module")
 def exported(shortest_model, samples):
     """The regressor that `detector` is a file of."""
-    return fit(shortest_model, samples, head=CascadeHead(sigmas=(1.0,)))
+    return give_radii(fit(shortest_model, samples, head=CascadeHead(sigmas=(1.0,))))
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +88,21 @@ def predict_at_once(regressor, patches, boxes):
     return regressor.predict(scemae.extract_features(regressor.model, images, boxes=boxes, **settings))
 
 
+def known_radii(found):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Not enough faces")
+        return found.radius()
+
+
 def difference(regressor, patches, boxes):
     """The largest distance, px, between the landmarks of the graph and of `predict`, on patches (B, 3, H, W)."""
     with torch.inference_mode():
         graph = RegressorGraph(regressor).eval()
-        xy, scores, face_scores = graph(torch.from_numpy(patches), torch.tensor(boxes).float())
+        xy, scores, face_scores, radii = graph(torch.from_numpy(patches), torch.tensor(boxes).float())
     found = predict_at_once(regressor, patches, boxes)
     assert np.abs(scores.numpy() - found.scores).max() < 0.01
     assert np.allclose(face_scores, [face.score for face in found.faces], atol=0.01, equal_nan=True)
+    assert np.allclose(radii, known_radii(found), rtol=0.01, equal_nan=True)
     return np.linalg.norm(xy.numpy() - found.xy, axis=-1).max()
 
 
@@ -103,11 +119,12 @@ def test_the_detector_agrees_with_predict(detector, exported):
     assert about["model"]["sha256"] == regressor.model.id.sha256
     patches = np.ascontiguousarray(trial_faces(3, 120, 60)[:, :, 20:, :-5])
     boxes = np.array([(60, 40, 180, 160), (66, 50, 171, 150), (55, 44, 155, 159)], dtype=np.float32)
-    xy, scores, face_scores = session.run(None, {"patches": patches, "boxes": boxes})
+    xy, scores, face_scores, radii = session.run(None, {"patches": patches, "boxes": boxes})
     found = predict_at_once(regressor, patches, boxes)
     assert np.linalg.norm(xy - found.xy, axis=-1).max() < 0.01
     assert np.allclose(face_scores, [face.score for face in found.faces], atol=0.01, equal_nan=True)
     assert np.abs(scores - found.scores).max() < 1e-3
+    assert np.allclose(radii, known_radii(found), rtol=1e-3)
     assert np.ptp(scores) > 0.01
 
 
@@ -234,11 +251,13 @@ def test_a_regressor_as_torch_program(shortest_model, samples, tmp_path):
     extra = {"scemae": ""}
     program = torch.export.load(path, extra_files=extra).module()
     assert json.loads(extra["scemae"])["box_side"] == 128
-    xy, _, face_scores = program(
+    xy, _, face_scores, radii = program(
         torch.zeros(1, 3, 200, 300, dtype=torch.uint8), torch.tensor([[60.0, 60.0, 150.0, 150.0]])
     )
     assert xy.shape == (1, 8, 2)
     assert face_scores.shape == (1,)
+    assert radii.isnan().all()  # too few faces to tell
+    assert radii.shape == (1, 8)
 
 
 @pytest.mark.slow

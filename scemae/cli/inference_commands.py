@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import scemae
 from scemae import draw
-from scemae.errors import ImageInputError, OptionError, TableError, escape_controls
-from scemae.output import find_leftovers, new_path, real_path, write_picture
+from scemae.cli.inference_inputs import has_table, list_photos, open_batch, path_in_table, reference_points
+from scemae.errors import ImageInputError, OptionError, escape_controls
+from scemae.output import find_leftovers, new_path, write_picture
 from scemae.samples import sample_faces
-from scemae.tables import FaceKey, boxes_by_image, match_boxes, read_annotations, read_boxes, read_groups, write_boxes
+from scemae.tables import match_boxes, read_annotations, read_boxes, read_groups, write_boxes
 
 if TYPE_CHECKING:
     from scemae.face_boxes import FaceBoxes
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("scemae", "torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow")
 Report = tuple[Any, str, Iterator[str]]  # for --json, as text, and lines that follow once these are printed
-Annotations = Mapping[FaceKey, Mapping[str, tuple[float, float]]]
 MODEL_HELP = "Name of a released model (default: scemae-tiny), hf-hub:ORG/REPO, or local-dir:PATH."
 
 
@@ -57,7 +56,7 @@ def boxes(args: argparse.Namespace) -> Report:
     from scemae.progress import with_progress
 
     out = None if args.out is None else new_path(args.out, args.overwrite)
-    batch = ImageBatch(_list_photos(args.photos), "auto", on_error="skip")
+    batch = ImageBatch(list_photos(args.photos), "auto", on_error="skip")
     model = scemae.load_model(args.model)
     found: list[FaceBoxes] = []
 
@@ -76,7 +75,7 @@ def boxes(args: argparse.Namespace) -> Report:
             place = " ".join(f"{edge:.1f}" for edge in box)
             lines.append(f"  face {face}: {place}  score {score:.2f}, turned {roll:+.0f}°")
     if out is not None:
-        write_boxes(out, [(_path_in_table(source, out), *rest) for source, *rest in rows])
+        write_boxes(out, [(path_in_table(source, out), *rest) for source, *rest in rows])
         lines.append(f"{out}: {len(rows)} faces")
     columns = ("source", "face", "box", "score", "roll")
     faces = [dict(zip(columns, row, strict=True)) for row in rows]
@@ -91,7 +90,7 @@ def features(args: argparse.Namespace) -> Report:
     from scemae.weights.model_folder import write_file
 
     out = _tensor_file_path(args)
-    batch = _open_batch(args.images, args)
+    batch = open_batch(args.images, args)
     faces = _extract(batch, args)
     feature_map = faces.map(args.use or "backbone")
     crops = torch.stack([torch.from_numpy(face.crop.to_image_affine) for face in faces.faces])
@@ -110,11 +109,11 @@ def match(args: argparse.Namespace) -> Report:
     """Find points of one face on other faces."""
     from scemae.matching import validate_prior
 
-    key, points = _reference_points(args)
+    key, points = reference_points(args)
     if args.prior is not None:
         validate_prior(args.prior)
     out = _picture_path(args.out, args, len(args.images))
-    batch = _open_batch([args.reference, *args.images], args, {key: points})
+    batch = open_batch([args.reference, *args.images], args, {key: points})
     faces = _extract(batch, args)
     matches = scemae.match_landmarks(faces[0], points, faces[1:], use=args.use, prior=args.prior)
     return _report_landmarks(matches, out, batch)
@@ -129,7 +128,7 @@ def fit(args: argparse.Namespace) -> tuple[Any, str]:
         scemae.load_model(args.model),
         [key.path for key in annotations],
         list(annotations.values()),
-        boxes=match_boxes(annotations, read_boxes(args.boxes)) if _has_table(args) else args.boxes,
+        boxes=match_boxes(annotations, read_boxes(args.boxes)) if has_table(args) else args.boxes,
         groups=[groups[key] for key in annotations],
         head=args.head,
         use=args.use,
@@ -145,12 +144,15 @@ def fit(args: argparse.Namespace) -> tuple[Any, str]:
 def predict(args: argparse.Namespace) -> Report:
     """Find landmarks on faces with a fitted detector."""
     from scemae.detector.regressor import LandmarkRegressor
+    from scemae.landmarks import validate_coverage
 
+    if args.coverage is not None:
+        validate_coverage(args.coverage)
     out = _picture_path(args.out, args, len(args.images))
-    batch: Any = _open_batch(args.images, args)
+    batch: Any = open_batch(args.images, args)
     model = None if args.model is None else scemae.load_model(args.model)
     regressor = LandmarkRegressor.load(args.regressor, model)
-    return _report_landmarks(regressor.predict(batch, batch_size=args.batch_size), out, batch)
+    return _report_landmarks(regressor.predict(batch, batch_size=args.batch_size), out, batch, args.coverage)
 
 
 def demo(args: argparse.Namespace) -> Report:
@@ -254,6 +256,13 @@ def add_commands(add: Any) -> None:
 
     command = add(predict, framing, batch, picture)
     command.add_argument("--model", help="The model that the detector was fitted on. Default: found by its name.")
+    command.add_argument(
+        "--coverage",
+        type=float,
+        metavar="C",
+        help="Share of points that shall lie within their radius; the picture shows the radii too. Default: 0.9, and "
+        "they are not drawn.",
+    )
     command.add_argument("regressor", metavar="DETECTOR", help="File written by scemae fit.")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="Photos, each of one face without --boxes.")
 
@@ -318,90 +327,9 @@ def _align(args: argparse.Namespace) -> bool | None:
     return False if args.no_align else None
 
 
-def _open_batch(images: list[str], args: argparse.Namespace, annotated: Annotations | None = None) -> ImageBatch:
-    """The images with their boxes, without those that cannot be used, of which the batch keeps a list.
-
-    The first of them are those with annotations, each with the one face that these are of; they have to be usable.
-    """
-    from scemae.images import ImageBatch
-
-    annotated = annotated or {}
-    boxes = args.boxes
-    if _has_table(args):
-        table = read_boxes(args.boxes)
-        boxes = match_boxes(annotated, table) + _boxes_of(images[len(annotated) :], boxes_by_image(table), args)
-    batch = ImageBatch(images, boxes, on_error="skip")
-    batch.landmarks = [list(points.values()) for points in annotated.values()]
-    return batch
-
-
 def _extract(batch: Any, args: argparse.Namespace) -> FaceFeatures:
     options: dict[str, Any] = {"align": _align(args), "expansion": args.expansion, "batch_size": args.batch_size}
     return scemae.extract_features(scemae.load_model(args.model), batch, **options)
-
-
-def _has_table(args: argparse.Namespace) -> bool:
-    """Whether --boxes names a table."""
-    return args.boxes not in (None, "auto")
-
-
-def _boxes_of(images: Sequence[str], boxes: Mapping[Path, Any], args: argparse.Namespace) -> list[Any]:
-    """The boxes of each image by the number of the face; raises TableError for an image without one."""
-    absent = [image for image in images if real_path(image) not in boxes]
-    if absent:
-        raise TableError(f"{args.boxes} has no box for {absent[0]}.")
-    return [boxes[real_path(image)] for image in images]
-
-
-def _list_photos(paths: Sequence[str]) -> list[str]:
-    """The photos at these paths and in folders among them, each once; raises ImageInputError for a folder of none."""
-    from scemae.photo import list_pictures
-
-    photos: dict[Path, str] = {}
-    for path in paths:
-        inside = [str(photo) for photo in list_pictures(Path(path))] if os.path.isdir(path) else [path]
-        if not inside:
-            raise ImageInputError(f"{path} holds no pictures; wanted photos, or a folder of photos.")
-        for photo in inside:
-            photos.setdefault(real_path(photo), photo)
-    return list(photos.values())
-
-
-def _path_in_table(source: str, table: Path) -> str:
-    """The path of an image relative to the folder of a table, in which it may lie on another drive."""
-    folder, name = os.path.split(source)
-    path = os.path.join(os.path.realpath(folder), name)
-    try:
-        return os.path.relpath(path, os.path.realpath(table.parent))
-    except ValueError:  # on Windows
-        return path
-
-
-def _reference_points(args: argparse.Namespace) -> tuple[FaceKey, dict[str, tuple[float, float]]]:
-    """The face of the reference, and its points from --points and --point."""
-    key = FaceKey(Path(args.reference))
-    points: dict[str, tuple[float, float]] = {}
-    if args.points:
-        reference = real_path(args.reference)
-        rows = [row for row in read_annotations(args.points).items() if real_path(row[0].path) == reference]
-        if not rows:
-            raise TableError(f"{args.points} has no landmarks of {args.reference}.")
-        if len(rows) > 1:
-            raise TableError(f"{args.points} has landmarks of {len(rows)} faces of {args.reference}; wanted one face.")
-        [(key, points)] = rows
-    for text in args.point or []:
-        name, _, place = text.rpartition("=")
-        try:
-            x, y = (float(number) for number in place.split(","))
-        except ValueError as error:
-            raise OptionError(f"--point is {text!r}; wanted NAME=X,Y or X,Y in pixels of the reference.") from error
-        name = name.strip() or str(len(points))
-        if name in points:
-            raise OptionError(f"The point {name!r} is given twice; wanted each name once in --points and --point.")
-        points[name] = (x, y)
-    if not points:
-        raise OptionError("There are no points to match; pass --points FILE.csv or --point NAME=X,Y.")
-    return key, points
 
 
 def _tensor_file_path(args: argparse.Namespace) -> Path:
@@ -422,24 +350,35 @@ def _picture_path(out: str | None, args: argparse.Namespace, faces: int) -> Path
     return path
 
 
-def _report_landmarks(landmarks: Landmarks, out: Path | None, batch: ImageBatch | None = None) -> Report:
-    """The landmarks for --json and as text; then draws them to `out`, and raises the error about skipped images."""
+def _report_landmarks(
+    landmarks: Landmarks, out: Path | None, batch: ImageBatch | None = None, coverage: float | None = None
+) -> Report:
+    """The landmarks for --json and as text; then draws them to `out`, and raises the error about skipped images.
+
+    With a coverage their radii are drawn too, and it is an error if they have none.
+    """
     from scemae.features import name_faces
 
-    faces = landmarks.to_dict()
+    if coverage is not None:
+        landmarks.radius(coverage)  # says why there is none
+    faces = landmarks.to_dict() if coverage is None else landmarks.to_dict(coverage)
     lines = []
     for label, face in zip(name_faces(landmarks.faces), faces, strict=True):
         lines.append(escape_controls(label))
         for name, place in face["landmarks"].items():
-            lines.append(f"  {escape_controls(name)}: {place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}")
+            radius = "" if place.get("radius") is None else f"  radius {place['radius']:.1f}"
+            at = f"{place['x']:.1f} {place['y']:.1f}  score {place['score']:.2f}"
+            lines.append(f"  {escape_controls(name)}: {at}{radius}")
     result = {"faces": faces, "picture": None if out is None else str(out), "failed": _failures(batch)}
-    return result, "\n".join(lines), _finish(batch, landmarks, out)
+    return result, "\n".join(lines), _finish(batch, landmarks, out, coverage or False)
 
 
-def _finish(batch: ImageBatch | None, landmarks: Landmarks | None = None, out: Path | None = None) -> Iterator[str]:
+def _finish(
+    batch: ImageBatch | None, landmarks: Landmarks | None = None, out: Path | None = None, radius: float | bool = False
+) -> Iterator[str]:
     """Draw the landmarks to `out`, then raise ImageInputError if an image could not be used. Gives lines to print."""
     if landmarks is not None and out is not None:
-        write_picture(out, landmarks.draw())
+        write_picture(out, landmarks.draw(radius))
         yield f"picture: {out}"
     if batch is not None and batch.failed:
         names = [str(failure) for failure in batch.failed]

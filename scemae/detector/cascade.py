@@ -81,20 +81,14 @@ class CascadeHead:
         best = _choose(systems, blocks, self.ridge)  # its held-out predictions (m, K, 2)
         self.ridge_ = best.ridge
         self.cascade_ = systems.solve([blocks], [best.ridge], best.mirrored)[0, best.ridge]
-        return HeadFit(best.held_out, best.mirrored)
+        return HeadFit(best.held_out, best.mirrored, best.confidence)
 
     def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
         """Landmarks (n, K, 2) in input px in standardised maps (n, C, h, w), and their confidence (n, K), 0..1.
 
         The confidence is how much of a push of 3 px, right, left, down or up, the last stage takes back.
         """
-        maps = self._reduce(maps)  # (n, D, h, w)
-        places = self.cascade_.descend(maps, grid)  # (n, K, 2)
-        pushes = PUSH * torch.tensor([(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)], dtype=torch.float64)
-        last = self.cascade_.weights[-1]  # (K, F, 2)
-        pushed = [descend_stage(maps, grid, places + push, last) for push in pushes]  # (n, K, 2) each
-        left = ((torch.stack(pushed) - places) ** 2).sum(-1).mean(0).sqrt()  # (n, K), root mean square
-        return places, (1 - left / pushes.norm(dim=-1).mean()).clamp(0, 1)
+        return self.cascade_.find(self._reduce(maps), grid)
 
     def state(self) -> dict[str, Tensor]:
         """What `fit` found: `ridge` (), `components` (D, C), `mean_shape` (K, 2), `weights` (stages, K, F, 2)."""
@@ -147,14 +141,25 @@ class Cascade:
             places = descend_stage(maps, grid, places, stage)
         return places
 
+    def find(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
+        """Landmarks (n, K, 2), input px, in maps (n, D, h, w), and their confidence (n, K), see `CascadeHead`."""
+        places = self.descend(maps, grid)
+        pushes = PUSH * torch.tensor([(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)], dtype=torch.float64)
+        last = self.weights[-1]  # (K, F, 2)
+        pushed = [descend_stage(maps, grid, places + push, last) for push in pushes]  # (n, K, 2) each
+        left = ((torch.stack(pushed) - places) ** 2).sum(-1).mean(0).sqrt()  # (n, K), root mean square
+        return places, (1 - left / pushes.norm(dim=-1).mean()).clamp(0, 1)
+
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A ridge and whether mirror images are used, with the predictions (m, K, 2) for held-out original faces."""
+    """A ridge and whether mirror images are used, with the predictions (m, K, 2) for held-out original faces and their
+    confidence (m, K)."""
 
     ridge: float
     mirrored: bool
     held_out: Tensor
+    confidence: Tensor
 
 
 def _choose(systems: CascadeSystems, blocks: Sequence[int], ridge: float | None) -> Trial:
@@ -163,7 +168,8 @@ def _choose(systems: CascadeSystems, blocks: Sequence[int], ridge: float | None)
     truth = data.landmarks[torch.from_numpy(data.originals)]
     mirrored = bool(data.mirrored.any())
     if len(blocks) == 1:
-        return Trial(SINGLE_BLOCK_RIDGE if ridge is None else ridge, mirrored, torch.full_like(truth, torch.nan))
+        held_out = torch.full_like(truth, torch.nan)
+        return Trial(SINGLE_BLOCK_RIDGE if ridge is None else ridge, mirrored, held_out, held_out[..., 0])
 
     def error(trial: Trial) -> float:
         return float(torch.nanmean((trial.held_out - truth).norm(dim=-1)))
@@ -185,10 +191,11 @@ def _hold_out(systems: CascadeSystems, ridges: Sequence[float], mirrored: bool) 
     trials = []
     for ridge in ridges:
         held_out = torch.empty_like(data.landmarks[originals])
+        confidence = torch.empty_like(held_out[..., 0])
         for group, block in enumerate(blocks):
             inside = torch.from_numpy(block_of_face == block)
-            held_out[inside] = cascades[group, ridge].descend(maps[inside], data.grid)
-        trials.append(Trial(ridge, mirrored, held_out))
+            held_out[inside], confidence[inside] = cascades[group, ridge].find(maps[inside], data.grid)
+        trials.append(Trial(ridge, mirrored, held_out, confidence))
     return trials
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scemae.detector.built_in_heads import HEADS
+from scemae.detector.error_model import ErrorModel, HeldOut
 from scemae.detector.head import Head
 from scemae.detector.map_reader import MapReader
 from scemae.errors import IncompatibleWeightsError, ModelNotFoundError, OptionError, ScemaeError, warn_user
@@ -43,6 +44,8 @@ ARGUMENTS = ("names", "head", "mirror", "use", "expansion", "align", "normalizer
 FIRST_FORMAT = "scemae landmark regressor 1"  # before heads had `params`
 UNSEALED = {"kind", "head", "params", "names", "landmarks", "use", "mirrored", "faces", "asked"}  # a header of 0.1.0
 HEAD_TENSOR = "head."  # prefix of the tensors of the head's state
+RADIUS_TENSOR = "radius."  # of those from which the radius follows
+UNKNOWN_AS_NAN = {"held_out_errors", f"{RADIUS_TENSOR}errors", f"{RADIUS_TENSOR}confidence"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +60,7 @@ class FittedDetector:
         mirrored: whether the head was fitted on mirror images too.
         boxed: whether the images came with boxes; False where that is not known.
         held_out_errors: (n, K), of the n annotated faces, as a fraction of the normalizer; nan where not known.
+        error_model: None in files that were written before there was one.
     """
 
     head: Head
@@ -66,6 +70,7 @@ class FittedDetector:
     mirrored: bool
     boxed: bool
     held_out_errors: NDArray[np.float64]
+    error_model: ErrorModel | None
 
 
 def save_detector(
@@ -79,6 +84,8 @@ def save_detector(
     head, reader = fitted.head, fitted.reader
     tensors = {f"{HEAD_TENSOR}{name}": tensor for name, tensor in head.state().items()}
     tensors |= {"mean": reader.mean, "std": reader.std, "held_out_errors": torch.from_numpy(fitted.held_out_errors)}
+    if fitted.error_model is not None:
+        tensors |= {f"{RADIUS_TENSOR}{n}": torch.from_numpy(a) for n, a in vars(fitted.error_model.held_out).items()}
     faces, landmarks = fitted.held_out_errors.shape
     header = {
         "kind": asdict(fitted.kind),
@@ -133,6 +140,7 @@ def load_detector(
             mirrored=header["mirrored"],
             boxed=header.get("boxed", False),  # files of 0.1.0 do not say
             held_out_errors=tensors["held_out_errors"].numpy(),
+            error_model=_load_error_model(tensors),
         )
         fitted.head.load_state(_select_state(tensors))
         arguments = {name: header["asked"][name] for name in ARGUMENTS}
@@ -185,10 +193,21 @@ def _check_tensors(
     with torch.device("meta"):
         expected["mean"] = expected["std"] = torch.empty(channels, dtype=torch.float32)
         expected["held_out_errors"] = torch.empty(faces, landmarks, dtype=torch.float64)
+        if any(name.startswith(RADIUS_TENSOR) for name in tensors):
+            pictures = len(tensors[f"{RADIUS_TENSOR}groups"])
+            expected[f"{RADIUS_TENSOR}errors"] = torch.empty(pictures, landmarks, dtype=torch.float64)
+            expected[f"{RADIUS_TENSOR}confidence"] = torch.empty(pictures, landmarks, dtype=torch.float64)
+            expected[f"{RADIUS_TENSOR}groups"] = torch.empty(pictures, dtype=torch.int64)
     check_layout(path, tensors, expected, "header")
-    check_finite(path, {n: tensors[n] for n in (expected if built_in else ("mean", "std")) if n != "held_out_errors"})
-    if tensors["held_out_errors"].isinf().any() or not (tensors["std"] > 0).all():
+    finite = expected.keys() - UNKNOWN_AS_NAN if built_in else ("mean", "std")
+    check_finite(path, {name: tensors[name] for name in finite})
+    if any(tensors[name].isinf().any() for name in UNKNOWN_AS_NAN & expected.keys()) or not (tensors["std"] > 0).all():
         raise ValueError("a held-out error is infinite, or a deviation not above 0")
+
+
+def _load_error_model(tensors: Mapping[str, Tensor]) -> ErrorModel | None:
+    known = {n.removeprefix(RADIUS_TENSOR): t.numpy() for n, t in tensors.items() if n.startswith(RADIUS_TENSOR)}
+    return ErrorModel.fit(HeldOut(**known)) if known else None
 
 
 def _select_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -46,10 +46,13 @@ class HeadFit:
         held_out: (m, K, 2), input px, float64: landmarks of the m original faces, each predicted without its block;
             nan if none was held out.
         mirrored: whether mirror images were used.
+        confidence: (m, K), 0..1, of these predictions, as `Head.predict` gives it; None if not known: the radius of a
+            landmark is then the same on all faces.
     """
 
     held_out: Tensor
     mirrored: bool
+    confidence: Tensor | None = None
 
 
 class Head(Protocol):

@@ -91,14 +91,15 @@ class HeatmapHead:
         """Train a network for each block that is held out, then the final one on all faces."""
         originals = torch.from_numpy(data.originals)
         held_out = torch.full_like(data.landmarks[originals], torch.nan)
+        confidence = torch.full_like(held_out[..., 0], torch.nan)
         blocks = np.unique(data.blocks)
         if len(blocks) > 1:
             for block in blocks:
                 inside = torch.from_numpy(data.blocks[data.originals] == block)
                 self.net_ = self._train(data, data.blocks != block)
-                held_out[inside] = self.predict(data.maps[originals][inside], data.grid)[0]
+                held_out[inside], confidence[inside] = self.predict(data.maps[originals][inside], data.grid)
         self.net_ = self._train(data, np.ones(len(data.blocks), dtype=bool))
-        return HeadFit(held_out, bool(data.mirrored.any()))
+        return HeadFit(held_out, bool(data.mirrored.any()), confidence)
 
     def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
         """Landmarks (n, K, 2) in input px in standardised maps (n, C, h, w), and their confidence (n, K), 0..1.

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from scemae.detector.augmentation import augment_faces
 from scemae.detector.built_in_heads import new_head
 from scemae.detector.detector_file import FittedDetector, load_detector, save_detector
+from scemae.detector.error_model import ErrorModel, HeldOut
 from scemae.detector.groups import group_pictures, merge_copies, number_pictures
-from scemae.detector.head import Head
+from scemae.detector.head import Head, HeadFit
 from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
 from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError, warn_user
 from scemae.extraction import Boxes, extract_features, open_batch, stream_features, validate_model
-from scemae.features import Face, FaceFeatures
+from scemae.features import FaceFeatures
 from scemae.images import ImageBatch, ImageLike, OnError
 from scemae.landmark_input import check_annotated, read_landmarks, validate_landmarks
 from scemae.landmarks import Landmarks
@@ -134,6 +135,7 @@ class LandmarkRegressor(Estimator):
         held_out_errors_: (n, K), the error of each landmark of each face while held out, as a fraction of the
             normalizer; nan where not known.
         held_out_error_: the mean of those that are known, or nan.
+        error_model_: what error to expect of a prediction; None for a detector of a version before it was there.
 
     Example:
         >>> regressor = LandmarkRegressor(model, normalizer=("left_eye", "right_eye")).fit(images, landmarks)
@@ -211,6 +213,7 @@ class LandmarkRegressor(Estimator):
         )
         held_out = found.held_out.numpy()[pictures]  # (n, K, 2)
         errors = pixel_errors(features.to_image(held_out), xy) / lengths[:, None]  # (n, K)
+        error_model = ErrorModel.fit(_collect_held_out(found, once, shapes, group_of_picture))
         self._set_fitted(
             FittedDetector(
                 head=head,
@@ -220,6 +223,7 @@ class LandmarkRegressor(Estimator):
                 mirrored=found.mirrored,
                 boxed=boxed,
                 held_out_errors=errors,
+                error_model=error_model,
             )
         )
 
@@ -234,6 +238,7 @@ class LandmarkRegressor(Estimator):
         self.mirrored_ = fitted.mirrored
         self.boxed_ = fitted.boxed
         self.held_out_errors_ = fitted.held_out_errors
+        self.error_model_ = fitted.error_model
         known = np.isfinite(fitted.held_out_errors).any()
         self.held_out_error_ = float(np.nanmean(fitted.held_out_errors)) if known else float("nan")
 
@@ -242,21 +247,31 @@ class LandmarkRegressor(Estimator):
     ) -> Landmarks:
         """Landmarks on images or FaceFeatures: `xy` (B, K, 2) in each image's own px, `scores` (B, K) confidence 0..1.
 
-        The confidence is the head's own measure: for ranking landmarks and faces, not a calibrated probability.
+        The confidence is the head's own measure: for ranking landmarks and faces, not a calibrated probability. The
+        result's `radius(0.9)` is how far off each may be.
         `batch_size` and `on_error` are as in `extract_features`: "skip" leaves out the images that cannot be used.
         """
         self.check_fitted()
-        found: list[tuple[NDArray[np.float64], NDArray[np.float64], tuple[Face, ...]]] = []
+        found: list[Landmarks] = []
         for part in self._parts(images, boxes, batch_size, on_error):
             part.kind.require(self.kind_, "These features", "the regressor's")
             with default_numerics():
                 places, confidence = self.head_.predict(self.reader_(part), part.grid)
-            found.append((part.to_image(places.numpy()), confidence.numpy(), part.faces))
-        xy, scores, parts = zip(*found, strict=True)
-        faces: tuple[Face, ...] = sum(parts, ())
-        if self._lacks_boxes(images, boxes) and all(face.found is not False for face in faces):  # else it was said
+                expected = None if self.error_model_ is None else self.error_model_.expect(confidence).numpy()
+            found.append(
+                Landmarks(
+                    xy=part.to_image(places.numpy()),
+                    scores=confidence.numpy(),
+                    names=self.names_,
+                    faces=part.faces,
+                    expected_errors=None if expected is None else expected * _known_scales(part),
+                    calibration=None if self.error_model_ is None else self.error_model_.calibration,
+                )
+            )
+        landmarks = Landmarks.concatenate(found)
+        if self._lacks_boxes(images, boxes) and landmarks.ok.all():  # else it was said
             warn_user(f"{NO_BOXES} Here the middle of each image was taken for the face.")
-        return Landmarks(xy=np.concatenate(xy), scores=np.concatenate(scores), names=self.names_, faces=faces)
+        return landmarks
 
     def score(self, images: Images, landmarks: Any, *, boxes: Boxes = None) -> float:
         """Minus the mean error as a fraction of the normalizer (NME): higher is better, 0 is perfect.
@@ -291,6 +306,7 @@ class LandmarkRegressor(Estimator):
             mirrored=self.mirrored_,
             boxed=self.boxed_,
             held_out_errors=self.held_out_errors_,
+            error_model=self.error_model_,
         )
         save_detector(path, self.get_params(), fitted, overwrite)
 
@@ -382,6 +398,20 @@ def _open_annotated(images: Any, boxes: Boxes, landmarks: Any, names: Sequence[s
     batch = ImageBatch(images, boxes)
     batch.landmarks, _ = read_landmarks(landmarks, batch.count, names)
     return batch
+
+
+def _collect_held_out(
+    fit: HeadFit, features: FaceFeatures, xy: NDArray[np.float64], groups: NDArray[np.int64]
+) -> HeldOut:
+    """The errors on held-out faces with landmarks (m, K, 2), image px, without those that were not found."""
+    errors = pixel_errors(features.to_image(fit.held_out.numpy()), xy) / _known_scales(features)
+    confidence = np.full(errors.shape, np.nan) if fit.confidence is None else fit.confidence.double().numpy()
+    return HeldOut(errors=errors, confidence=confidence, groups=groups)
+
+
+def _known_scales(features: FaceFeatures) -> NDArray[np.float64]:
+    """Image px per input px (B, 1); nan of a face that was not found: nothing is known of its errors."""
+    return np.array([[np.nan if face.found is False else face.crop.scale] for face in features.faces])
 
 
 def _have_boxes(images: Any, boxes: Boxes) -> bool:

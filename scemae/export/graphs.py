@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scemae.detector.regressor import LandmarkRegressor
 from scemae.errors import OptionError
+from scemae.features import FOUND
 from scemae.geometry import (
     apply_affines,
     compose_affines,
@@ -19,6 +20,7 @@ from scemae.geometry import (
     resample_crops,
     sample_crops,
 )
+from scemae.landmarks import COVERAGE
 from scemae.model.aligner import LOST, Aligner, is_plausible
 from scemae.model.projector import concatenate_maps
 from scemae.model.sce_mae import SceMae
@@ -61,14 +63,16 @@ class RegressorGraph(nn.Module):
         self.size = self.model.config.input_size
         self.aligner = self.model.aligner if self.kind.aligned else None
         self.head = copy.deepcopy(regressor.head_)
+        self.error_model = regressor.error_model_
 
     @property
     def box_side(self) -> int:
         """Largest longer side of a box, patch px; without alignment the only one, as `predict` resamples any other."""
         return self.size if self.aligner is None else BOX_SIDE
 
-    def forward(self, patches: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Landmarks (B, K, 2) in patch pixels, confidence (B, K), 0..1, and the faces' scores (B,), see `Face.score`.
+    def forward(self, patches: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Landmarks (B, K, 2) in patch pixels, confidence (B, K), 0..1, the faces' scores (B,), see `Face.score`, and
+        the radii (B, K) at a coverage of 0.9, patch pixels; nan where `Landmarks.radius` is.
 
         `patches` (B, 3, H, W) uint8 RGB; `boxes` (B, 4), each (x0, y0, x1, y1), pixel edges in its patch.
         """
@@ -80,7 +84,12 @@ class RegressorGraph(nn.Module):
             scores = self.aligner.face_scores(log_errors).float()
         maps = self.reader.standardise(self._encode(pixels, crop))
         places, confidence = self.head.predict(maps, self.model.grid(self.kind.expansion))
-        return apply_affines(crop, places).float(), confidence.float(), scores
+        radii = torch.full_like(confidence, torch.nan)
+        if self.error_model is not None:
+            limit = self.error_model.calibration.quantile(COVERAGE)
+            radii = limit * self.error_model.expect(confidence) * determinants(crop).abs().sqrt()[:, None]
+            radii = radii.masked_fill((scores < FOUND)[:, None], torch.nan)
+        return apply_affines(crop, places).float(), confidence.float(), scores, radii.float()
 
     def _align(self, aligner: Aligner, pixels: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """The crops (B, 2, 3) that the aligner's steps lead to, and the log errors (B,) of the last ones.

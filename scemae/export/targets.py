@@ -103,7 +103,7 @@ def _regressor_target(regressor: LandmarkRegressor) -> ExportTarget:
             "boxes": torch.from_numpy(np.stack([box, box])),
         },
         axes={"patches": {0: "batch", 2: "height", 3: "width"}, "boxes": {0: "batch"}},
-        outputs=("landmarks", "scores", "face_scores"),
+        outputs=("landmarks", "scores", "face_scores", "radius"),
         about=about,
         distance=distance,
         unit="px",

@@ -183,7 +183,10 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The text of config.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        fields = dataclasses.asdict(self)
+        if self.finder is None:  # as the folders of models without one have it
+            del fields["finder"]
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
