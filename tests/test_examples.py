@@ -45,6 +45,19 @@ def test_the_picture_of_groups_is_measured_and_drawn(tmp_path, two_block_model):
     example["draw_bars"]([errors, errors]).savefig(tmp_path / "groups.png")
 
 
+@pytest.mark.slow
+def test_the_coverage_of_the_radius_is_measured(tmp_path, two_block_model):
+    example = runpy.run_path(str(EXAMPLES / "radius_coverage.py"))
+    mtfl_folder(tmp_path, training=14)
+    faces = read_dataset("mtfl", tmp_path, "net_7876", partial=True)
+    pool, test = faces[:10], faces[10:]
+    features = scemae.extract_features(two_block_model, [face.image() for face in test.samples], boxes=test.boxes)
+    within, radii = example["measure_draw"](two_block_model, pool, test, features, 9, 0)
+    assert within.shape == radii.shape == (4, 5)
+    assert (radii > 0).all()
+    assert example["mean_of_fifths"](radii, radii).shape == (5,)
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I", "F", "RGBA", "LA", "P"])
 def test_the_onnx_example_refuses_what_it_would_read_otherwise_than_the_library(mode, tmp_path, monkeypatch):
     """Faults A6: it clipped 16-bit pictures."""

@@ -15,6 +15,7 @@ import scemae
 from scemae.cli.main import main
 from scemae.detector.cascade import CascadeHead
 from scemae.detector.error_model import ErrorModel
+from scemae.detector.regressor import LEARNING
 from scemae.errors import IncompatibleWeightsError, OptionError
 from scemae.weights.model_folder import read_file
 
@@ -102,7 +103,8 @@ def test_a_fit_knows_its_radii(fitted, people):
     held_out = fitted.error_model_.held_out
     scales = np.array([[face.crop.scale] for face in features.faces])
     lengths = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=-1, keepdims=True)
-    assert np.allclose(held_out.errors, fitted.held_out_errors_ * lengths / scales)
+    held_out_px = fitted.held_out_errors_ * lengths / scales  # of fits on four fifths of the faces
+    assert np.allclose(held_out.errors, held_out_px * 0.8**LEARNING)
     assert held_out.groups.tolist() == list(range(12))
     assert ((held_out.confidence >= 0) & (held_out.confidence <= 1)).all()
     radii = found.radius(0.9)

@@ -43,6 +43,7 @@ ROUTE_BOXES = (
     "For scikit-learn's cross-validation, extract the features first, or call set_config(enable_metadata_routing=True) "
     "and regressor.set_fit_request(boxes=True).set_score_request(boxes=True)."
 )
+LEARNING = 0.08  # errors shrink as this power of the number of annotated faces (docs/few-shot.md)
 FEW = 5  # up to this many annotated pictures the model's few_shot_use is the default
 
 
@@ -208,12 +209,11 @@ class LandmarkRegressor(Estimator):
         reader = MapReader.fit(once, default if self.use is None else validate_use(self.use))
         head = new_head(self.head, features.aligned)
         group_of_picture = group_pictures(pictures, groups)
-        found = head.fit(
-            augment_faces(self.model, once, shapes, groups=group_of_picture, swap=swap, head=head, reader=reader)
-        )
+        maps = augment_faces(self.model, once, shapes, groups=group_of_picture, swap=swap, head=head, reader=reader)
+        found = head.fit(maps)
         held_out = found.held_out.numpy()[pictures]  # (n, K, 2)
         errors = pixel_errors(features.to_image(held_out), xy) / lengths[:, None]  # (n, K)
-        error_model = ErrorModel.fit(_collect_held_out(found, once, shapes, group_of_picture))
+        error_model = ErrorModel.fit(_collect_held_out(found, once, shapes, group_of_picture, maps.blocks))
         self._set_fitted(
             FittedDetector(
                 head=head,
@@ -401,10 +401,18 @@ def _open_annotated(images: Any, boxes: Boxes, landmarks: Any, names: Sequence[s
 
 
 def _collect_held_out(
-    fit: HeadFit, features: FaceFeatures, xy: NDArray[np.float64], groups: NDArray[np.int64]
+    fit: HeadFit,
+    features: FaceFeatures,
+    xy: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    blocks: NDArray[np.int64],
 ) -> HeldOut:
-    """The errors on held-out faces with landmarks (m, K, 2), image px, without those that were not found."""
+    """The errors on held-out faces with landmarks (m, K, 2), image px, without those that were not found.
+
+    They are what they would be if no block had been missing from the fit.
+    """
     errors = pixel_errors(features.to_image(fit.held_out.numpy()), xy) / _known_scales(features)
+    errors *= (1 - 1 / max(len(np.unique(blocks)), 2)) ** LEARNING
     confidence = np.full(errors.shape, np.nan) if fit.confidence is None else fit.confidence.double().numpy()
     return HeldOut(errors=errors, confidence=confidence, groups=groups)
 
