@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from scemae.errors import OptionError
+from scemae.errors import ImageInputError, OptionError
 from scemae.features import FOUND
 from scemae.geometry import build_pyramid, resample_crops, sample_pyramid
-from scemae.images import ImageLike, iter_photos
+from scemae.images import ImageLike, is_single, iter_photos
 from scemae.model.aligner import Aligned, FaceAligner, Located
 from scemae.model.extractor import Extractor
 from scemae.model.face_finder import FaceFinder
@@ -76,6 +77,8 @@ def find_faces(
         ImageInputError: the image cannot be used.
         OptionError: the model cannot find faces, or min_size or max_faces is out of range.
     """
+    if not is_single(image):
+        raise ImageInputError("find_faces takes one image; call it for each, or pass boxes='auto' for many.")
     photo = next(iter_photos(image))
     return find_faces_on(photo, _default_model() if model is None else model, min_size, max_faces)
 
@@ -92,10 +95,10 @@ def find_faces_on(
     photo: Photo, model: Extractor, min_size: float | None = None, max_faces: int | None = None
 ) -> FaceBoxes:
     """See `find_faces`."""
-    if min_size is not None and not SMALLEST <= min_size < math.inf:
-        raise OptionError(f"min_size is {min_size}; it must be at least {SMALLEST} px.")
-    if max_faces is not None and max_faces < 1:
-        raise OptionError(f"max_faces is {max_faces}; it must be at least 1, or None for all.")
+    if not (min_size is None or (isinstance(min_size, Real) and SMALLEST <= min_size < math.inf)):
+        raise OptionError(f"min_size is {min_size!r}; it must be at least {SMALLEST} px.")
+    if not (max_faces is None or (isinstance(max_faces, Integral) and max_faces >= 1)):
+        raise OptionError(f"max_faces is {max_faces!r}; it must be a whole number of at least 1, or None for all.")
     min_size = max(max(photo.image.size) / 30, 32.0) if min_size is None else min_size
     finder, aligner = model.finder, model.aligner
     if finder is None or not isinstance(aligner, FaceAligner):

@@ -128,7 +128,9 @@ def test_hopeless_places_are_looked_at_once(model):
         ({"min_size": 15}, "min_size is 15; it must be at least 16 px"),
         ({"min_size": np.nan}, "min_size is nan"),
         ({"min_size": np.inf}, "min_size is inf"),
-        ({"max_faces": 0}, "max_faces is 0; it must be at least 1, or None for all"),
+        ({"max_faces": 0}, "max_faces is 0; it must be a whole number of at least 1, or None for all"),
+        ({"max_faces": 2.5}, "max_faces is 2.5; it must be a whole number"),
+        ({"min_size": "40"}, "min_size is '40'; it must be at least 16 px"),
     ],
 )
 def test_bad_options_are_refused(model, options, message):
@@ -194,3 +196,8 @@ def test_a_find_is_the_box_to_pass(model, photo):
     passed = scemae.extract_features(model, [photo] * 3, boxes=found.xyxy, align=False, expansion=1)
     for face, box in zip(passed.faces, found, strict=True):
         assert np.allclose(face.crop.to_image_affine, Crop.from_box(tuple(box), 64).to_image_affine)
+
+
+def test_one_image_at_a_time(model, photo):
+    with pytest.raises(ImageInputError, match="find_faces takes one image"):
+        find_faces([photo, photo], model=model)

@@ -17,7 +17,7 @@ from scemae.detector.regressor import LandmarkRegressor
 from scemae.errors import OptionError
 from scemae.export.graphs import MapsGraph, RegressorGraph
 from scemae.export.trial_faces import trial_faces
-from scemae.extraction import validate_model
+from scemae.extraction import extract_features, validate_model
 from scemae.model.config import ModelId
 from scemae.model.sce_mae import SceMae
 
@@ -130,5 +130,15 @@ def _map_distance(model: SceMae, expansion: int, views: NDArray[Any], found: Seq
 
 def _landmark_distance(regressor: LandmarkRegressor, patches: NDArray[Any], boxes: NDArray[Any], run: Run) -> float:
     xy, *_ = run({"patches": patches, "boxes": boxes})
-    truth = regressor.predict(patches.transpose(0, 2, 3, 1), boxes=boxes)
+    kind = regressor.kind_
+    features = extract_features(  # as `predict` does, but for second tries, which the graph does not make
+        regressor.model,
+        patches.transpose(0, 2, 3, 1),
+        boxes=boxes,
+        align=kind.aligned,
+        expansion=kind.expansion,
+        margin=kind.margin,  # type: ignore[arg-type]
+        search="none",
+    )
+    truth = regressor.predict(features)
     return float(np.linalg.norm(xy - truth.xy, axis=-1).max())
