@@ -278,7 +278,7 @@ def test_numbers_are_printed_before_the_picture(capsys, tables, samples, bad_fil
     """faults B2: numbers were lost with a picture that could not be written."""
     printed = []
 
-    def draw(self):
+    def draw(self, radius):
         printed.append(capsys.readouterr().out)
         raise OutputError("the disk is full")
 
