@@ -29,13 +29,12 @@ from scemae.geometry import (
 from scemae.model.aligner import FaceAligner
 from scemae.model.config import AlignerConfig
 from scemae.training.align_pack import align_squares
-from scemae.training.model_writer import CardSection, draw_view, write_model
+from scemae.training.model_writer import CardSection, draw_view
 from scemae.training.pack import Pack, sample_pack
 from scemae.training.perturbation_config import CANONICAL_POINTS, AlignConfig
 from scemae.training.perturbed_faces import PerturbedFaces
 from scemae.training.perturbed_views import Perturbations, draw_affines, locate_canonical
 from scemae.training.recipe import History
-from scemae.weights.zoo import locate_model
 
 PHOTO = 192  # px: side of the pictures in which the threshold of the verdict is set
 COPIES_SHOWN = 4  # of each sample face in a picture
@@ -105,7 +104,7 @@ class AlignRecipe(PerturbedFaces):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Errors, input px of 96, on held-out faces: of one look at near and wide views, and after all steps."""
+        """Errors, input px of 96, on held-out faces: of one look at near and at wide views."""
         aligner = self._trained()
         errors = {}
         for name, wide in (("near", 0.0), ("wide", 1.0)):
@@ -132,10 +131,7 @@ class AlignRecipe(PerturbedFaces):
             name.replace("_", " "): f"{value:.2f} input px (held-out faces)" for name, value in self.measure().items()
         }
         section = dataclasses.replace(section, rows={**section.rows, **measured, **rates})
-        model_config = dataclasses.replace(self.model.config, aligner=config, **(self.card_fields or {}))
-        tensors = {name: t for name, t in self.model.state_dict().items() if not name.startswith("aligner.")}
-        tensors |= {f"aligner.{name}": tensor for name, tensor in aligner.state_dict().items()}
-        write_model(folder, model_config, tensors, section, locate_model(self.source).folder)
+        self.write(folder, "aligner", aligner, config, section)
 
     def _trained(self) -> FaceAligner:
         """The aligner as it is now, as models have it, on the CPU."""

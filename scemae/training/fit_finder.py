@@ -21,13 +21,12 @@ from scemae import draw
 from scemae.geometry import determinants, invert_affines
 from scemae.model.config import FinderConfig
 from scemae.model.face_finder import STRIDE, FaceFinder, cell_centres
-from scemae.training.model_writer import CardSection, draw_view, write_model
+from scemae.training.model_writer import CardSection, draw_view
 from scemae.training.pack import Pack
 from scemae.training.perturbation_config import FindConfig
 from scemae.training.perturbed_faces import PerturbedFaces
 from scemae.training.perturbed_views import Perturbations
 from scemae.training.recipe import History
-from scemae.weights.zoo import locate_model
 
 INSIDE, NEAR = 0.2, 0.45  # sides from the middle of a face: up to which a cell shows it, and may show it
 SHOWN = 24
@@ -116,10 +115,7 @@ class FindRecipe(PerturbedFaces):
         rows = {name.replace("_", " "): f"{value:.4f}" for name, value in measured.items()}
         section = dataclasses.replace(section, rows={**section.rows, **rows})
         config = dataclasses.replace(finder.config, threshold=threshold)
-        model_config = dataclasses.replace(self.model.config, finder=config, **(self.card_fields or {}))
-        tensors = {name: t for name, t in self.model.state_dict().items() if not name.startswith("finder.")}
-        tensors |= {f"finder.{name}": tensor for name, tensor in finder.state_dict().items()}
-        write_model(folder, model_config, tensors, section, locate_model(self.source).folder)
+        self.write(folder, "finder", finder, config, section)
 
     def _trained(self) -> FaceFinder:
         """The finder as it is now, as models have it, on the CPU."""

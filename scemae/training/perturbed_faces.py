@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,11 @@ from scemae.errors import DataError, OptionError
 from scemae.geometry import Array
 from scemae.images import iter_photos
 from scemae.training.batches import Batches
+from scemae.training.model_writer import CardSection, write_model
 from scemae.training.pack import Pack
 from scemae.training.perturbation_config import AlignConfig
 from scemae.training.perturbed_views import Perturbations, cut_backgrounds, draw_fields, render_views
-from scemae.weights.zoo import load_model
+from scemae.weights.zoo import load_model, locate_model
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -58,6 +60,13 @@ class PerturbedFaces:
         if isinstance(found, kind) and {name: t.shape for name, t in found.state_dict().items()} == shapes:
             return found
         raise OptionError(f"{self.source} has no {kind.__name__} of these sizes to refine; leave out --refine.")
+
+    def write(self, folder: Path, name: str, network: nn.Module, config: Any, section: CardSection) -> None:
+        """Write the source model with this network, and what config.json says of it, as its `name`."""
+        model_config = dataclasses.replace(self.model.config, **{name: config}, **(self.card_fields or {}))
+        tensors = {key: t for key, t in self.model.state_dict().items() if not key.startswith(f"{name}.")}
+        tensors |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
+        write_model(folder, model_config, tensors, section, locate_model(self.source).folder)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) and backgrounds (b, V, V, 3), uint8, and the fields of the perturbations."""
