@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, OptionError
 from scemae.features import FOUND
-from scemae.geometry import build_pyramid, resample_crops, sample_pyramid
+from scemae.geometry import apply_affines, build_pyramid, determinants, resample_crops, sample_pyramid
 from scemae.images import ImageLike, is_single, iter_photos
 from scemae.model.aligner import Aligned, FaceAligner, Located
 from scemae.model.extractor import Extractor
@@ -107,7 +107,7 @@ def find_faces_on(
         starts = _first_look(finder, photo.image, min_size, aligner.input_size)
         crops, log_errors = _look_closer(aligner, photo.image, starts, min_size)
     sides, turns = _sides(crops) * aligner.input_size, torch.rad2deg(_angles(crops))
-    middles = crops @ crops.new_tensor([(aligner.input_size - 1) / 2] * 2 + [1.0]) + 0.5
+    middles = _middles(crops, aligner.input_size) + 0.5
     scores = aligner.face_scores(log_errors)
     kept: list[int] = []
     for row in log_errors.argsort().tolist():
@@ -183,17 +183,21 @@ def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_s
         return aligner(views.contiguous(memory_format=torch.channels_last))
 
     def accept(_rows: Tensor, affines: Tensor) -> Tensor:
-        middles = affines @ affines.new_tensor([(aligner.input_size - 1) / 2] * 2 + [1.0])
+        middles = _middles(affines, aligner.input_size)
         sides = _sides(affines) * aligner.input_size
         inside = ((middles >= -0.5) & (middles <= extent - 0.5)).all(-1)
-        upright = torch.linalg.det(affines[..., :2]) > 0
-        return inside & upright & (sides >= SMALLER * min_size) & (sides <= 1.5 * extent.max())
+        return inside & (determinants(affines) > 0) & (sides >= SMALLER * min_size) & (sides <= 1.5 * extent.max())
 
     return aligner.align(starts, locate, accept, hopeless=HOPELESS)
 
 
 def _sides(crops: Tensor) -> Tensor:
-    return torch.linalg.det(crops[..., :2]).abs().sqrt()
+    return determinants(crops).abs().sqrt()
+
+
+def _middles(crops: Tensor, size: int) -> Tensor:
+    """The middles (n, 2) of crops (n, 2, 3) of `size` px, in pixels of the picture."""
+    return apply_affines(crops, crops.new_full((1, 1, 2), (size - 1) / 2))[:, 0]
 
 
 def _angles(crops: Tensor) -> Tensor:

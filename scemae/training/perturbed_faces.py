@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from scemae.errors import DataError, OptionError
 from scemae.geometry import Array
 from scemae.images import iter_photos
+from scemae.photo import list_pictures
 from scemae.training.batches import Batches
 from scemae.training.model_writer import CardSection, write_model
 from scemae.training.pack import Pack
@@ -102,7 +103,7 @@ def read_pictures(folder: Path | None, seed: int) -> list[Array]:
     """Pictures (H, W, 3) without faces: those of a folder, or without one plain colours that run into each other."""
     if folder is None:
         return draw_plain_pictures(64, np.random.default_rng([seed, 6]))
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in Image.registered_extensions())
+    paths = list_pictures(folder)
     if len(paths) < 8:
         raise DataError(f"{folder} holds {len(paths)} pictures; wanted at least 8 without faces.")
     return [np.asarray(photo.image) for photo in iter_photos(paths)]
