@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scemae.training.batches import Squares
 from scemae.training.perturbation_config import CANONICAL_POINTS, AlignConfig
 from scemae.training.perturbed_views import (
     PIECE,
@@ -185,14 +186,15 @@ def test_noise_is_bounded():
 
 
 def test_decoys_are_in_the_place_of_faces():
-    squares = np.stack([ramp(40)] * 3)
+    squares = torch.from_numpy(np.stack([ramp(40)] * 3))
     backgrounds = np.stack([np.full((10, 10, 3), grey, np.uint8) for grey in (10, 20, 30)])
     backgrounds[0, 0, 9] = 99
     drawn = Perturbations.draw(np.random.default_rng(0), 3, 3, AlignConfig())
     drawn.replaced[:] = (False, True, True)
     drawn.decoy[:] = [(0, 0, 0), (0.25, 0.5, 0.4), (0, 0, 0)]
     drawn.background[:] = (0, 1, 2)
-    drawn.replace_some(squares, backgrounds)
+    drawn.replace_some(squares, Squares(backgrounds))
+    squares = squares.numpy()
     assert np.array_equal(squares[0], ramp(40))
     places = (np.arange(40) / 40 * 0.4 * 40 + 1e-4).astype(int)
     assert np.array_equal(squares[1], ramp(40)[20 + places][:, 10 + places])

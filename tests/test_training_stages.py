@@ -16,6 +16,7 @@ from scemae.cli.main import main
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.pack import Pack, sample_pack
 from scemae.training.perturbation_config import CANONICAL_POINTS
+from scemae.weights.model_folder import WEIGHTS, read_file
 
 QUICK = ("--held-out", "3", "--batch-size", "4")
 NARROW = ("--widths", "4,8", "--squeezed", "4", "--hidden", "8", "--background-squares", "16")
@@ -57,6 +58,20 @@ def test_alignment_then_stage_2_then_what_users_do(capsys, pack, tiny, tmp_path,
     finding = scemae.load_model(aligned).config
     assert (finding.finder.sides, finding.finder.widths, finding.aligner) == ((16, 30), (4, 4, 8), config)
     assert "threshold" in log_of(tmp_path / "f")[-1]
+
+    parts = ("--aligner", f"local-dir:{tmp_path / 'a' / 'model'}", "--finder", aligned)
+    code, told = run(capsys, "train", "combine", "--model", tiny, *parts, "--out", tmp_path / "c")
+    assert code == 0, told
+    whole = read_file(tmp_path / "f" / "model" / WEIGHTS)[0]
+    combined = read_file(tmp_path / "c" / WEIGHTS)[0]
+    assert combined.keys() == whole.keys()
+    assert all(torch.equal(combined[name].float(), whole[name].float()) for name in whole if "backbone" not in name)
+    assert scemae.load_model(f"local-dir:{tmp_path / 'c'}").config.finder == finding.finder
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert card.count("made: alignment") == card.count("made: face finder") == 1
+    assert all((tmp_path / "c" / name).is_file() for name in ("1-alignment-log.jsonl", "2-face-finder-log.jsonl"))
+    words = ("--model", tiny, "--aligner", tiny, "--out", tmp_path / "d")
+    assert "has no aligner" in run(capsys, "train", "combine", *words)[1]
 
     moved = ("--preset", "moved", "--faces-together", "2", "--cluster-block", "1", "--projector-dim", "8")
     words = ("--data", pack, "--out", tmp_path / "s", *QUICK, "--steps", "2", "--no-compile", "--name", "mine")

@@ -76,6 +76,12 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
         _add_gradient_options(perturbed, type(config), title, {"cpu": config})
         add_fields(perturbed, CardFields, CARD_TITLE, {})
 
+    combine = _add_command(stages, "combine", run_combine, common)
+    _add_model_argument(combine, "Model of which everything else is")
+    for part in ("aligner", "finder"):
+        combine.add_argument(f"--{part}", metavar="MODEL", help=f"Model of which the {part} is taken.")
+    combine.add_argument("--out", required=True, metavar="FOLDER", help="Folder to write.")
+
     publish = _add_command(stages, "publish", run_publish, common)
     _add_model_argument(publish, "Model to publish")
     publish.add_argument("--out", required=True, metavar="FOLDER", help="Folder to write the published model to.")
@@ -188,6 +194,15 @@ def _run_perturbed(recipe: Any, kind: type[AlignConfig], args: argparse.Namespac
     faces, card_fields = open_faces(args, _input_size(args.model)), given_fields(args, CardFields)
     backgrounds = None if args.backgrounds is None else Path(args.backgrounds)
     return run_training(recipe(config, faces, args.model, backgrounds, card_fields), args, start=args.model)
+
+
+def run_combine(args: argparse.Namespace) -> Outcome:
+    """Put parts that were trained side by side into one model."""
+    from scemae.training.combine_models import combine_models
+
+    parts = {part: source for part in ("aligner", "finder") if (source := getattr(args, part)) is not None}
+    sha256 = combine_models(args.model, parts, Path(args.out))
+    return {"out": args.out, "sha256": sha256}, f"SHA-256 {sha256}\nmodel: local-dir:{args.out}"
 
 
 def run_publish(args: argparse.Namespace) -> Outcome:

@@ -1,4 +1,4 @@
-"""The data loader's decisions: which faces a step sees, their random crops (augmentation), how views are normalised."""
+"""What a step sees: which faces, from disk or from a GPU's memory, their random crops, how views are normalised."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Batches:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """The faces (batch_size,) of a step."""
-        places = step * self.batch_size + np.arange(self.batch_size)
-        return np.array([self._order(place // self.count)[place % self.count] for place in places.tolist()])
+        epochs, places = np.divmod(step * self.batch_size + np.arange(self.batch_size), self.count)
+        return np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
     def rng(self, step: int) -> np.random.Generator:
         """The generator of everything random in a step."""
@@ -37,6 +37,25 @@ class Batches:
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([*self.seed, 0, epoch]).permutation(self.count)
+
+
+class Squares:
+    """The squares of a pack: mapped from disk, or in the memory of a GPU that has the room."""
+
+    def __init__(self, squares: NDArray[np.uint8]) -> None:
+        self.tensor = torch.from_numpy(squares)
+
+    def keep_on(self, device: torch.device) -> None:
+        """Keep them on this device, unless they would take more than half of what is free on it."""
+        if device.type == "cuda" and self.tensor.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+            self.tensor = self.tensor.to(device)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
+        """A copy of some (n, S, S, 3), where they are kept."""
+        return self.tensor[torch.from_numpy(rows).to(self.tensor.device)]
 
 
 def random_crops(

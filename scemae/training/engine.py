@@ -66,6 +66,7 @@ class _Run:
                 f"{self.config.accumulate} passes each."
             )
         on_gpu = self.device.type != "cpu"
+        recipe.keep_on(self.device)
         fuse_attention(recipe.module, on_gpu)
         self.optimizer = _make_optimizer(recipe.module, self.config)
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
@@ -245,7 +246,7 @@ class _Run:
         """SHA-256 of the next step's first image: other --data at the same (config, step) have another."""
         digest = hashlib.sha256()
         for part in self.recipe.load(self.step, slice(0, 1)):
-            digest.update(part.numpy().tobytes())
+            digest.update(part.cpu().numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -134,7 +134,7 @@ class FindRecipe(PerturbedFaces):
         best = seen.logits.flatten(1).argmax(1)
         rows = torch.arange(len(best))
         tops = seen.logits.flatten(1)[rows, best]
-        sides, _ = self.module.cpu().describe(fields["affines"], seen.logits.shape[-2:], size)
+        sides, _ = self.module.describe(fields["affines"], seen.logits.shape[-2:], size)
         middles = (invert_affines(fields["affines"])[..., 2] + 1) * (size / 2) - 0.5
         off = (seen.centres.flatten(2)[rows, :, best] - middles).norm(dim=1) / sides
         threshold = float(tops.quantile(1 - RECALL))

@@ -44,7 +44,7 @@ class Pack:
     """N faces as squares, of each of which the central `input_size` px are what the model sees at the usual framing."""
 
     folder: Path  # where it is stored
-    squares: NDArray[np.uint8]  # (N, size, size, 3), RGB, mapped from disk
+    squares: NDArray[np.uint8]  # (N, size, size, 3), RGB, mapped from disk; what is written there stays in memory
     names: tuple[str, ...]  # of the images
     source: str  # what it was made of
     skipped: Mapping[str, str]  # images that were left out, and why
@@ -102,7 +102,7 @@ class Pack:
                 raise ValueError("names, source or skipped are not as scemae writes them")
             if not (type(size) is type(input_size) is int and 1 <= input_size <= size):
                 raise ValueError(f"size is {size!r}, input_size {input_size!r}")
-            squares = np.memmap(folder / SQUARES, dtype=np.uint8, mode="r").reshape(len(names), size, size, 3)
+            squares = np.memmap(folder / SQUARES, dtype=np.uint8, mode="c").reshape(len(names), size, size, 3)
             return cls(
                 folder=folder,
                 squares=squares,

@@ -17,7 +17,7 @@ from scemae.errors import DataError, OptionError
 from scemae.geometry import Array
 from scemae.images import iter_photos
 from scemae.photo import list_pictures
-from scemae.training.batches import Batches
+from scemae.training.batches import Batches, Squares
 from scemae.training.model_writer import CardSection, write_model
 from scemae.training.pack import Pack
 from scemae.training.perturbation_config import AlignConfig
@@ -45,12 +45,12 @@ class PerturbedFaces:
         self.config, self.pack, self.source, self.card_fields = config, pack, source, card_fields
         self.origin = self.model.id.sha256
         self.faces, self.held_out = pack.split(config.held_out, config.seed)
-        self.batches = Batches(len(self.faces), config.batch_size, config.seed)
+        self.batches, self.squares = Batches(len(self.faces), config.batch_size, config.seed), Squares(pack.squares)
         pictures = read_pictures(backgrounds, config.seed)
         unseen = math.ceil(len(pictures) / 8)
         rng, plain = np.random.default_rng([config.seed, 5]), len(pictures) // 8
         shown = [*pictures[:-unseen], *draw_plain_pictures(plain, rng)]
-        self.backgrounds = cut_backgrounds(shown, config.background_squares, config.view_size, rng)
+        self.backgrounds = Squares(cut_backgrounds(shown, config.background_squares, config.view_size, rng))
         self.unseen_pictures = pictures[-unseen:]
         self.report_every = math.ceil(config.steps / 20)
         torch.manual_seed(config.seed)
@@ -69,14 +69,19 @@ class PerturbedFaces:
         tensors |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
         write_model(folder, model_config, tensors, section, locate_model(self.source).folder)
 
+    def keep_on(self, device: torch.device) -> None:
+        self.squares.keep_on(device)
+        self.backgrounds.keep_on(device)
+
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) and backgrounds (b, V, V, 3), uint8, and the fields of the perturbations."""
         rows, config = self.faces[self.batches.rows(step)[part]], self.config
-        drawn = Perturbations.draw(self.batches.rng(step), config.batch_size, len(self.backgrounds), config)[part]
-        squares = self.pack.squares[rows]
+        rng = self.batches.rng(step)
+        drawn = Perturbations.draw(rng, config.batch_size, len(self.backgrounds), config)[part]
+        squares = self.squares[rows]
         drawn.replace_some(squares, self.backgrounds)
         fields = [torch.from_numpy(values) for values in vars(drawn).values()]
-        return torch.from_numpy(squares), torch.from_numpy(self.backgrounds[drawn.background]), *fields
+        return squares, self.backgrounds[drawn.background], *fields
 
     def render(self, squares: Tensor, backgrounds: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
         """Perturbed views (n, 3, V, V), 0..1, of squares (n, S, S, 3) over backgrounds (n, V, V, 3)."""
@@ -91,12 +96,14 @@ class PerturbedFaces:
         `faces`: else only the pictures are seen.
         """
         rng, count = np.random.default_rng([config.seed, 3]), len(self.held_out)
-        behind = torch.from_numpy(cut_backgrounds(self.unseen_pictures, count, size or config.view_size, rng))
+        cut = torch.from_numpy(cut_backgrounds(self.unseen_pictures, count, size or config.view_size, rng))
         fields = draw_fields(rng, count, count, config)
         if not faces:
             fields["border"] = torch.full_like(fields["border"], -9.0)
             fields["mirrored_border"] = torch.zeros_like(fields["mirrored_border"])
-        return self.render(torch.from_numpy(self.pack.squares[self.held_out]), behind, fields), fields
+        squares = self.squares[self.held_out]
+        there = {name: values.to(squares.device) for name, values in fields.items()}
+        return self.render(squares, cut.to(squares.device), there).cpu(), fields
 
 
 def read_pictures(folder: Path | None, seed: int) -> list[Array]:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from scemae.geometry import Array
+from scemae.training.batches import Squares
 from scemae.training.perturbation_config import AlignConfig
 
 CHUNK = 32  # views at a time on a CPU: what its caches hold
@@ -100,15 +101,18 @@ class Perturbations:
             blur=blur.astype(np.float32),
         )
 
-    def replace_some(self, squares: NDArray[np.uint8], backgrounds: NDArray[np.uint8]) -> None:
-        """Put the decoys in the place of the squares (n, S, S, 3) that they replace."""
-        size = squares.shape[1]
-        for row in np.flatnonzero(self.replaced):
-            left, top, side = self.decoy[row]
-            source = squares[row] if side else backgrounds[(self.background[row] + 1) % len(backgrounds)]
-            axis = np.arange(size) / size * (side or 1)
-            down, across = (((start + axis) * len(source)).astype(int) for start in (top, left))
-            squares[row] = source[down[:, None], across]
+    def replace_some(self, squares: Tensor, backgrounds: Squares) -> None:
+        """Put the decoys in the place of the squares (n, S, S, 3), uint8, that they replace."""
+        axis = np.arange(squares.shape[1]) / squares.shape[1]
+        for of_face in (True, False):
+            rows = np.flatnonzero(self.replaced & ((self.decoy[:, 2] > 0) == of_face))
+            replaced = torch.from_numpy(rows).to(squares.device)
+            sources = squares[replaced] if of_face else backgrounds[(self.background[rows] + 1) % len(backgrounds)]
+            left, top, side = self.decoy[rows, :, None].swapaxes(0, 1)
+            places = ((start + axis * np.where(side, side, 1)) * sources.shape[1] for start in (top, left))
+            down, across = (torch.from_numpy(place.astype(np.int64)).to(squares.device) for place in places)
+            number = torch.arange(len(rows), device=squares.device)[:, None, None]
+            squares[replaced] = sources[number, down[:, :, None], across[:, None, :]]
 
     def __getitem__(self, chosen: slice) -> Perturbations:
         """The perturbations of some of the faces."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -30,8 +31,11 @@ class Recipe(Protocol):
     def report_every(self) -> int:
         """Steps between two reports: a picture, and what `measure` returns."""
 
+    def keep_on(self, device: torch.device) -> None:
+        """Keep on this device what `load` takes from, where it fits."""
+
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
-        """Part of the batch of a step, on the CPU, a function of the step alone; called ahead, in another thread."""
+        """Part of the batch of a step, a function of the step alone; called ahead, in another thread."""
 
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The arguments of the module, from what `load` returned, now on the module's device."""

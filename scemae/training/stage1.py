@@ -18,7 +18,7 @@ from scemae.errors import OptionError, RunError
 from scemae.geometry import sample_views
 from scemae.model.backbone import Backbone, initialise_backbone
 from scemae.model.config import ModelConfig
-from scemae.training.batches import Batches, mean_and_std, normalise, random_crops
+from scemae.training.batches import Batches, Squares, mean_and_std, normalise, random_crops
 from scemae.training.masked_autoencoder import MaskedAutoencoder
 from scemae.training.model_writer import CardSection, draw_view, write_model
 from scemae.training.pack import Pack, sample_pack
@@ -40,7 +40,7 @@ class Stage1:
     def __init__(self, config: Stage1Config, pack: Pack, card_fields: CardFields) -> None:
         pack.check_input_size(config.input_size)
         self.config, self.pack, self.card_fields = config, pack, card_fields
-        self.batches = Batches(len(pack), config.batch_size, config.seed)
+        self.batches, self.squares = Batches(len(pack), config.batch_size, config.seed), Squares(pack.squares)
         torch.manual_seed(config.seed)
         backbone = Backbone(config.backbone, config.input_size, config.patch_size)
         initialise_backbone(backbone)
@@ -55,6 +55,9 @@ class Stage1:
             self._load_weights(config.continue_from)
         self.report_every = math.ceil(config.steps / REPORTS)
 
+    def keep_on(self, device: torch.device) -> None:
+        self.squares.keep_on(device)
+
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) uint8, crops (b, 2, 3), orders of the patches (b, N)."""
         rng, config = self.batches.rng(step), self.config
@@ -67,8 +70,11 @@ class Stage1:
             ratio=config.crop_ratio,
         )
         orders = rng.random((config.batch_size, self.module.backbone.grid**2)).argsort(axis=1)
-        squares = self.pack.squares[self.batches.rows(step)[part]]
-        return torch.from_numpy(squares), torch.from_numpy(crops[part]), torch.from_numpy(orders[part])
+        return (
+            self.squares[self.batches.rows(step)[part]],
+            torch.from_numpy(crops[part]),
+            torch.from_numpy(orders[part]),
+        )
 
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Normalised views (b, 3, H, W), and the orders."""

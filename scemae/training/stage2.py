@@ -114,6 +114,9 @@ class Stage2:
         """Steps of an epoch."""
         return -(-len(self.faces) // self.config.batch_size)
 
+    def keep_on(self, device: torch.device) -> None:
+        """Nothing: the views are cut on the CPU."""
+
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Views (b, 3, H, W), 0..1, and the places (b, N, 2) of their tokens in the face, in cells."""
         rows, config = self.faces[self.batches.rows(step)[part]], self.config

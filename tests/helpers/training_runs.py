@@ -53,6 +53,9 @@ class Toy:
         self.config, self.module, self.report_every = config, ToyModule(dropout), report_every
         self.data_seed, self.at = data_seed, dict(at or {})
 
+    def keep_on(self, device):
+        pass
+
     def load(self, step, part):
         rows = np.random.default_rng([self.data_seed, step]).normal(size=(self.config.batch_size, 6))
         return torch.from_numpy(rows.astype(np.float32)[part]), torch.full((len(rows[part]),), step)
