@@ -1,11 +1,14 @@
+import csv
 import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from coloured_places import draw_face, read_places
 from made_up_faces import mtfl_folder
 from PIL import Image
+from small_models import load_small_model
 
 import scemae
 from scemae.datasets import read_dataset
@@ -56,6 +59,107 @@ def test_the_coverage_of_the_radius_is_measured(tmp_path, two_block_model):
     assert within.shape == radii.shape == (4, 5)
     assert (radii > 0).all()
     assert example["mean_of_fifths"](radii, radii).shape == (5,)
+
+
+FIVE = np.array([(-0.2, -0.15), (0.2, -0.15), (0, 0), (-0.15, 0.15), (0.15, 0.15)])  # of a face of side 1 about 0
+
+
+def wild_folder(root):
+    """A folder for finder_rates.py: faces that have their label, others far from it or without one."""
+
+    def write(name, *faces, size=(420, 300)):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((size[1], size[0], 3), np.uint8)
+        for centre, side in faces:
+            draw_face(pixels, centre, side)
+        Image.fromarray(pixels).save(path)
+
+    labels = {  # picture: its labelled face, and those that are there
+        "lfw/0.png": (((80, 70), 60), [((80, 70), 60)]),
+        "lfw/1.png": (((330, 80), 70), [((330, 80), 70), ((100, 200), 60)]),
+        "lfw/2.png": (((90, 230), 60), [((90, 230), 80)]),
+        "lfw/3.png": (((90, 230), 60), [((330, 60), 60)]),
+        "net/0.png": (((330, 230), 50), [((330, 230), 60)]),
+        "net/1.png": (((200, 150), 130), [((200, 150), 60)]),
+    }
+    with open(root / "points.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", *(f"{axis}{k}" for k in range(5) for axis in "xy")])
+        for name, ((centre, side), faces) in labels.items():
+            write(name, *faces)
+            table.writerow([name, *(np.array(centre) + side * FIVE).ravel()])
+    write("groups/0.png", ((60, 60), 40), ((200, 200), 80), ((350, 100), 60))
+    boxes = ("0,40,40,80,80", "1,165,165,235,235", "2,20,200,80,260")
+    lines = ["path,face,x0,y0,x1,y1", *(f"groups/0.png,{box}" for box in boxes)]
+    (root / "groups.csv").write_text("\n".join(lines) + "\n")
+    write("nofaces/0.png", ((200, 100), 60))
+    write("nofaces/1.png", ((200, 100), 60))
+    write("nofaces/2.png", ((200, 100), 36), size=(1300, 300))  # too small once the picture is reduced
+
+
+@pytest.mark.slow
+def test_the_rates_of_the_face_finder_are_counted(tmp_path, tiny_backbone, monkeypatch, capsys):
+    """A finder that is exact at any roll: its rates are those of the labels, and the same at a random roll."""
+    model, calls, find_faces = read_places(load_small_model(tmp_path / "model")), [], scemae.find_faces
+
+    def spy(image, **options):
+        calls.append((image.size, options["min_size"]))
+        return find_faces(image, **options)
+
+    monkeypatch.setattr(scemae, "load_model", lambda *_name, **_options: model)
+    monkeypatch.setattr(scemae, "find_faces", spy)
+    example = runpy.run_path(str(EXAMPLES / "finder_rates.py"))
+    wild_folder(tmp_path)
+    example["main"]([str(tmp_path), "--look", str(tmp_path / "look")])
+    table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert {name: counts for name, *counts, _milliseconds in table[2:]} == {
+        "lfw, upright": ["4", "3 of 4, 75.0 %", "2"],
+        "lfw, random roll": ["4", "3 of 4, 75.0 %", "2"],
+        "net, upright": ["2", "1 of 2, 50.0 %", "1"],
+        "net, random roll": ["2", "1 of 2, 50.0 %", "1"],
+        "groups": ["1", "2 of 3, 66.7 %", "1"],
+        "no face": ["2", "–", "1"],
+        "1 megapixel, from 64 px": ["1", "–", "–"],
+    }
+    assert all(float(line[-1]) > 0 for line in table[2:])
+    assert calls[:4] + calls[8:10] == [((420, 300), None)] * 6
+    assert all(size != (420, 300) and min_size is None for size, min_size in calls[4:8] + calls[10:12])
+    assert calls[12:] == [((420, 300), 30), ((420, 300), None), ((640, 148), None), *[((1155, 866), 64)] * 6]
+
+    sheets = {path.stem: Image.open(path) for path in (tmp_path / "look").iterdir()}
+    assert sheets.keys() == {row[0].replace(",", "").replace(" ", "-") for row in table[2:-1]}
+    panel = example["SQUARE"] + 2 * example["MARGIN"]
+    assert sheets["no-face"].width == panel
+    assert sheets["lfw-upright"].width > 2 * panel
+    assert np.allclose(sheets["no-face"].getpixel((panel // 2, panel // 2)), (128, 128, 255), atol=4)
+
+    example["main"]([str(tmp_path), "--pictures", "1"])
+    table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in table[2:]] == ["1"] * 7
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "finds", "taken"),  # finds: middle and side, of a label of (0, 0), 100
+    [
+        ("ONE", [(34, -34, 100)], [0]),
+        ("ONE", [(36, 0, 100)], []),
+        ("ONE", [(0, -36, 100)], []),
+        ("ONE", [(0, 0, 49), (0, 0, 201), (0, 0, 51), (0, 0, 199)], [2]),
+        ("ONE", [(0, 0, 199), (0, 0, 100)], [0]),
+        ("ONE", [], []),
+        ("GROUP", [(41, 0, 100), (0, 41, 100), (0, 0, 39), (0, 0, 251), (39, -39, 41)], [4]),
+        ("GROUP", [(0, 0, 249)], [0]),
+    ],
+)
+def test_a_find_near_a_label_is_its_face(tolerance, finds, taken):
+    example = runpy.run_path(str(EXAMPLES / "finder_rates.py"))
+    x, y, side = np.array(finds, dtype=np.float64).reshape(-1, 3).T
+    boxes = np.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], axis=1)
+    label = np.array([[-50.0, -50.0, 50.0, 50.0]])
+    match_finds = example["match_finds"]
+    assert match_finds(boxes, label, example[tolerance]) == taken
+    assert match_finds(boxes[taken], np.concatenate([label, label]), example[tolerance]) == [*range(len(taken))]
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F", "RGBA", "LA", "P"])
