@@ -4,6 +4,7 @@ MTFL is the folder that the dataset was unpacked to. Fits on draws of 800 faces 
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def mean_of_fifths(values, by):
 
 
 def main(root, name="scemae-tiny"):
-    model, faces = scemae.load_model(name), read_dataset("mtfl", root, "net_7876")
+    model, faces = scemae.load_model(name), read_dataset("mtfl", Path(root), "net_7876")
     faces = faces[np.random.default_rng(28).permutation(len(faces))]
     pool, test = faces[POOL], faces[TEST]
     features = scemae.extract_features(model, [face.image() for face in test.samples], boxes=test.boxes)

@@ -315,6 +315,14 @@ def test_bad_input_is_refused(source, ramps, tmp_path):
         AlignRecipe(QUICK, ramps, "scemae-tiny")
 
 
+def test_where_faces_are_rare_the_verdict_is_stricter(source, ramps):
+    recipe = AlignRecipe(replace(QUICK, face_share=0.5), ramps, source)
+    aligner = recipe._trained()
+    even, slope, _ = recipe._set_threshold(aligner)
+    recipe.config = replace(QUICK, face_share=0.2)
+    assert recipe._set_threshold(aligner)[:2] == pytest.approx((even - np.log(4) / slope, slope))
+
+
 def test_a_run_replaces_the_aligner_of_a_model(source, ramps, tmp_path):
     for name, seed in (("first", 1), ("second", 0)):
         run = tmp_path / name

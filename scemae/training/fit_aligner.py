@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ class AlignRecipe(PerturbedFaces):
             log_errors.append(found.log_errors)
         found_faces = torch.cat([errors[0] < FOUND_ERROR, torch.zeros(count, dtype=torch.bool)])
         threshold, slope = fit_logistic(torch.cat(log_errors), found_faces)
+        share = self.config.face_share
+        threshold += math.log(share / (1 - share)) / slope  # half of the squares above show a face
         kept = torch.cat(log_errors) < threshold
         shares = (found_faces[:count], kept[found_faces], ~kept[count:])
         reached, right, refused = (f"{float(share.double().mean()):.4f}" for share in shares)

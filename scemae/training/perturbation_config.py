@@ -47,8 +47,11 @@ class AlignConfig(MotionConfig, RunConfig):
     hidden_part: float = option(0.3, "Fraction of the views of which a part is hidden.")
     background_squares: int = option(8192, "Squares cut out of the pictures of --backgrounds.")
     alignment_steps: int = option(3, "Steps that the alignment takes at most.")
-    similarity_steps: int = option(2, "Number of initial steps that only rotate, scale and shift.")
-    settled: float = option(0.05, "A step that moves the points by less, half-sides (rms), is the last one.")
+    similarity_steps: int = option(0, "Number of initial steps that only rotate, scale and shift.")
+    settled: float = option(0.15, "A step that moves the points by less, half-sides (rms), is the last one.")
+    face_share: float = option(
+        0.05, "Share of the squares looked at that show a face, for which the score is a probability."
+    )
     held_out: int = option(1000, "Faces held out to measure the error and to set the threshold of the verdict.")
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class AlignConfig(MotionConfig, RunConfig):
         self._check_at_least_1("view_size", "squeezed", "hidden", "alignment_steps", "held_out", "background_squares")
         self._check("widths", "one number at least, all at least 1", min(self.widths, default=0) >= 1)
         self._check("scales", "two rising numbers above 0", 0 < self.scales[0] < self.scales[1])
+        self._check("face_share", "above 0 and below 1", 0 < self.face_share < 1)
         for name in ("wide", "negatives", "grey", "hidden_part"):
             self._check(name, "in 0..1", 0 <= getattr(self, name) <= 1)
 
