@@ -150,10 +150,13 @@ def main(wild, mtfl, name="scemae-tiny"):
             rates = (100 * lost.mean(), 100 * aligned[~lost].mean(), features.found.mean())
             print("| {}, search={} | {} | {:.1f} | {:.2f} | {:.3f} |".format(title, search, len(moved), *rates))
             scored = (features.found, log_odds(features), likeness(features, mean_face))
-            outcomes.append((errors(detector.predict(features).xy, moved), *scored))
-    off, found, odds, likely = (np.concatenate(values) for values in zip(*outcomes, strict=True))
-    print(f"of {(off <= OFF).sum()} faces whose landmarks are right {100 * found[off <= OFF].mean():.2f} % are found")
-    print(f"of {(off > OFF).sum()} faces whose landmarks are wrong {100 * (~found[off > OFF]).mean():.2f} % are not")
+            tried = np.full(len(moved), search == "auto")
+            outcomes.append((errors(detector.predict(features).xy, moved), tried, *scored))
+    off, tried, found, odds, likely = (np.concatenate(values) for values in zip(*outcomes, strict=True))
+    for search, chosen in (("auto", tried), ("none", ~tried)):
+        right, wrong = found[chosen & (off <= OFF)], ~found[chosen & (off > OFF)]
+        print(f"search={search}: of {len(right)} faces whose landmarks are right {100 * right.mean():.2f} % are found,")
+        print(f"    of {len(wrong)} whose landmarks are wrong {100 * wrong.mean():.2f} % are not")
 
     crops, boxes = cut_crops(wild / "nofaces", CROPS, rng)
     for search in ("auto", "none"):

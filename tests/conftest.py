@@ -21,7 +21,7 @@ import torch
 from fakehub import FakeHub
 
 import scemae
-from scemae.model.config import BACKBONES, BackboneConfig, TokenAlignerConfig
+from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.model.sce_mae import SceMae
 from scemae.samples import sample_faces
 from scemae.weights.card import model_card
@@ -70,10 +70,7 @@ def aligning_in(model, tmp_path_factory):
 
     def folder_of(count, architecture=model.config.architecture):
         folder = tmp_path_factory.mktemp("model") / "short"
-        aligner, steps = model.config.aligner, count
-        if isinstance(aligner, TokenAlignerConfig):  # the stages of its first steps, and that of its last
-            steps = (*aligner.steps[: count - 1], aligner.steps[-1])
-        aligner = replace(aligner, steps=steps, similarity_steps=min(2, count))
+        aligner = replace(model.config.aligner, steps=count)
         config = replace(model.config, aligner=aligner, architecture=architecture)
         wanted = SceMae(config).state_dict()
         save_model(folder, {name: tensor for name, tensor in model.state_dict().items() if name in wanted}, config, "")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -56,7 +57,7 @@ def test_demo_points_are_where_they_belong(capsys, tmp_path):
     code, text, _ = run(capsys, "demo", "--out", out)
     assert code == 0
     assert "left_eye" in text
-    assert 'match_landmarks(..., use="both", subpixel=True)' in text
+    assert "match_landmarks(..., prior=25)" in text
     assert Image.open(out).width > 800
     code, _, err = run(capsys, "demo", "--out", out)
     assert code == 2
@@ -64,7 +65,8 @@ def test_demo_points_are_where_they_belong(capsys, tmp_path):
     code, text, _ = run(capsys, "demo", "--out", out, "--overwrite", "--json")
     assert code == 0
     errors = json.loads(text)["error_percent"]  # of the inter-ocular distance
-    assert max(errors.values()) < 10
+    assert max(errors.values()) < 15
+    assert np.mean(list(errors.values())) < 8
     assert max(errors[name] for name in ("left_eye", "right_eye", "nose_tip")) < 6.5
 
 

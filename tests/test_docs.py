@@ -18,6 +18,7 @@ from doc_blocks import blocks_of, commands_of, parse_words
 from PIL import Image
 
 import scemae
+import scemae.samples
 from scemae.cli.main import TRAINING, main
 from scemae.detector.cascade import CascadeHead
 from scemae.detector.heatmap import HeatmapHead
@@ -33,6 +34,7 @@ FEW = "--overwrite --held-out 3 --batch-size 4"
 FAST = "--steps 2 --precision float32 --no-compile"
 NARROW = "--widths 4,8 --squeezed 4 --hidden 8 --background-squares 16"
 MORE = {  # command -> further words beside those in the document
+    "boxes": "--overwrite",
     "data align": "--model local-dir:run/model",
     "data pack": "--overwrite",
     "demo": "--overwrite",
@@ -111,6 +113,9 @@ def supplied(tmp_path_factory, short_folder, samples):
     points = [[name, *named, *xy] for name, face in pictures.items() for *named, xy in face.landmarks.items()]
     write_table(folder / "annotations.csv", ["path", "name", "x", "y"], points)
     write_table(folder / "boxes.csv", ["path", "x0", "y0", "x1", "y1"], [[n, *f.box] for n, f in pictures.items()])
+    for name in ("group.jpg", "photos/portrait.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(samples[0].path, folder / name)
     (folder / "faces").mkdir()
     for number in range(8):
         face = samples[number % 2]
@@ -147,6 +152,9 @@ def here(page, short_folder, tmp_path, monkeypatch):
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    if page.stem == "find":
+        for name in ("group.jpg", "portrait.jpg"):
+            shutil.copy(scemae.samples.sample_faces()[0].path, name)
     return folder
 
 

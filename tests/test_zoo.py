@@ -292,7 +292,7 @@ def test_a_configuration_of_an_older_folder(folder):
 
 def test_a_model_without_projector_or_aligner_says_so(folder, samples):
     config = ModelConfig.from_json((folder / "config.json").read_text())
-    bare = replace(config, projector_dim=None, aligner=None, matching_use="backbone")
+    bare = replace(config, projector_dim=None, aligner=None, finder=None, matching_use="backbone")
     (folder / "config.json").write_text(bare.to_json())
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if k.startswith("backbone.")}, folder / "model.safetensors")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scemae.features import FaceFeatures
     from scemae.images import ImageBatch
     from scemae.landmarks import Landmarks
-    from scemae.model.config import Use
     from scemae.photo import Photo
 
 PACKAGES = ("scemae", "torch", "torchvision", "timm", "huggingface-hub", "safetensors", "numpy", "pillow")
@@ -165,19 +164,19 @@ def demo(args: argparse.Namespace) -> Report:
     reference, target = sample_faces()
     model = scemae.load_model(args.model)
     faces = scemae.extract_features(model, [reference.path, target.path], boxes=[reference.box, target.box])
-    use: Use = "backbone" if model.config.projector_dim is None else "both"
-    matches = scemae.match_landmarks(faces[0], reference.landmarks, faces[1], use=use, subpixel=True)
+    prior = 25.0  # input px: on these two it saves the chin, which is at the very edge of the input
+    matches = scemae.match_landmarks(faces[0], reference.landmarks, faces[1], prior=prior)
     result, text, picture = _report_landmarks(matches, out)
 
     labels = matches.labels()
     annotated = np.array([[target.landmarks[name] for name in labels]])
     eyes = distance_between(annotated, labels.index("left_eye"), labels.index("right_eye"))
     errors = 100 * normalised_errors(matches.xy, annotated, eyes)[0]
-    result |= {"use": use, "subpixel": True, "error_percent": dict(zip(labels, errors.tolist(), strict=True))}
+    result |= {"prior": prior, "error_percent": dict(zip(labels, errors.tolist(), strict=True))}
     worst = labels[errors.argmax()]
     text += (
         f"\nerror: {errors.mean():.1f} % of the distance between the eyes, at most {errors.max():.1f} % ({worst})\n"
-        f'settings: match_landmarks(..., use="{use}", subpixel=True)'
+        f"settings: match_landmarks(..., prior={prior:g})"
     )
     return result, text, picture
 

@@ -193,7 +193,7 @@ def _random_vit(aligning_model: SceMae, expansion: int) -> Encoder:
     """The architecture of the aligning model with the random weights that training starts from."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        vit = SceMae(replace(aligning_model.config, projector_dim=None, aligner=None))
+        vit = SceMae(replace(aligning_model.config, projector_dim=None, aligner=None, finder=None))
         initialise_backbone(vit.backbone)
     vit = vit.requires_grad_(False).eval().to(aligning_model.device)
     grid = vit.grid(expansion)

@@ -28,6 +28,7 @@ for different groups of people has not been measured.
 def model_card(config: ModelConfig, weights_sha256: str, weights_bytes: int) -> str:
     """The README.md of a model folder: Hub metadata, what the model is, how to load it, what it is for and not for."""
     aligner = "learned without labels" if config.aligner else "none"
+    finder = "learned without labels" if config.finder else "none"
     projector = f"1 x 1, {config.projector_dim} dimensions" if config.projector_dim else "none"
     text = config.to_json().encode()
     return f"""---
@@ -48,6 +49,7 @@ tags: [face, landmarks, self-supervised, masked-autoencoder]
 | input | {config.input_size} x {config.input_size} px, patches of {config.patch_size} px |
 | projector | {projector} |
 | alignment | {aligner} |
+| face finder | {finder} |
 | training data | {config.training_data} |
 | images seen | {config.images_seen:,} |
 | licence of the weights | {config.license} ({config.license_link}) |

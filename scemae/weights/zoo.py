@@ -74,10 +74,10 @@ RELEASED: dict[str, Release] = {
         revision=None,
         bundled=True,
         sha256={
-            WEIGHTS: "552e50602d618acf91d8d50c4094b3429d997751dae7c64436154d95f23cd7ff",
-            CONFIG: "bd8caeab900dd69e221206ebfb466717ded135d1b34f9beacd1bcbdaf3b5c9a8",
+            WEIGHTS: "48c8e4719dd49047b68aebbf008dc6644fab89465652b377144c19b0f652b83b",
+            CONFIG: "06118ccfdf57d926ae14cec2802b3eda5a906b3e23f6731e5b4e83a500df674c",
         },
-        weights_bytes=11_176_852,
+        weights_bytes=12_488_274,
     ),
 }
 
