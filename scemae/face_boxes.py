@@ -171,7 +171,7 @@ def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_s
     """The crops that the aligner's steps lead to."""
     # The views of the smallest faces have so many pixels of the photo per pixel: halves of it are enough, and small.
     shrink = 2 ** max(int(math.log2(max(SMALLER * min_size / aligner.view_size, 1))), 0)
-    pixels = torch.from_numpy(np.array(image.reduce(shrink))).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(np.array(image.reduce(shrink))).permute(2, 0, 1)[None].contiguous().float() / 255
     levels = build_pyramid(pixels)
     extent = torch.tensor(image.size, dtype=torch.float64)
 

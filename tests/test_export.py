@@ -280,6 +280,14 @@ def test_a_model_as_onnx(capsys, model, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_detector_of_the_released_model_as_onnx(faces, landmarks, model, tmp_path):
+    """Whole: all blocks, all steps of the alignment, all stages of the head."""
+    regressor = scemae.fit_regressor(model, faces, landmarks, mirror="off")
+    report = scemae.export_graph(regressor, tmp_path / "detector.onnx", faces=4)
+    assert report.difference < 0.01
+
+
+@pytest.mark.slow
 def test_a_model_without_projector_gives_one_map(two_block_model, tmp_path):
     unprojected = copy.deepcopy(two_block_model)
     unprojected.projector = None
