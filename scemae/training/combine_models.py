@@ -49,8 +49,8 @@ def combine_models(model: str, parts: Mapping[str, str], out: Path) -> str:
         save_model(folder, tensors, config, card="")
         weights = folder / WEIGHTS
         card = model_card(config, file_sha256(weights), weights.stat().st_size) + copy_earlier_sections(first, folder)
-        for source in sources.values():
-            card += _copy_last_section(source, folder, card.count(RUN_HEADING) + 1)
+        for trained in sources.values():
+            card += _copy_last_section(trained, folder, card.count(RUN_HEADING) + 1)
         (folder / CARD).write_text(card, encoding="utf-8")
     return file_sha256(out / WEIGHTS)
 
