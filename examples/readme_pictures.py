@@ -29,7 +29,7 @@ def draw_faces():
     similar = scemae.match_landmarks(fine[0], annotated.landmarks, fine[1], use="projected", keep_similarity=True)
     heat = similar.draw_similarity("nose_tip")
     faces = scemae.extract_features(model, images, boxes=boxes)
-    matches = scemae.match_landmarks(faces[0], annotated.landmarks, faces[1], use="both")
+    matches = scemae.match_landmarks(faces[0], annotated.landmarks, faces[1], prior=25)
     regressor = scemae.fit_regressor(model, faces[0], annotated.landmarks | EYES | NOSE)
     tilted = Image.open(new.path).rotate(25, Image.Resampling.BICUBIC, center=(225.5, 131.5))
     found = regressor.predict(tilted, boxes=new.box)

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, OptionError
 from scemae.features import FOUND
-from scemae.geometry import apply_affines, build_pyramid, determinants, resample_crops, sample_pyramid
+from scemae.geometry import (
+    Crop,
+    apply_affines,
+    build_pyramid,
+    central_box,
+    determinants,
+    resample_crops,
+    sample_pyramid,
+)
 from scemae.images import ImageLike, is_single, iter_photos
 from scemae.model.aligner import Aligned, FaceAligner, Located
 from scemae.model.extractor import Extractor
@@ -104,7 +112,9 @@ def find_faces_on(
     if finder is None or not isinstance(aligner, FaceAligner):
         raise OptionError(f"Model {model.config.name!r} cannot find faces; train one: scemae train find.")
     with torch.inference_mode():
+        middle = Crop.from_box(central_box(*photo.image.size), aligner.input_size)  # where a face is without a box
         starts = _first_look(finder, photo.image, min_size, aligner.input_size)
+        starts = torch.cat([starts, torch.from_numpy(middle.to_image_affine)[None]])
         crops, log_errors = _look_closer(aligner, photo.image, starts, min_size)
     sides, turns = _sides(crops) * aligner.input_size, torch.rad2deg(_angles(crops))
     middles = _middles(crops, aligner.input_size) + 0.5
