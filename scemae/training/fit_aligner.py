@@ -34,7 +34,7 @@ from scemae.training.model_writer import CardSection, draw_view
 from scemae.training.pack import Pack, sample_pack
 from scemae.training.perturbation_config import CANONICAL_POINTS, AlignConfig
 from scemae.training.perturbed_faces import PerturbedFaces
-from scemae.training.perturbed_views import Perturbations, draw_affines, locate_canonical
+from scemae.training.perturbed_views import draw_affines, locate_canonical
 from scemae.training.recipe import History
 
 PHOTO = 192  # px: side of the pictures in which the threshold of the verdict is set
@@ -98,10 +98,8 @@ class AlignRecipe(PerturbedFaces):
 
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The arguments of the loss: views, points, which are faces."""
-        squares, backgrounds, *fields = loaded
-        drawn = dict(zip(Perturbations.__dataclass_fields__, fields, strict=True))
-        points = locate_canonical(drawn["affines"], self.module.aligner.canonical)
-        return self.render(squares, backgrounds, drawn), points, drawn["is_face"]
+        views, drawn = self.render_loaded(loaded)
+        return views, locate_canonical(drawn["affines"], self.module.aligner.canonical), drawn["is_face"]
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

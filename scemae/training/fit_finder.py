@@ -25,7 +25,6 @@ from scemae.training.model_writer import CardSection, draw_view
 from scemae.training.pack import Pack
 from scemae.training.perturbation_config import FindConfig
 from scemae.training.perturbed_faces import PerturbedFaces
-from scemae.training.perturbed_views import Perturbations
 from scemae.training.recipe import History
 
 INSIDE, NEAR = 0.2, 0.45  # sides from the middle of a face: up to which a cell shows it, and may show it
@@ -93,9 +92,8 @@ class FindRecipe(PerturbedFaces):
 
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The arguments of the loss: views, affines, which are faces."""
-        squares, backgrounds, *fields = loaded
-        drawn = dict(zip(Perturbations.__dataclass_fields__, fields, strict=True))
-        return self.render(squares, backgrounds, drawn), drawn["affines"], drawn["is_face"]
+        views, drawn = self.render_loaded(loaded)
+        return views, drawn["affines"], drawn["is_face"]
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

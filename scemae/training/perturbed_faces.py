@@ -83,6 +83,12 @@ class PerturbedFaces:
         fields = [torch.from_numpy(values) for values in vars(drawn).values()]
         return squares, self.backgrounds[drawn.background], *fields
 
+    def render_loaded(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The views (n, 3, V, V) of what `load` returned, and the fields of their perturbations."""
+        squares, backgrounds, *fields = loaded
+        drawn = dict(zip(Perturbations.__dataclass_fields__, fields, strict=True))
+        return self.render(squares, backgrounds, drawn), drawn
+
     def render(self, squares: Tensor, backgrounds: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
         """Perturbed views (n, 3, V, V), 0..1, of squares (n, S, S, 3) over backgrounds (n, V, V, 3)."""
         views = render_views(squares, backgrounds, drawn, self.pack.input_size / self.pack.size, backgrounds.shape[1])
