@@ -21,9 +21,9 @@ from torch import Tensor
 from scemae.errors import ImageInputError, OptionError, warn_user
 from scemae.face_boxes import find_faces_on
 from scemae.features import Face, FaceFeatures, name_faces
-from scemae.geometry import IDENTITY, Array, Box, Crop, compose, invert, sample_view, similarity
+from scemae.geometry import IDENTITY, Array, Box, Crop, compose, invert, sample_view
 from scemae.images import FramedFace, ImageBatch, ImageLike, OnError
-from scemae.model.aligner import Aligner, Located, is_plausible
+from scemae.model.aligner import Aligner, Located, is_plausible, other_starts
 from scemae.model.config import validate_switch
 from scemae.model.extractor import Extractor
 from scemae.numerics import default_numerics
@@ -36,12 +36,6 @@ Search = Literal["auto", "none"]
 Boxes = ArrayLike | Iterable[ArrayLike | None] | Literal["auto"] | None
 NAMED = 5  # images that a warning names
 HELD_PIXELS = 200e6  # of photos in memory at a time, 4 bytes each: as many as of 16 photos of 12 MP
-# Other starts of a face that was not found: sides, in sides of its square, and shifts of the centre, in the same.
-OTHER_STARTS = {
-    1.7: ((0, 0),),
-    0.6: ((0, 0),),
-    1.3: ((-0.4, 0), (0.4, 0), (0, -0.4), (0, 0.4), (-0.35, -0.35), (0.35, -0.35), (-0.35, 0.35), (0.35, 0.35)),
-}
 CONTRAST = 16  # of 255: a square in which no channel varies as much shows nothing
 
 
@@ -272,7 +266,7 @@ def _align_faces(
     """
     aligned = _take_steps(model, aligner, photos, faces)
     lost = [i for i, face in enumerate(aligned) if search == "auto" and face.found is False]
-    tries = [(i, replace(faces[i], crop=start)) for i in lost for start in _other_starts(faces[i].crop)]
+    tries = [(i, replace(faces[i], crop=start)) for i in lost for start in other_starts(faces[i].crop)]
     again = _take_steps(model, aligner, [photos[i] for i, _ in tries], [face for _, face in tries])
     for (i, _), face in zip(tries, again, strict=True):
         if face.score > aligned[i].score:
@@ -281,15 +275,6 @@ def _align_faces(
                 alignment=aligner.describe(compose(invert(faces[i].crop.to_image_affine), face.crop.to_image_affine)),
             )
     return aligned
-
-
-def _other_starts(crop: Crop) -> list[Crop]:
-    middle = np.full(2, (crop.size - 1) / 2)
-    return [
-        crop.refine(similarity(0.0, scale, middle, crop.size * np.array(shift)))
-        for scale, shifts in OTHER_STARTS.items()
-        for shift in shifts
-    ]
 
 
 def _take_steps(model: Extractor, aligner: Aligner, photos: list[Photo], faces: list[Face]) -> list[Face]:

@@ -27,7 +27,7 @@ from scemae.geometry import (
     sample_pyramid,
 )
 from scemae.images import ImageLike, is_single, iter_photos
-from scemae.model.aligner import Aligned, FaceAligner, Located
+from scemae.model.aligner import Aligned, FaceAligner, Located, other_starts
 from scemae.model.extractor import Extractor
 from scemae.model.face_finder import FaceFinder
 from scemae.model.sce_mae import SceMae
@@ -116,6 +116,10 @@ def find_faces_on(
         starts = _first_look(finder, photo.image, min_size, aligner.input_size)
         starts = torch.cat([starts, torch.from_numpy(middle.to_image_affine)[None]])
         crops, log_errors = _look_closer(aligner, photo.image, starts, min_size)
+        if not (aligner.face_scores(log_errors) >= FOUND).any():  # second tries, about the middle
+            again = torch.stack([torch.from_numpy(crop.to_image_affine) for crop in other_starts(middle)])
+            again, errors = _look_closer(aligner, photo.image, again, min_size)
+            crops, log_errors = torch.cat([crops, again]), torch.cat([log_errors, errors])
     sides, turns = _sides(crops) * aligner.input_size, torch.rad2deg(_angles(crops))
     middles = _middles(crops, aligner.input_size) + 0.5
     scores = aligner.face_scores(log_errors)

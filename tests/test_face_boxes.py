@@ -7,6 +7,7 @@ from coloured_places import PlaceAligner, draw_face, read_places
 from small_models import FINDER, load_small_model
 
 import scemae
+from scemae import face_boxes
 from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.face_boxes import find_faces
 from scemae.geometry import Crop
@@ -118,8 +119,24 @@ def test_hopeless_places_are_looked_at_once(model):
     forward = model.aligner.forward
     model.aligner.forward = lambda seen: (views.append(len(seen)), forward(torch.zeros_like(seen)))[1]
     assert len(find_faces(blue, model=model)) == 0
-    assert len(views) == 1
-    assert views[0] > 0
+    assert views[0] > 1
+    assert views[1:] == [10]  # second tries, about the middle
+
+
+@pytest.mark.parametrize(
+    ("centre", "side", "looks", "count"),
+    [((100, 100), 60, [1], 1), ((182, 100), 34, [1, 10], 1), ((100, 100), 0, [1, 10], 0)],
+)
+def test_where_the_finder_sees_nothing_the_middle_is_looked_at(model, monkeypatch, centre, side, looks, count):
+    """And then around it."""
+    monkeypatch.setattr("scemae.face_boxes._first_look", lambda *_arguments: torch.zeros(0, 2, 3).double())
+    seen, look_closer = [], face_boxes._look_closer
+    monkeypatch.setattr(face_boxes, "_look_closer", lambda *args: (seen.append(len(args[2])), look_closer(*args))[1])
+    pixels = np.zeros((200, 200, 3), np.uint8)
+    if side:
+        draw_face(pixels, centre, side)
+    assert len(find_faces(pixels, model=model, min_size=16)) == count
+    assert seen == looks
 
 
 @pytest.mark.parametrize(

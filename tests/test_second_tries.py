@@ -10,8 +10,8 @@ from small_models import load_small_model
 
 import scemae
 from scemae.errors import OptionError
-from scemae.extraction import OTHER_STARTS
 from scemae.geometry import Crop
+from scemae.model.aligner import OTHER_STARTS
 
 STARTS = sum(len(shifts) for shifts in OTHER_STARTS.values())
 CENTRE, SIDE, ROLL = (160, 150), 60, 25

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from scemae.geometry import (
     Alignment,
     Array,
+    Crop,
     compose_affines,
     fit_affine,
     fit_similarity,
     half_sides_to_pixels,
+    similarity,
 )
 from scemae.model.config import AlignerConfig, TokenAlignerConfig
 from scemae.model.convolutions import convolution, fold_norms
@@ -29,6 +31,12 @@ ZOOM = (0.25, 4.0)  # an alignment that rescales by less or more has lost the fa
 MEAN, STD = 0.5, 0.25  # of the pixels that the network sees
 COARSEST = 4  # cells: side of the smallest map, so that places are still told apart
 LOST = 4.0  # log error of a face whose last step was not taken; the network's own end there
+# Other starts of a face that was not found: sides, in sides of its square, and shifts of the centre, in the same.
+OTHER_STARTS = {
+    1.7: ((0, 0),),
+    0.6: ((0, 0),),
+    1.3: ((-0.4, 0), (0.4, 0), (0, -0.4), (0, 0.4), (-0.35, -0.35), (0.35, -0.35), (-0.35, 0.35), (0.35, 0.35)),
+}
 
 
 def is_plausible(determinant: Any, centre: Any, extent: Any) -> Any:
@@ -40,6 +48,16 @@ def is_plausible(determinant: Any, centre: Any, extent: Any) -> Any:
     """
     inside = ((centre >= -0.5) & (centre <= extent - 0.5)).all(-1)
     return (determinant >= ZOOM[0] ** 2) & (determinant <= ZOOM[1] ** 2) & inside
+
+
+def other_starts(crop: Crop) -> list[Crop]:
+    """Where a face that was not found from `crop` is sought again (`OTHER_STARTS`)."""
+    middle = np.full(2, (crop.size - 1) / 2)
+    return [
+        crop.refine(similarity(0.0, scale, middle, crop.size * np.array(shift)))
+        for scale, shifts in OTHER_STARTS.items()
+        for shift in shifts
+    ]
 
 
 class Located(NamedTuple):
