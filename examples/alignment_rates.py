@@ -15,10 +15,13 @@ from PIL import Image
 
 import scemae
 from scemae.datasets import read_dataset
+from scemae.geometry import apply_affine, similarity
 from scemae.images import iter_photos
+from scemae.metrics import distance_between, normalised_errors
 from scemae.photo import list_pictures
 
 PICTURES, ANNOTATED, CROPS = 300, 100, 1000
+EYES = (0, 1)  # of the five points
 SIDE = 2.54  # of the square around the mean of the five points that is the plain start, in distances of the eyes
 LOST, OFF = 0.3, 0.2  # of that distance: beyond it a face is lost, and predicted landmarks are wrong
 STARTS = {  # scale and shift of the square in its own sides, roll in degrees (None: any)
@@ -48,9 +51,8 @@ def read_faces(wild, count):
 def rotate(image, points, degrees):
     """The whole image turned by so many degrees, counter-clockwise as seen, and the points (K, 2) on it."""
     turned = image.rotate(degrees, Image.Resampling.BILINEAR, expand=True)
-    sine, cosine = np.sin(np.deg2rad(degrees)), np.cos(np.deg2rad(degrees))
-    middles = [(np.array(picture.size) - 1) / 2 for picture in (image, turned)]
-    return turned, (points - middles[0]) @ np.array([[cosine, -sine], [sine, cosine]]) + middles[1]
+    middle, middle_after = ((np.array(picture.size) - 1) / 2 for picture in (image, turned))
+    return turned, apply_affine(similarity(-np.deg2rad(degrees), 1.0, middle, middle_after - middle), points)
 
 
 def start(images, points, scale, shift, roll, rng):
@@ -58,7 +60,7 @@ def start(images, points, scale, shift, roll, rng):
     angles = rng.uniform(0, 360, len(images)) if roll is None else np.full(len(images), roll)
     turned = [rotate(image, face, angle) for image, face, angle in zip(images, points, angles, strict=True)]
     moved = np.stack([face for _, face in turned])
-    sides = SIDE * eye_distances(moved)[:, None]
+    sides = SIDE * distance_between(moved, *EYES)[:, None]
     directions = rng.uniform(0, 2 * np.pi, len(images))
     centres = moved.mean(1) + 0.5 + shift * sides * np.column_stack([np.cos(directions), np.sin(directions)])
     boxes = np.hstack([centres - scale * sides / 2, centres + scale * sides / 2])
@@ -68,13 +70,9 @@ def start(images, points, scale, shift, roll, rng):
     return [turned[row][0] for row in rows], moved[rows], boxes[rows]
 
 
-def eye_distances(points):
-    return np.linalg.norm(points[:, 0] - points[:, 1], axis=-1)
-
-
 def errors(found, points):
     """Mean distance (n,) of found points (n, 5, 2), in distances of the eyes."""
-    return np.linalg.norm(found - points, axis=-1).mean(-1) / eye_distances(points)
+    return normalised_errors(found, points, distance_between(points, *EYES)).mean(-1)
 
 
 def place(shape, features):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
@@ -114,12 +114,7 @@ def find_faces_on(
     with torch.inference_mode():
         middle = Crop.from_box(central_box(*photo.image.size), aligner.input_size)  # where a face is without a box
         starts = _first_look(finder, photo.image, min_size, aligner.input_size)
-        starts = torch.cat([starts, torch.from_numpy(middle.to_image_affine)[None]])
-        crops, log_errors = _look_closer(aligner, photo.image, starts, min_size)
-        if not (aligner.face_scores(log_errors) >= FOUND).any():  # second tries, about the middle
-            again = torch.stack([torch.from_numpy(crop.to_image_affine) for crop in other_starts(middle)])
-            again, errors = _look_closer(aligner, photo.image, again, min_size)
-            crops, log_errors = torch.cat([crops, again]), torch.cat([log_errors, errors])
+        crops, log_errors = _look_closer(aligner, photo.image, starts, middle, min_size)
     sides, turns = _sides(crops) * aligner.input_size, torch.rad2deg(_angles(crops))
     middles = _middles(crops, aligner.input_size) + 0.5
     scores = aligner.face_scores(log_errors)
@@ -181,8 +176,8 @@ def _first_look(finder: FaceFinder, image: Image.Image, min_size: float, size: i
     return torch.cat([linear, (torch.stack([x, y], dim=1) - linear @ middle)[..., None]], dim=2)
 
 
-def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_size: float) -> Aligned:
-    """The crops that the aligner's steps lead to."""
+def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, middle: Crop, min_size: float) -> Aligned:
+    """The crops that the steps lead to from these starts and the middle; if none has a face, from around it too."""
     # The views of the smallest faces have so many pixels of the photo per pixel: halves of it are enough, and small.
     shrink = 2 ** max(int(math.log2(max(SMALLER * min_size / aligner.view_size, 1))), 0)
     pixels = torch.from_numpy(np.array(image.reduce(shrink))).permute(2, 0, 1)[None].contiguous().float() / 255
@@ -202,7 +197,16 @@ def _look_closer(aligner: FaceAligner, image: Image.Image, starts: Tensor, min_s
         inside = ((middles >= -0.5) & (middles <= extent - 0.5)).all(-1)
         return inside & (determinants(affines) > 0) & (sides >= SMALLER * min_size) & (sides <= 1.5 * extent.max())
 
-    return aligner.align(starts, locate, accept, hopeless=HOPELESS)
+    starts = torch.cat([starts, _stack_affines([middle])])
+    first = aligner.align(starts, locate, accept, hopeless=HOPELESS)
+    if (aligner.face_scores(first.log_errors) >= FOUND).any():
+        return first
+    second = aligner.align(_stack_affines(other_starts(middle)), locate, accept, hopeless=HOPELESS)
+    return Aligned(*(torch.cat(parts) for parts in zip(first, second, strict=True)))
+
+
+def _stack_affines(crops: Sequence[Crop]) -> Tensor:
+    return torch.from_numpy(np.stack([crop.to_image_affine for crop in crops]))
 
 
 def _sides(crops: Tensor) -> Tensor:

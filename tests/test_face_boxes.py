@@ -7,7 +7,6 @@ from coloured_places import PlaceAligner, draw_face, read_places
 from small_models import FINDER, load_small_model
 
 import scemae
-from scemae import face_boxes
 from scemae.errors import BoxInputError, ImageInputError, OptionError
 from scemae.face_boxes import find_faces
 from scemae.geometry import Crop
@@ -130,8 +129,12 @@ def test_hopeless_places_are_looked_at_once(model):
 def test_where_the_finder_sees_nothing_the_middle_is_looked_at(model, monkeypatch, centre, side, looks, count):
     """And then around it."""
     monkeypatch.setattr("scemae.face_boxes._first_look", lambda *_arguments: torch.zeros(0, 2, 3).double())
-    seen, look_closer = [], face_boxes._look_closer
-    monkeypatch.setattr(face_boxes, "_look_closer", lambda *args: (seen.append(len(args[2])), look_closer(*args))[1])
+    seen, align = [], model.aligner.align
+    monkeypatch.setattr(
+        model.aligner,
+        "align",
+        lambda starts, *args, **options: (seen.append(len(starts)), align(starts, *args, **options))[1],
+    )
     pixels = np.zeros((200, 200, 3), np.uint8)
     if side:
         draw_face(pixels, centre, side)

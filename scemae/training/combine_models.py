@@ -48,11 +48,12 @@ def combine_models(model: str, parts: Mapping[str, str], out: Path) -> str:
     with atomic_folder(out) as folder:
         save_model(folder, tensors, config, card="")
         weights = folder / WEIGHTS
-        card = model_card(config, file_sha256(weights), weights.stat().st_size) + copy_earlier_sections(first, folder)
+        sha256 = file_sha256(weights)
+        card = model_card(config, sha256, weights.stat().st_size) + copy_earlier_sections(first, folder)
         for trained in sources.values():
             card += _copy_last_section(trained, folder, card.count(RUN_HEADING) + 1)
         (folder / CARD).write_text(card, encoding="utf-8")
-    return file_sha256(out / WEIGHTS)
+    return sha256
 
 
 def _copy_last_section(source: Path, folder: Path, number: int) -> str:
