@@ -17,12 +17,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from fakehub import FakeHub
 
 import scemae
 from scemae.model.config import BACKBONES, BackboneConfig
-from scemae.model.sce_mae import SceMae
 from scemae.samples import sample_faces
 from scemae.weights.card import model_card
 from scemae.weights.model_folder import CARD, WEIGHTS, file_sha256, save_model
@@ -67,6 +65,8 @@ def aligning_in(model, tmp_path_factory):
 
     `architecture`: one of fewer blocks, to have only the first of the encoder's.
     """
+
+    from scemae.model.sce_mae import SceMae  # here, as below: the process that starts the others needs no torch
 
     def folder_of(count, architecture=model.config.architecture):
         folder = tmp_path_factory.mktemp("model") / "short"
@@ -113,6 +113,8 @@ def landmarks(samples):
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
