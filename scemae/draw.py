@@ -31,6 +31,7 @@ CAPTION_SIZE = 14  # px of its letters
 BACKGROUND: Colour = (22, 24, 29)
 INK: Colour = (222, 226, 232)
 ALARM: Colour = (255, 92, 80)
+TINT: Colour = (249, 142, 9)
 SUPERSAMPLING = 3  # shapes are drawn this much larger, then reduced, for smooth edges
 # Dark to bright, so that the map can be read in grey too: violet, red, orange, pale yellow.
 HEAT_STOPS = np.array([(13, 8, 35), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
@@ -199,6 +200,17 @@ def heat(image: Image.Image, similarity: Array) -> Image.Image:
     colours = np.stack([np.interp(level, stops, HEAT_STOPS[:, channel]) for channel in range(3)], axis=-1)
     layer = Image.fromarray(colours.round().astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
     return Image.blend(image.convert("L").convert("RGB"), layer, 0.6)
+
+
+def cells(image: Image.Image, side: int, tinted: Array, framed: Array) -> Image.Image:
+    """The image under a map of side x side cells: those with the numbers `tinted` tinted, those `framed` framed."""
+    layer, draw = _new_layer(image)
+    width, height = layer.width / side, layer.height / side
+    for numbers, style in ((tinted, {"fill": (*TINT, 130)}), (framed, {"outline": (*INK, 255), "width": 9})):
+        for row, column in zip(*np.divmod(numbers, side), strict=True):
+            corners = (column * width, row * height, (column + 1) * width - 1, (row + 1) * height - 1)
+            draw.rectangle(corners, **style)
+    return _merge_layer(image, layer)
 
 
 def principal_colours(maps: Array, size: tuple[int, int]) -> list[Image.Image]:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,15 @@ from scemae.cli.main import main
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.perturbation_config import AlignConfig, FindConfig
-from scemae.training.run_config import STAGE1_PRESETS, CardFields, PublishConfig, RunOptions, Stage1Config, Stage2Config
+from scemae.training.run_config import (
+    STAGE1_PRESETS,
+    STAGE1_SOURCES,
+    CardFields,
+    PublishConfig,
+    RunOptions,
+    Stage1Config,
+)
+from scemae.training.stage2_config import STAGE2_SOURCES, Stage2Config
 from scemae.training.training_config import field_help
 
 SMALL = (
@@ -76,6 +85,10 @@ WORDS = {
     "crop_area": ("0.5 1", (0.5, 1.0)),
     "crop_ratio": ("1,1", (1.0, 1.0)),
     "clip_norm": ("1.5", 1.5),
+    "epochs": ("2.5", 2.5),
+    "schedule": ("constant", "constant"),
+    "optimizer": ("adam", "adam"),
+    "flip": ("no", False),
     "continue_from": ("scemae-tiny", "scemae-tiny"),
     "precision": ("bf16", "bf16"),
     "compile": (None, True),
@@ -122,11 +135,9 @@ def test_help_shows_the_values_of_the_presets(capsys):
     with pytest.raises(SystemExit):
         main(["train", "stage1", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--learning-rate FLOAT Peak learning rate, reached after the warm-up. [cpu: 0.001, paper: 0.0003]" in text
-    assert (
-        "--mask-ratio FLOAT Fraction of the patches hidden from the encoder; the paper gives none, this is that of "
-        "He et al. [0.75]"
-    ) in text
+    rate = "--learning-rate FLOAT Peak learning rate, reached after the warm-up."
+    assert f"{rate} [cpu: 0.001; paper: 0.0003 (paper, Sec. 4)]" in text
+    assert "--mask-ratio FLOAT Fraction of the patches hidden from the encoder. [0.75 (He et al.)]" in text
     assert "Runtime options (do not affect the result): --resume" in text
     assert "Model-card metadata: --name" in text
     assert "--clip-norm FLOAT|none" in text
@@ -135,6 +146,24 @@ def test_help_shows_the_values_of_the_presets(capsys):
     for kind in (Stage1Config, RunOptions, CardFields):
         flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)]
         assert all(f"{flag} " in text or f"{flag}, " in text for flag in flags)
+
+
+def test_help_says_what_follows_the_model_and_where_it_comes_from(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "stage2", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    ratios = "paper, clustering: 0.1 (paper, Sec. 4); moved: 1; paper with DeiT-B: 0.25 (paper, Sec. 4)"
+    assert f"--attentive-ratio FLOAT eta: fraction of the tokens that count as attentive. [{ratios}]" in text
+    assert "[paper, moved, clustering: 64 (paper, Table 1); paper with DeiT-S: 128 (paper, Table 1);" in text
+    assert "--weight-decay" in text
+    assert "[0.0005 (CL, there coupled)]" in text
+
+
+@pytest.mark.parametrize(("kind", "sources"), [(Stage1Config, STAGE1_SOURCES), (Stage2Config, STAGE2_SOURCES)])
+def test_every_value_of_the_preset_paper_has_a_source(kind, sources):
+    assert {field.name for field in dataclasses.fields(kind)} == set(sources)
+    known = re.compile(r"paper|ours|He et al\.|CL|DVE|follow from the epochs|does not change the result")
+    assert [name for name, source in sources.items() if not known.match(source)] == []
 
 
 @pytest.mark.parametrize(
@@ -180,10 +209,22 @@ def test_the_preset_is_where_settings_start(capsys, images, tmp_path):
     code, _, _ = train(capsys, "--data", images, "--out", tmp_path / "run", "--preset", "paper", "--decoder-heads", "4")
     assert code == 0
     saved = Stage1Config.from_json(state_of(tmp_path / "run")["config"])
-    given = {"architecture": "test-tiny", "patch_size": 16, "batch_size": 4, "steps": 6}
+    given = {"architecture": "test-tiny", "patch_size": 16, "batch_size": 4, "steps": 6, "epochs": None}
     assert saved == dataclasses.replace(
         STAGE1_PRESETS["paper"], **given, decoder_width=16, decoder_depth=1, decoder_heads=4
     )
+
+
+def test_epochs_give_the_steps(capsys, images, tmp_path):
+    """8 faces in batches of 4: an epoch and a half are three steps; --steps and --epochs contradict each other."""
+    words = ("--data", images, "--out", tmp_path / "run", "--epochs", "1.5")
+    code, text, _ = run(capsys, "train", "stage1", *small_but(["--steps"]), *words, "--json")
+    assert code == 0
+    assert json.loads(text)["steps"] == 3
+    assert json.loads(state_of(tmp_path / "run")["config"])["epochs"] == 1.5
+    code, _, err = train(capsys, "--data", images, "--out", tmp_path / "other", "--steps", "6", "--epochs", "2")
+    assert code == 2
+    assert "--steps 6 and --epochs 2.0 contradict; pass one of them." in err
 
 
 @pytest.mark.slow

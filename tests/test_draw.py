@@ -31,3 +31,15 @@ def test_names_of_any_length_and_content_fit_a_legend():
 def test_too_many_faces_are_refused(faces):
     with pytest.raises(OptionError, match=r"There are 202 faces; one picture shows at most 200\."):
         faces[np.tile([0, 1], 101)].draw()
+
+
+def test_cells_are_tinted_and_framed_where_they_are():
+    """Of 4 x 4 cells of 10 px number 6 is in the second row, third column; a frame leaves its middle as it was."""
+    grey = Image.new("RGB", (40, 40), (100, 100, 100))
+    pixels = np.asarray(draw.cells(grey, 4, np.array([6]), np.array([8])))
+    changed = (pixels != 100).any(axis=-1)
+    assert changed[10:20, 20:30].all()
+    assert changed[20:30, 0].all()
+    assert not changed[24:26, 4:6].any()
+    changed[10:20, 20:30] = changed[20:30, 0:10] = False
+    assert not changed.any()

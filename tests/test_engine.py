@@ -51,14 +51,21 @@ def wait_for(condition, seconds=30):
 # ---- what a step is
 
 
-@pytest.mark.parametrize(("accumulate", "clip_norm"), [(1, None), (4, None), (2, 0.5)])
-def test_training_is_adamw_by_hand(tmp_path, accumulate, clip_norm):
+@pytest.mark.parametrize(
+    ("accumulate", "clip_norm", "optimizer"),
+    [(1, None, "adamw"), (4, None, "adamw"), (2, 0.5, "adamw"), (1, None, "adam")],
+)
+def test_training_is_adamw_or_adam_by_hand(tmp_path, accumulate, clip_norm, optimizer):
+    """AdamW shrinks the weights by rate times decay; Adam adds decay times the weights to the gradient (coupled)."""
+    kind = optimizer
     config = replace(TOY, steps=12, accumulate=accumulate, clip_norm=clip_norm, weight_decay=0.3, warmup=0.25)
+    config = replace(config, optimizer=kind)
     toy, reference = Toy(config), Toy(config)
     train(toy, tmp_path / "run", fixed_options())
     weights = [reference.module.first.weight, reference.module.last.weight]
     biases = [reference.module.first.bias, reference.module.last.bias]
-    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}])
+    decay = 0.3 if kind == "adamw" else 0.0
+    optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": decay}, {"params": biases, "weight_decay": 0.0}])
     losses = []
     for step in range(12):
         for group in optimizer.param_groups:
@@ -68,6 +75,9 @@ def test_training_is_adamw_by_hand(tmp_path, accumulate, clip_norm):
         loss = reference.module(*reference.prepare(reference.load(step, slice(None))))["loss"]
         optimizer.zero_grad()
         loss.backward()
+        if kind == "adam":
+            for weight in weights:
+                weight.grad += 0.3 * weight.detach()
         if clip_norm:
             nn.utils.clip_grad_norm_(reference.module.parameters(), clip_norm)
         optimizer.step()
@@ -84,6 +94,14 @@ def test_the_schedule_by_hand():
     assert rates == pytest.approx(expected)
     assert learning_rate(replace(config, warmup=0.0), 0) == 2.0
     assert learning_rate(replace(config, warmup=1.0), 99) == pytest.approx(200 / 101)
+    constant = replace(config, schedule="constant")
+    assert [learning_rate(constant, step) for step in (4, 10, 99)] == pytest.approx([10 / 11, 2.0, 2.0])
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(None, 9), (2.0, 25), (0.5, 6), (0.01, 1)])
+def test_epochs_are_steps_of_so_many_faces(epochs, steps):
+    """100 faces in batches of 8 are 12.5 steps."""
+    assert replace(TOY, batch_size=8, steps=9, epochs=epochs).for_faces(100).steps == steps
 
 
 def test_bf16_is_for_products_only_and_a_resume_keeps_it(tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_up_faces import coloured_faces
+from made_up_faces import coloured_faces, mtfl_folder
 
+from scemae.datasets import read_dataset
 from scemae.errors import OptionError, OutputError, RunError
 from scemae.evaluation import pair_matching
 from scemae.evaluation.ablation import (
@@ -24,6 +25,8 @@ from scemae.evaluation.extractors import Encoder, ExternalExtractor
 from scemae.evaluation.pair_matching import PairOptions, match_pairs, matching_scores, matching_settings, matching_table
 from scemae.evaluation.setup import EvaluationSetup
 from scemae.evaluation.warped_pairs import INSET, draw_pairs, load_or_draw_pairs
+from scemae.evaluation.watched_pairs import WatchedPairs
+from scemae.model.projector import Projector
 
 COUNT = 12  # pairs of each kind
 
@@ -292,3 +295,27 @@ def test_rows_of_a_model(two_block_model):
     assert read_variant("no LCR=local-dir:runs/a=b") == ("no LCR", "local-dir:runs/a=b")
     with pytest.raises(OptionError, match="LABEL=MODEL"):
         read_variant("scemae-tiny")
+
+
+def test_a_training_is_watched_by_the_protocol(two_block_model, tmp_path):
+    """What a watch measures of a projector is what an evaluation measures of a model that has it."""
+    mtfl_folder(tmp_path)
+    dataset = read_dataset("mtfl", tmp_path, "lfw_5590", partial=True)
+    projector = Projector(two_block_model.config.backbone.width, 6)
+    measured = WatchedPairs(two_block_model, dataset, 2, align=False).measure(projector)
+    model = copy.deepcopy(two_block_model)
+    model.projector = projector
+    setup = EvaluationSetup.of(model, align=False, use="projected")
+    settings = matching_settings(setup, dataset, make_options(pairs=2), prior=0.0)
+    folder = EvaluationFolder.open(tmp_path / "out", settings)
+    match_pairs(setup, dataset, folder)
+    scores = matching_scores(folder)
+    for kind in ("same", "different"):
+        assert measured[f"watched_{kind}_error"] == pytest.approx(scores[kind]["canonical_px"].mean, rel=1e-9)
+
+
+def test_one_face_cannot_be_watched(two_block_model, tmp_path):
+    mtfl_folder(tmp_path)
+    dataset = read_dataset("mtfl", tmp_path, "lfw_5590", partial=True)
+    with pytest.raises(OptionError, match="has 1 faces; wanted at least two to watch a training on"):
+        WatchedPairs(two_block_model, dataset[:1], 2, align=False)

@@ -11,10 +11,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from scemae.training.training_config import field_help
 
 
-def add_fields(parser: argparse.ArgumentParser, kind: type, title: str, defaults: Mapping[str, Any]) -> None:
+def add_fields(
+    parser: argparse.ArgumentParser,
+    kind: type,
+    title: str,
+    defaults: Mapping[str, Any],
+    sources: Mapping[str, str] | None = None,
+) -> None:
     """Add an option `--field-name` for each field of a dataclass, in a group of that title.
 
     `defaults`: instances of it by the name of their preset, shown in the help; none: the model's values are kept.
+    `sources`: where the value of the preset "paper" comes from, by field.
     """
     group = parser.add_argument_group(title)
     types_, helps = get_type_hints(kind), field_help(kind)
@@ -22,7 +29,7 @@ def add_fields(parser: argparse.ArgumentParser, kind: type, title: str, defaults
         group.add_argument(
             "--" + field.name.replace("_", "-"),
             default=argparse.SUPPRESS,
-            help=f"{helps[field.name]} [{_format_default(field.name, defaults)}]".replace("%", "%%"),
+            help=f"{helps[field.name]} [{_format_default(field.name, defaults, sources or {})}]".replace("%", "%%"),
             **_argument_settings(types_[field.name]),
         )
 
@@ -33,12 +40,20 @@ def given_fields(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name in names}
 
 
-def _format_default(name: str, defaults: Mapping[str, Any]) -> str:
-    """The value that a field has in each preset, or the one it has in all."""
-    values = {preset: _format_value(getattr(config, name)) for preset, config in defaults.items()}
-    if len(set(values.values())) > 1:
-        return ", ".join(f"{preset}: {value}" for preset, value in values.items())
-    return next(iter(values.values()), "that of the model")
+def _format_default(name: str, defaults: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """The value that a field has in each preset, or the one it has in all; where that of "paper" comes from."""
+    source = f" ({sources[name]})" if name in sources else ""
+    presets: dict[str, list[str]] = {}
+    for preset, config in defaults.items():
+        names = presets.setdefault(_format_value(getattr(config, name)), [])
+        if preset.partition(" with ")[0] not in names:  # "paper with DeiT-S" only where it is not as "paper"
+            names.append(preset)
+    if len(presets) > 1:
+        return "; ".join(
+            f"{', '.join(names)}: {value}{source if names[0].startswith('paper') else ''}"
+            for value, names in presets.items()
+        )
+    return next(iter(presets), "that of the model") + source
 
 
 def _format_value(value: Any) -> str:
@@ -46,6 +61,8 @@ def _format_value(value: Any) -> str:
         return ",".join(f"{number:.4g}" for number in value)
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "none" if value is None or value == "" else str(value)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scemae.cli.data_check_command import add_data_check
 from scemae.cli.dataclass_options import add_fields, given_fields
@@ -21,19 +21,22 @@ from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.perturbation_config import AlignConfig, FindConfig
 from scemae.training.run_config import (
     STAGE1_PRESETS,
-    STAGE2_PRESETS,
+    STAGE1_SOURCES,
     CardFields,
     PublishConfig,
     RunConfig,
     RunOptions,
     Stage1Config,
-    Stage2Config,
 )
+from scemae.training.stage2_config import STAGE2_PRESETS, STAGE2_SOURCES, Stage2Config, stage2_preset
 
 if TYPE_CHECKING:
+    from scemae.evaluation.watched_pairs import WatchedPairs
+    from scemae.model.config import ModelConfig
     from scemae.training.pack import Pack
     from scemae.training.recipe import History, Recipe
 
+Config = TypeVar("Config", bound=RunConfig)
 Outcome = tuple[Any, str]  # the result of a command for --json, and as text
 CONFIG_TITLE = "Configuration of {}; it defines the result [default in brackets]"
 CARD_TITLE = "Model-card metadata"
@@ -45,13 +48,20 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
     stage1 = _add_command(stages, "stage1", run_stage1, common)
     _add_run_arguments(stage1)
     card = CardFields(name="name of RUN", training_data="number and name of --data")
-    _add_gradient_options(stage1, Stage1Config, "stage 1, the masked autoencoder (MAE, Sec. 3.1)", STAGE1_PRESETS)
+    title = "stage 1, the masked autoencoder (MAE, Sec. 3.1)"
+    _add_gradient_options(stage1, Stage1Config, title, STAGE1_PRESETS, sources=STAGE1_SOURCES)
     add_fields(stage1, CardFields, CARD_TITLE, {"": card})
 
     stage2 = _add_command(stages, "stage2", run_stage2, common)
     _add_run_arguments(stage2)
     _add_model_argument(stage2)
-    _add_gradient_options(stage2, Stage2Config, "stage 2, CARB and LCR (Sec. 3.2, Sec. 3.3)", STAGE2_PRESETS)
+    stage2.add_argument("--watch-data", type=Path, metavar="FOLDER", help="Folder that the dataset of --watch is in.")
+    shown = {name: stage2_preset(name, "deit-tiny") for name in STAGE2_PRESETS}
+    shown |= {
+        f"paper with DeiT-{size[5].upper()}": stage2_preset("paper", size) for size in ("deit-small", "deit-base")
+    }
+    title = "stage 2, CARB and LCR (Sec. 3.2, Sec. 3.3)"
+    _add_gradient_options(stage2, Stage2Config, title, shown, tuple(STAGE2_PRESETS), STAGE2_SOURCES)
     add_fields(stage2, CardFields, CARD_TITLE, {})
 
     discriminant = _add_command(stages, "discriminant", run_discriminant, common)
@@ -145,7 +155,7 @@ def run_stage1(args: argparse.Namespace) -> Outcome:
     """Stage 1: train a masked autoencoder (MAE) on unlabelled faces (paper Sec. 3.1)."""
     from scemae.training.stage1 import Stage1
 
-    config = replace(STAGE1_PRESETS[args.preset or "cpu"], **given_fields(args, Stage1Config))
+    config = _configure(STAGE1_PRESETS[args.preset or "cpu"], args)
     faces = open_faces(args, config.input_size)
     default_card = {
         "name": real_path(args.out).name,
@@ -159,10 +169,25 @@ def run_stage2(args: argparse.Namespace) -> Outcome:
     """Stage 2: train the projector with CARB and LCR (paper Sec. 3.2, Sec. 3.3)."""
     from scemae.training.stage2 import Stage2
 
-    config = replace(STAGE2_PRESETS[args.preset or "paper"], **given_fields(args, Stage2Config))
-    faces = open_faces(args, _input_size(args.model))
-    recipe = Stage2(config, faces, args.model, given_fields(args, CardFields))
+    source = _read_model_config(args.model)
+    config = _configure(stage2_preset(args.preset or "paper", source.architecture), args)
+    faces, watch = open_faces(args, source.input_size), _watched_pairs(config, args)
+    recipe = Stage2(config, faces, args.model, given_fields(args, CardFields), watch)
     return run_training(recipe, args, start=args.model)
+
+
+def _watched_pairs(config: Stage2Config, args: argparse.Namespace) -> WatchedPairs | None:
+    """The labelled pairs of --watch."""
+    from scemae.evaluation.watched_pairs import WatchedPairs
+    from scemae.weights.zoo import load_model
+
+    if config.watch is None:
+        return None
+    if args.watch_data is None:
+        raise OptionError(f"--watch {config.watch} needs --watch-data FOLDER, where that dataset is.")
+    name, _, split = config.watch.partition("/")
+    dataset = read_dataset(name, args.watch_data, split, exclude="none")
+    return WatchedPairs(load_model(args.model), dataset, config.watch_pairs, config.watch_align)
 
 
 def run_discriminant(args: argparse.Namespace) -> Outcome:
@@ -170,7 +195,7 @@ def run_discriminant(args: argparse.Namespace) -> Outcome:
     from scemae.training.discriminant import train_discriminant
 
     config = DiscriminantConfig(**given_fields(args, DiscriminantConfig))
-    faces, card_fields = open_faces(args, _input_size(args.model)), given_fields(args, CardFields)
+    faces, card_fields = open_faces(args, _read_model_config(args.model).input_size), given_fields(args, CardFields)
     measured = train_discriminant(args.model, faces, config, Path(args.out), card_fields, args.overwrite)
     return format_report(args.out, measured, [f"{name}: {value:.3f} input px" for name, value in measured.items()])
 
@@ -190,8 +215,8 @@ def run_find(args: argparse.Namespace) -> Outcome:
 
 
 def _run_perturbed(recipe: Any, kind: type[AlignConfig], args: argparse.Namespace) -> Outcome:
-    config = kind(**given_fields(args, kind))
-    faces, card_fields = open_faces(args, _input_size(args.model)), given_fields(args, CardFields)
+    config = _configure(kind(), args)
+    faces, card_fields = open_faces(args, _read_model_config(args.model).input_size), given_fields(args, CardFields)
     backgrounds = None if args.backgrounds is None else Path(args.backgrounds)
     return run_training(recipe(config, faces, args.model, backgrounds, card_fields), args, start=args.model)
 
@@ -317,11 +342,19 @@ def _format_history(history: History, config: RunConfig, run: str) -> Outcome:
     return format_report(run, result, [text])
 
 
-def _input_size(model: str) -> int:
+def _configure(preset: Config, args: argparse.Namespace) -> Config:
+    """A preset with what the command line gives; steps given stand instead of the preset's epochs."""
+    given = given_fields(args, type(preset))
+    if "steps" in given and given.setdefault("epochs", None) is not None:
+        raise OptionError(f"--steps {given['steps']} and --epochs {given['epochs']} contradict; pass one of them.")
+    return replace(preset, **given)
+
+
+def _read_model_config(model: str) -> ModelConfig:
     from scemae.weights.model_folder import read_config
     from scemae.weights.zoo import locate_model
 
-    return read_config(locate_model(model).folder).input_size
+    return read_config(locate_model(model).folder)
 
 
 def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
@@ -356,17 +389,25 @@ def _add_model_argument(parser: argparse.ArgumentParser, what: str = "Model to s
 
 
 def _add_gradient_options(
-    parser: argparse.ArgumentParser, config: type[RunConfig], title: str, presets: Mapping[str, RunConfig]
+    parser: argparse.ArgumentParser,
+    config: type[RunConfig],
+    title: str,
+    presets: Mapping[str, RunConfig],
+    names: Sequence[str] = (),
+    sources: Mapping[str, str] | None = None,
 ) -> None:
-    """Add the options of gradient-based training: presets, run options, the fields of the configuration."""
+    """Add the options of gradient-based training: presets, run options, the fields of the configuration.
+
+    `presets`: their values are shown; `names`: those that can be chosen, by default all. `sources`: see `add_fields`.
+    """
     default = next(iter(presets))
     parser.add_argument(
         "--preset",
-        choices=tuple(presets),
+        choices=tuple(names or presets),
         help=f"Supplies the values of configuration options that are not given [{default}].",
     )
     add_fields(parser, RunOptions, "Runtime options (do not affect the result)", {"": RunOptions()})
-    add_fields(parser, config, CONFIG_TITLE.format(title), presets)
+    add_fields(parser, config, CONFIG_TITLE.format(title), presets, sources)
 
 
 def _add_command(

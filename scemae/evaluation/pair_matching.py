@@ -114,7 +114,7 @@ def _match_chunk(
         origin = pairs.landmarks[times, 2 * i]
         matches = match_landmarks(
             reference,
-            _clip_to_view(reference, origin),
+            clip_to_view(reference, origin),
             targets,
             use=setup.use,
             prior=folder.settings["prior"],
@@ -139,7 +139,7 @@ def _match_chunk(
             }
 
 
-def _clip_to_view(features: FaceFeatures, xy: Array) -> Array:
+def clip_to_view(features: FaceFeatures, xy: Array) -> Array:
     """Landmarks (K, 2), frame px, moved to the edge if outside the view or the frame, so that all are measured."""
     clipped = features.to_image(features.to_input(xy[None]).clip(0, features.faces[0].crop.size - 1))[0].clip(
         0, FRAME - 1

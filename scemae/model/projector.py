@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 from scemae.model.config import ProjectorMode
 
-SHARPNESS = 7.0  # of the softmax over places, as in ContrastLandmark's projector
-
 
 class Projector(nn.Conv2d):
     """Backbone map (B, D, h, w) -> projected map (B, C, h, w).
 
-    In mode "spatial_softmax" each channel is a distribution over the map's cells, and depends on the map's size.
+    In mode "spatial_softmax", as in ContrastLandmark's projector, each channel is a distribution over the `grid` x
+    `grid` cells of one encoder pass: an expanded map interleaves several, each with its own (None: the map is one).
     """
 
-    def __init__(self, width: int, dim: int, mode: ProjectorMode = "linear") -> None:
+    def __init__(self, width: int, dim: int, mode: ProjectorMode = "linear", grid: int | None = None) -> None:
         super().__init__(width, dim, kernel_size=1)
-        self.mode = mode
+        self.mode, self.grid = mode, grid
+        self.sharpness = 6.5 if dim == 64 else 7.0  # of the softmax, as there
 
     def project(self, backbone_map: Tensor) -> Tensor:
         """The projected map, on the backbone map's device, wherever the projector is."""
@@ -28,9 +28,14 @@ class Projector(nn.Conv2d):
     def forward(self, backbone_map: Tensor) -> Tensor:
         """The projected map."""
         projected = super().forward(backbone_map)
-        if self.mode == "spatial_softmax":
-            projected = (SHARPNESS * projected.flatten(2)).softmax(-1).view_as(projected)
-        return projected
+        if self.mode == "linear":
+            return projected
+        grid = self.grid or projected.shape[-1]
+        passes = (
+            projected.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 1, 3, 5, 2, 4)
+        )  # (.., s, s, h, w)
+        shares = (self.sharpness * passes.flatten(4)).softmax(-1).view(passes.shape)
+        return shares.permute(0, 1, 4, 2, 5, 3).reshape(projected.shape)
 
 
 def concatenate_maps(backbone_map: Tensor, projected_map: Tensor, mode: str) -> Tensor:

@@ -33,7 +33,7 @@ class SceMae(nn.Module):
         width = config.backbone.width
         self.backbone = Backbone(config.backbone, config.input_size, config.patch_size)
         dim, mode = config.projector_dim, config.projector_mode
-        self.projector = None if dim is None else Projector(width, dim, mode)
+        self.projector = None if dim is None else Projector(width, dim, mode, self.backbone.grid)
         self.aligner = self._build_aligner()
         self.finder = None if config.finder is None else FaceFinder(config.finder)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)

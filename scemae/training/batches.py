@@ -66,17 +66,19 @@ def random_crops(
     input_size: int,
     area: tuple[float, float],
     ratio: tuple[float, float],
+    flip: bool = True,
 ) -> NDArray[np.float32]:
-    """Affines (count, 2, 3) from pixels of an input to pixels of its square: random crops, half of them mirrored.
+    """Affines (count, 2, 3) from pixels of an input to pixels of its square: random crops.
 
     Each covers a fraction of the square, of `size` px, between the two areas, and has a width over height between the
-    two ratios; a side that would be longer than the square's is cut off (He et al. draw again).
+    two ratios; a side that would be longer than the square's is cut off (He et al. draw again). With `flip` half of
+    them are mirrored.
     """
     areas = rng.uniform(*area, count) * size**2
     shapes = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), count))
     sides = np.minimum(np.sqrt([areas * shapes, areas / shapes]), size)
     starts = rng.uniform(0, 1, (2, count)) * (size - sides)
-    mirrored = rng.random(count) < 0.5
+    mirrored = (rng.random(count) < 0.5) & flip
     scales = sides / input_size
     across = np.where(mirrored, -scales[0], scales[0])
     left = np.where(mirrored, starts[0] + sides[0], starts[0])

@@ -6,6 +6,7 @@ attentive ones by Eq. 1 (`Backbone.cls_similarity`), density peaks among the oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from scemae.errors import OptionError
 from scemae.model.backbone import gather_tokens
-from scemae.training.run_config import Density
+from scemae.training.stage2_config import Density
 
 NEIGHBOURS = 5  # of the density "knn"
 
@@ -31,6 +32,11 @@ class Selection:
     def kept(self) -> Tensor:
         """Indices (B, A + K) of the kept tokens: the attentive ones, then the centers."""
         return torch.cat([self.attentive, self.centers], dim=1)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Selection]) -> Selection:
+        """The selections of several batches in one."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 
 def select(

@@ -66,7 +66,6 @@ class _Run:
                 f"{self.config.accumulate} passes each."
             )
         on_gpu = self.device.type != "cpu"
-        recipe.keep_on(self.device)
         fuse_attention(recipe.module, on_gpu)
         self.optimizer = _make_optimizer(recipe.module, self.config)
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
@@ -74,6 +73,7 @@ class _Run:
         if saved is not None:
             self._restore(saved)
         self.precision: Precision = run_on_main(partial(_choose_precision, options, saved, self.device))
+        recipe.keep_on(self.device, self.precision)
         check_same(
             (self.step, self._hash_next_image()), f"The processes do not all see the same {folder.path} and images."
         )
@@ -251,20 +251,23 @@ class _Run:
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """The learning rate of step number `step`, from 0: linear over the warm-up, then half a cosine to 0."""
+    """The learning rate of step number `step`, from 0: linear over the warm-up, then as the schedule says."""
     warmup = config.warmup * config.steps
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (config.steps - warmup)))
 
 
 def _make_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only."""
+    """AdamW, or Adam; weight decay on matrices only."""
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in learned if sum(side > 1 for side in parameter.shape) > 1]
     others = [parameter for parameter in learned if sum(side > 1 for side in parameter.shape) <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def _choose_precision(options: RunOptions, saved: dict[str, Any] | None, device: torch.device) -> Precision:

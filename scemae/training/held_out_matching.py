@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,16 +38,26 @@ class HeldOutFaces:
 
     @torch.no_grad()
     def measure(self, projector: Projector) -> dict[str, float]:
-        """Mean error, input px, of matching places of the faces to the warped copies, by either kind of features."""
-        places = self._scale(PLACES)
-        truth = self.warps.landmarks(places.expand(len(self.views), -1, -1), self.size)
-        pairs = {"backbone": (self.source, self.target)}
-        pairs["projected"] = (_project_maps(projector, self.source), _project_maps(projector, self.target))
-        errors = {}
-        for name, maps in pairs.items():
-            found = torch.stack([self._match(places, *face) for face in zip(*maps, strict=True)])
-            errors[f"warped_{name}_error"] = float((found - truth).norm(dim=-1).nanmean())
-        return errors
+        """Mean errors, input px, of either kind of features.
+
+        `warped_*_error`: of matching places of the faces to the warped copies of the same faces. `cycle_*_error`: of
+        matching them to another face, and from what was found there to the warped copies, which also sees whether
+        different faces match, without labels.
+        """
+        source, target = (_project_maps(projector, maps) for maps in (self.source, self.target))
+        return {**self._backbone_errors, **self._measure("projected", source, target)}
+
+    @cached_property
+    def _backbone_errors(self) -> dict[str, float]:
+        return self._measure("backbone", self.source, self.target)
+
+    def _measure(self, name: str, source: Tensor, target: Tensor) -> dict[str, float]:
+        places = self._scale(PLACES).expand(len(source), -1, -1)
+        truth = self.warps.landmarks(places, self.size)
+        on_others = self._match(places, source, source.roll(-1, 0))
+        found = {"warped": self._match(places, source, target)}
+        found["cycle"] = self._match(on_others, source.roll(-1, 0), target)
+        return {f"{kind}_{name}_error": float((xy - truth).norm(dim=-1).nanmean()) for kind, xy in found.items()}
 
     @torch.no_grad()
     def draw_similarity(self, projector: Projector) -> Image.Image:
@@ -74,9 +85,11 @@ class HeldOutFaces:
         return similarity_maps(F.normalize(queries, dim=-1), target, grid, self.size)
 
     def _match(self, places: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """The most similar pixels (P, 2) of the target."""
-        best = self._similarity(places, source, target).flatten(1).argmax(1)
-        return torch.stack([best % self.size, best // self.size], dim=-1)
+        """The most similar pixels (n, P, 2) of the target of each face to its places (n, P, 2) in the source."""
+        best = torch.stack(
+            [self._similarity(*face).flatten(1).argmax(1) for face in zip(places, source, target, strict=True)]
+        )
+        return torch.stack([best % self.size, best // self.size], dim=-1).double()
 
 
 def _project_maps(projector: Projector, maps: Tensor) -> Tensor:

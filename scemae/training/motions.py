@@ -46,12 +46,19 @@ class Moves:
 
     @classmethod
     def draw(
-        cls, rng: np.random.Generator, count: int, config: MotionConfig, *, amplitude: float, input_size: int
+        cls,
+        rng: np.random.Generator,
+        count: int,
+        config: MotionConfig,
+        *,
+        amplitude: float,
+        input_size: int,
+        flip: bool = True,
     ) -> Moves:
-        """Random moves, half of them mirrored."""
+        """Random moves, with `flip` half of them mirrored; at amplitude 0 nothing else is done to a face."""
         motions = random_motions(rng, count, config, amplitude=amplitude, input_size=input_size)
-        mirrored = rng.random(count) < 0.5
-        contrast, brightness = rng.standard_normal((2, count)).astype(np.float32)
+        mirrored = (rng.random(count) < 0.5) & flip
+        contrast, brightness = rng.standard_normal((2, count)).astype(np.float32) * (amplitude > 0)
         return cls(
             motions=motions,
             mirrored=mirrored,
@@ -63,14 +70,21 @@ class Moves:
         """The moves of some of the faces."""
         return Moves(**{name: values[chosen] for name, values in vars(self).items()})
 
+    def to_square(self, pack: Pack) -> Tensor:
+        """Affines (n, 2, 3) from pixels of the moved views to those of the faces' squares in a pack."""
+        flips = np.tile(np.eye(3), (len(self.mirrored), 1, 1))
+        flips[self.mirrored, 0] = (-1, 0, pack.input_size - 1)
+        return torch.from_numpy((pack.central_affine @ flips @ self.motions)[:, :2])
+
     def sample(self, pack: Pack, rows: NDArray[np.int64]) -> Tensor:
         """Moved views (n, 3, S, S), 0..1, of n faces of a pack."""
-        flips = np.tile(np.eye(3), (len(rows), 1, 1))
-        flips[self.mirrored, 0] = (-1, 0, pack.input_size - 1)
-        to_square = torch.from_numpy((pack.central_affine @ flips @ self.motions)[:, :2])
-        views = sample_views(pack.read_squares(rows), to_square, pack.input_size)
-        contrast, brightness = (torch.from_numpy(light).view(-1, 1, 1, 1) for light in (self.contrast, self.brightness))
-        return ((views - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
+        squares = torch.from_numpy(pack.squares[rows])
+        return render_moved(squares, self.to_square(pack), self.light, pack.input_size)
+
+    @property
+    def light(self) -> Tensor:
+        """What is done to the light, (n, 2): contrast and brightness."""
+        return torch.from_numpy(np.stack([self.contrast, self.brightness], axis=1))
 
     def to_moved(self, xy: Array) -> Array:
         """Where points (P, 2) of the unmoved views lie in the moved ones, (n, P, 2), input px."""
@@ -79,6 +93,13 @@ class Moves:
     def to_unmoved(self, xy: Array) -> Array:
         """Where points (P, 2) of the moved views lie in the unmoved ones, (n, P, 2), input px."""
         return move_points(self.motions, xy)
+
+
+def render_moved(squares: Tensor, to_square: Tensor, light: Tensor, input_size: int) -> Tensor:
+    """Moved views (n, 3, S, S), 0..1, of squares (n, size, size, 3), uint8, on their device; see `Moves`."""
+    views = sample_views(squares.permute(0, 3, 1, 2).float() / 255, to_square, input_size)
+    contrast, brightness = light[:, :, None, None, None].unbind(1)
+    return ((views - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
 
 
 def token_centres(grid: int, input_size: int) -> Array:

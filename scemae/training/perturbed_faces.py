@@ -22,6 +22,7 @@ from scemae.training.model_writer import CardSection, write_model
 from scemae.training.pack import Pack
 from scemae.training.perturbation_config import AlignConfig
 from scemae.training.perturbed_views import Perturbations, cut_backgrounds, draw_fields, render_views
+from scemae.training.run_config import Precision
 from scemae.weights.zoo import load_model, locate_model
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -42,9 +43,10 @@ class PerturbedFaces:
     ) -> None:
         self.model = load_model(source, device="cpu")
         pack.check_input_size(self.model.config.input_size)
-        self.config, self.pack, self.source, self.card_fields = config, pack, source, card_fields
+        self.pack, self.source, self.card_fields = pack, source, card_fields
         self.origin = self.model.id.sha256
         self.faces, self.held_out = pack.split(config.held_out, config.seed)
+        self.config = config = config.for_faces(len(self.faces))
         self.batches, self.squares = Batches(len(self.faces), config.batch_size, config.seed), Squares(pack.squares)
         pictures = read_pictures(backgrounds, config.seed)
         unseen = math.ceil(len(pictures) / 8)
@@ -69,7 +71,7 @@ class PerturbedFaces:
         tensors |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
         write_model(folder, model_config, tensors, section, locate_model(self.source).folder)
 
-    def keep_on(self, device: torch.device) -> None:
+    def keep_on(self, device: torch.device, precision: Precision) -> None:
         self.squares.keep_on(device)
         self.backgrounds.keep_on(device)
 

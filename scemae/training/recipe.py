@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from scemae.training.run_config import RunConfig
+from scemae.training.run_config import Precision, RunConfig
 
 
 class Recipe(Protocol):
@@ -31,8 +31,8 @@ class Recipe(Protocol):
     def report_every(self) -> int:
         """Steps between two reports: a picture, and what `measure` returns."""
 
-    def keep_on(self, device: torch.device) -> None:
-        """Keep on this device what `load` takes from, where it fits."""
+    def keep_on(self, device: torch.device, precision: Precision) -> None:
+        """Keep on this device what `load` takes from, where it fits; `precision`: of what `prepare` computes."""
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Part of the batch of a step, a function of the step alone; called ahead, in another thread."""

@@ -23,7 +23,7 @@ from scemae.training.masked_autoencoder import MaskedAutoencoder
 from scemae.training.model_writer import CardSection, draw_view, write_model
 from scemae.training.pack import Pack, sample_pack
 from scemae.training.recipe import History
-from scemae.training.run_config import CardFields, Stage1Config
+from scemae.training.run_config import CardFields, Precision, Stage1Config
 from scemae.weights.model_folder import read_file, write_file
 from scemae.weights.zoo import load_model, locate_model
 
@@ -39,7 +39,7 @@ class Stage1:
 
     def __init__(self, config: Stage1Config, pack: Pack, card_fields: CardFields) -> None:
         pack.check_input_size(config.input_size)
-        self.config, self.pack, self.card_fields = config, pack, card_fields
+        self.config, self.pack, self.card_fields = config.for_faces(len(pack)), pack, card_fields
         self.batches, self.squares = Batches(len(pack), config.batch_size, config.seed), Squares(pack.squares)
         torch.manual_seed(config.seed)
         backbone = Backbone(config.backbone, config.input_size, config.patch_size)
@@ -53,9 +53,9 @@ class Stage1:
         self.origin, self.images_before = "", 0
         if config.continue_from is not None:
             self._load_weights(config.continue_from)
-        self.report_every = math.ceil(config.steps / REPORTS)
+        self.report_every = math.ceil(self.config.steps / REPORTS)
 
-    def keep_on(self, device: torch.device) -> None:
+    def keep_on(self, device: torch.device, precision: Precision) -> None:
         self.squares.keep_on(device)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
@@ -68,6 +68,7 @@ class Stage1:
             input_size=config.input_size,
             area=config.crop_area,
             ratio=config.crop_ratio,
+            flip=config.flip,
         )
         orders = rng.random((config.batch_size, self.module.backbone.grid**2)).argsort(axis=1)
         return (

@@ -8,78 +8,117 @@ scemae train stage2 --model RUN1/model --data PACK --out RUN2
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from scemae import draw
 from scemae.errors import OptionError, RunError
 from scemae.model.backbone import Backbone, gather_tokens
 from scemae.model.projector import Projector
 from scemae.model.sce_mae import SceMae
-from scemae.training.batches import Batches, normalise
+from scemae.training.acceleration import fuse_attention
+from scemae.training.batches import Batches, Squares
 from scemae.training.carb import Selection, select
-from scemae.training.held_out_matching import HeldOutFaces
+from scemae.training.held_out_matching import FACES_SHOWN, HeldOutFaces
 from scemae.training.lcr import lcr_loss, repellence
-from scemae.training.model_writer import CardSection, write_model
-from scemae.training.motions import Moves, token_centres
+from scemae.training.model_writer import CardSection, draw_view, write_model
+from scemae.training.motions import Moves, render_moved, token_centres
 from scemae.training.pack import Pack, sample_pack
 from scemae.training.recipe import History
-from scemae.training.run_config import Stage2Config
+from scemae.training.run_config import Precision
+from scemae.training.stage2_config import Stage2Config
 from scemae.weights.zoo import load_model, locate_model
 
+VIEWS_AT_ONCE = 64  # that are encoded together: what the caches of a CPU hold
+CACHE_BYTES = 4 * 2**30  # that the tokens of unmoved faces may take on a CPU; on a GPU half of what is free
+CENTRE = 0.5  # of the side of the map: 6 x 6 of 12 x 12 cells
 
-class CorrespondenceEnhancer(nn.Module):
-    """A frozen backbone, CARB, a projector, and LCR. Only the projector learns."""
 
-    def __init__(self, backbone: Backbone, projector: Projector, config: Stage2Config) -> None:
+def choose_tokens(backbone: Backbone, images: Tensor, config: Stage2Config) -> tuple[Selection, Tensor]:
+    """CARB of normalised images (B, 3, H, W): the kept tokens (Sec. 3.2), and their last features (B, T, D)."""
+    attention = config.attention_block or config.cluster_block
+    tokens = clustered = backbone.prepend_cls(backbone.embed(images))
+    done = max(attention, config.cluster_block)
+    for block in range(done):
+        if block + 1 == attention:
+            similarity = backbone.cls_similarity(tokens, block, config.cls_mean_heads)
+        tokens = backbone.run_blocks(tokens, block, block + 1)
+        if block + 1 == config.cluster_block:
+            clustered = tokens
+    selection = select(
+        clustered[:, 1:].float(),
+        similarity if config.attend == "most" else -similarity,
+        config.attentive_ratio,
+        config.num_clusters,
+        config.density,
+    )
+    if config.sequence == "full":
+        return selection, gather_tokens(backbone.run_blocks(tokens, done)[:, 1:], selection.kept)
+    sequence = torch.cat([clustered[:, :1], gather_tokens(clustered[:, 1:], selection.kept)], dim=1)
+    return selection, backbone.run_blocks(sequence, config.cluster_block)[:, 1:]
+
+
+class CorrespondenceLoss(nn.Module):
+    """The projector that learns, LCR of the chosen tokens, and the projector of the best measurement so far."""
+
+    best_error: Tensor
+
+    def __init__(self, projector: Projector, config: Stage2Config, attentive: int, patch_size: int = 8) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(False)
-        self.projector = projector
-        self.config = config
+        self.projector, self.best = projector, copy.deepcopy(projector).requires_grad_(False)
+        self.register_buffer("best_error", torch.tensor(math.inf))
+        self.config, self.attentive, self.patch_size = config, attentive, patch_size
 
-    def forward(self, images: Tensor, places: Tensor) -> dict[str, Tensor]:
-        """Normalised images (B, 3, H, W), places (B, N, 2) of their tokens in the face, cells -> {"loss"}: Eq. 7."""
-        with torch.no_grad():
-            selection, features = self.approximate(images)
-        config, grid = self.config, self.backbone.grid
-        feature_map = features.transpose(1, 2).unflatten(2, (grid, grid))
-        projected = self.projector(feature_map).flatten(2).transpose(1, 2)
-        kept = selection.kept
+    def forward(self, features: Tensor, kept: Tensor, substitute: Tensor, places: Tensor) -> dict[str, Tensor]:
+        """The loss, Eq. 7, of the last features (B, T, D) of the kept tokens.
+
+        kept, substitute: see `Selection`; places (B, N, 2) of all tokens in the face, cells.
+        """
+        config, faces = self.config, self.config.faces_together
+        projected = self._project(features, kept, substitute)
         descriptors, positions = (
-            gather_tokens(tokens, kept).unflatten(0, (-1, config.faces_together)).flatten(1, 2)
-            for tokens in (projected, places)
+            tokens.unflatten(0, (-1, faces)).flatten(1, 2) for tokens in (projected, gather_tokens(places, kept))
         )
-        face, token = (part.to(kept.device) for part in _faces_and_tokens(config.faces_together, kept.shape[1]))
+        face, token = (part.to(kept.device) for part in _faces_and_tokens(faces, kept.shape[1]))
         weights = repellence(
-            token < selection.attentive.shape[1],
-            config.attentive_repellence,
-            config.mixed_repellence,
-            config.center_repellence,
+            token < self.attentive, config.attentive_repellence, config.mixed_repellence, config.center_repellence
         )
-        keys = None if config.keys == "all" else face[:, None] != face
-        loss = lcr_loss(descriptors, positions, weights, config.temperature, config.reduction, keys, config.locality)
-        return {"loss": loss / config.faces_together if config.reduction == "sum" else loss}
+        loss = lcr_loss(
+            descriptors,
+            positions,
+            weights,
+            config.temperature,
+            reduction=config.reduction,
+            keys=None if config.keys == "all" else face[:, None] != face,
+            form=config.locality,
+            normalise=config.normalise,
+            cell=self.patch_size,
+        )
+        return {"loss": loss / faces if config.reduction == "sum" else loss}
 
-    def approximate(self, images: Tensor) -> tuple[Selection, Tensor]:
-        """CARB: the kept tokens, and the last layer's features (B, N, D) where these stand in for the others."""
-        config, backbone = self.config, self.backbone
-        before = backbone.run_blocks(backbone.prepend_cls(backbone.embed(images)), 0, config.cluster_block - 1)
-        similarity = backbone.cls_similarity(before, config.cluster_block - 1, config.cls_mean_heads)
-        tokens = backbone.run_blocks(before, config.cluster_block - 1, config.cluster_block)
-        patch_tokens = tokens[:, 1:].float()
-        selection = select(patch_tokens, similarity, config.attentive_ratio, config.num_clusters, config.density)
-        if config.sequence == "full":
-            kept = gather_tokens(backbone.run_blocks(tokens, config.cluster_block)[:, 1:], selection.kept)
-        else:
-            sequence = torch.cat([tokens[:, :1], gather_tokens(tokens[:, 1:], selection.kept)], dim=1)
-            kept = backbone.run_blocks(sequence, config.cluster_block)[:, 1:]
-        return selection, gather_tokens(kept, selection.substitute)
+    def _project(self, features: Tensor, kept: Tensor, substitute: Tensor) -> Tensor:
+        """Descriptors (B, T, C) of the kept tokens, from the complete map, where these stand in for the others."""
+        if self.projector.mode == "linear":  # each token by itself
+            return self.projector(features.mT[..., None])[..., 0].mT
+        complete = gather_tokens(features, substitute).mT
+        side = math.isqrt(complete.shape[2])
+        return gather_tokens(self.projector(complete.unflatten(2, (side, side))).flatten(2).mT, kept)
+
+    @torch.no_grad()
+    def keep_if_best(self, error: float) -> None:
+        """Keep a copy of the projector if no measurement had a smaller error."""
+        if error < float(self.best_error):
+            self.best_error.fill_(error)
+            self.best.load_state_dict(self.projector.state_dict())
 
 
 def _faces_and_tokens(faces: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -87,77 +126,186 @@ def _faces_and_tokens(faces: int, tokens: int) -> tuple[Tensor, Tensor]:
     return torch.arange(faces).repeat_interleave(tokens), torch.arange(tokens).repeat(faces)
 
 
+class ChosenTokens:
+    """What CARB gave for faces that are not moved, kept as the backbone does not learn: float16, each face once."""
+
+    def __init__(self, faces: int, tokens: int, kept: int, width: int, device: torch.device) -> None:
+        self.known = torch.zeros(faces, dtype=torch.bool, device=device)
+        self.features = torch.empty(faces, kept, width, dtype=torch.float16, device=device)
+        self.kept = torch.empty(faces, kept, dtype=torch.int16, device=device)
+        self.substitute = torch.empty(faces, tokens, dtype=torch.int16, device=device)
+
+    @classmethod
+    def if_it_fits(cls, faces: int, tokens: int, kept: int, width: int, device: torch.device) -> ChosenTokens | None:
+        """Room for the tokens of so many faces, unless that is too much memory."""
+        room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else CACHE_BYTES
+        needed = 2 * faces * (kept * width + kept + tokens)
+        return cls(faces, tokens, kept, width, device) if needed <= room else None
+
+    def store(self, rows: Tensor, features: Tensor, selection: Selection) -> None:
+        """Keep those of some faces."""
+        self.features[rows], self.kept[rows] = features.half(), selection.kept.short()
+        self.substitute[rows], self.known[rows] = selection.substitute.short(), True
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, kept and substitute of some faces."""
+        return self.features[rows].float(), self.kept[rows].long(), self.substitute[rows].long()
+
+
+class Watch(Protocol):
+    """Labelled faces on which a training is watched."""
+
+    def measure(self, projector: Projector) -> dict[str, float]:
+        """`watched_same_error` and `watched_different_error`, px of the published frame."""
+
+
 class Stage2:
     """The recipe that the engine trains: faces of a pack at the usual framing, or moved by known motions."""
 
-    compiles = True
+    compiles = False  # the backbone is no part of what learns
 
     def __init__(
-        self, config: Stage2Config, pack: Pack, source: str, card_fields: Mapping[str, Any] | None = None
+        self,
+        config: Stage2Config,
+        pack: Pack,
+        source: str,
+        card_fields: Mapping[str, Any] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.model = load_model(source, device="cpu")
-        self.config, self.pack, self.source, self.card_fields = config, pack, source, card_fields
-        backbone = self.model.config.backbone
-        pack.check_input_size(self.model.config.input_size)
-        if config.cluster_block > backbone.depth:
-            raise OptionError(f"cluster_block is {config.cluster_block}; the model has {backbone.depth} blocks.")
+        self.pack, self.source, self.card_fields, self.watch = pack, source, card_fields, watch
+        backbone, size = self.model.config.backbone, self.model.config.input_size
+        pack.check_input_size(size)
+        for name in ("cluster_block", "attention_block"):
+            if (getattr(config, name) or 1) > backbone.depth:
+                raise OptionError(f"{name} is {getattr(config, name)}; the model has {backbone.depth} blocks.")
+        if config.watch is not None and watch is None:
+            raise OptionError(f"watch is {config.watch!r}, but no faces are given to watch.")
         self.origin = self.model.id.sha256
         self.faces, held_out = pack.split(config.held_out, config.seed)
-        self.batches = Batches(len(self.faces), config.batch_size, config.seed)
-        torch.manual_seed(config.seed)
-        projector = Projector(backbone.width, config.projector_dim, config.projector_mode)
-        self.module = CorrespondenceEnhancer(self.model.backbone, projector, config)
+        self.config = config = config.for_faces(len(self.faces))
+        self.batches, self.squares = Batches(len(self.faces), config.batch_size, config.seed), Squares(pack.squares)
+        self.precision: Precision = "float32"
+        self.cache: ChosenTokens | None = None
         self.unseen = HeldOutFaces(self.model, pack, held_out)
+        # What is chosen does not change, as the backbone does not learn.
+        selection, grid = self._choose(self.unseen.views)[0], self.model.backbone.grid
+        self.where_chosen, self.chosen_picture = share_in_centre(selection, grid), self.draw_chosen(self.unseen)
+        torch.manual_seed(config.seed)
+        projector = Projector(backbone.width, config.projector_dim, config.projector_mode, grid)
+        attentive = selection.attentive.shape[1]
+        self.module = CorrespondenceLoss(projector, config, attentive, self.model.config.patch_size)
 
     @property
     def report_every(self) -> int:
-        """Steps of an epoch."""
-        return -(-len(self.faces) // self.config.batch_size)
+        """Steps between two measurements."""
+        return self.config.report_steps or -(-len(self.faces) // self.config.batch_size)
 
-    def keep_on(self, device: torch.device) -> None:
-        """Nothing: the views are cut on the CPU."""
+    def keep_on(self, device: torch.device, precision: Precision) -> None:
+        self.precision = precision
+        self.squares.keep_on(device)
+        fuse_attention(self.model.to(device).backbone, device.type != "cpu")
+        if self.config.amplitude == 0:
+            tokens, kept = self.model.backbone.grid**2, self.module.attentive + self.config.num_clusters
+            width, faces = self.model.config.backbone.width, (1 + self.config.flip) * len(self.faces)
+            self.cache = ChosenTokens.if_it_fits(faces, tokens, kept, width, device)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
-        """Views (b, 3, H, W), 0..1, and the places (b, N, 2) of their tokens in the face, in cells."""
-        rows, config = self.faces[self.batches.rows(step)[part]], self.config
-        centres = token_centres(self.module.backbone.grid, self.pack.input_size)
-        if config.amplitude == 0:
-            views = self.pack.central_views(torch.from_numpy(self.pack.squares[rows]))
-            places = np.tile(centres, (len(rows), 1, 1))
-        else:
-            moves = Moves.draw(
-                self.batches.rng(step),
-                config.batch_size,
-                config,
-                amplitude=config.amplitude,
-                input_size=self.pack.input_size,
-            )[part]
-            views, places = moves.sample(self.pack, rows), moves.to_unmoved(centres)
-        return views, self.model.grid(1).to_cells(torch.from_numpy(places)).float()
+        """Squares (b, S, S, 3), how to cut and light their views, the places (b, N, 2) of the tokens in the face, in
+        cells, and the faces' numbers (b,), those of mirrored ones after all others."""
+        config = self.config
+        index = self.batches.rows(step)[part]
+        moves = Moves.draw(
+            self.batches.rng(step),
+            config.batch_size,
+            config,
+            amplitude=config.amplitude,
+            input_size=self.pack.input_size,
+            flip=config.flip,
+        )[part]
+        places = moves.to_unmoved(token_centres(self.model.backbone.grid, self.pack.input_size))
+        return (
+            self.squares[self.faces[index]],
+            moves.to_square(self.pack),
+            moves.light,
+            self.model.grid(1).to_cells(torch.from_numpy(places)).float(),
+            torch.from_numpy(index + len(self.faces) * moves.mirrored),
+        )
 
+    @torch.no_grad()
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The same, with normalised views."""
-        views, places = loaded
-        if len(views) % self.config.faces_together:
+        """The arguments of the loss; the views are made and encoded where the model is."""
+        squares, to_square, light, places, numbers = loaded
+        if len(squares) % self.config.faces_together:
             raise RunError(
-                f"Each process has {len(views)} faces at a time, which is not a multiple of faces_together, "
+                f"Each process has {len(squares)} faces at a time, which is not a multiple of faces_together, "
                 f"{self.config.faces_together}; choose another batch_size."
             )
-        return normalise(views, self.model.config), places
+        todo = torch.ones_like(numbers, dtype=torch.bool) if self.cache is None else ~self.cache.known[numbers]
+        if todo.any():
+            views = render_moved(squares[todo], to_square[todo], light[todo], self.pack.input_size)
+            selection, features = self._choose(views)
+            if self.cache is None:
+                return features, selection.kept, selection.substitute, places
+            self.cache.store(numbers[todo], features, selection)
+        assert self.cache is not None
+        return *self.cache.read(numbers), places
 
     def measure(self) -> dict[str, float]:
-        """See `HeldOutFaces.measure`."""
-        return self.unseen.measure(self.module.projector)
+        """What held-out faces and those of `watch` say of the projector, which is kept if it is the best so far."""
+        measured = self._measure(self.module.projector)
+        if self.config.keep != "last":
+            name = "cycle_projected_error" if self.config.keep == "cycle" else "watched_different_error"
+            self.module.keep_if_best(measured[name])
+        return measured
+
+    def _measure(self, projector: Projector) -> dict[str, float]:
+        watched = {} if self.watch is None else self.watch.measure(projector)
+        return self.unseen.measure(projector) | self.where_chosen | watched
 
     def draw_report(self) -> Image.Image:
-        """See `HeldOutFaces.draw_similarity`."""
-        return self.unseen.draw_similarity(self.module.projector)
+        """Held-out faces: the chosen tokens, and similarity maps (see `HeldOutFaces.draw_similarity`)."""
+        return draw.stack_rows([self.chosen_picture, self.unseen.draw_similarity(self.module.projector)])
 
     def export(self, folder: Path, history: History) -> None:
-        """Write the source model with this projector."""
-        section = CardSection.of_training("stage 2", self.config, history, {})
-        model = self.model.to(self.module.projector.weight.device)  # the engine moved its backbone only
-        write_projected(folder, model, self.source, self.module.projector, section, self.measure(), self.card_fields)
+        """Write the source model with this projector, or with the best one."""
+        projector, measured = self.module.projector, self.measure()
+        if self.config.keep != "last":
+            projector, measured = self.module.best, self._measure(self.module.best)
+        samples = sample_pack(self.model.config.input_size)
+        shown = HeldOutFaces(self.model, samples, np.arange(len(samples)))
+        section = CardSection.of_training("stage 2", self.config, history, {"chosen tokens": self.draw_chosen(shown)})
+        write_projected(folder, self.model, self.source, projector, section, measured, self.card_fields)
+
+    def draw_chosen(self, faces: HeldOutFaces) -> Image.Image:
+        """The first faces, their attentive tokens tinted and the cluster centres framed."""
+        shown, grid = faces.views[:FACES_SHOWN], self.model.backbone.grid
+        selection = self._choose(shown)[0]
+        chosen = zip(shown, selection.attentive.cpu().numpy(), selection.centers.cpu().numpy(), strict=True)
+        return draw.row([draw.cells(draw_view(view), grid, *numbers) for view, *numbers in chosen])
+
+    @torch.no_grad()
+    def _choose(self, views: Tensor) -> tuple[Selection, Tensor]:
+        """`choose_tokens` of views (B, 3, H, W) of 0..1, in the precision of the run, some at a time."""
+        device = self.model.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            parts = [
+                choose_tokens(self.model.backbone, self.model.normalise(part), self.config)
+                for part in (views.split(VIEWS_AT_ONCE) if device.type == "cpu" else [views])
+            ]
+        selections, features = zip(*parts, strict=True)
+        return Selection.concatenate(selections), torch.cat(features).float()
+
+
+def share_in_centre(selection: Selection, grid: int) -> dict[str, float]:
+    """The shares of the attentive tokens, and of the centers, in the central half of the map's rows and columns."""
+    low, high = grid * (1 - CENTRE) / 2, grid * (1 + CENTRE) / 2
+    shares = {}
+    for name, chosen in (("attentive", selection.attentive), ("centers", selection.centers)):
+        if chosen.shape[1]:
+            places = torch.stack([chosen // grid, chosen % grid])
+            shares[f"{name}_in_centre"] = float(((places >= low) & (places < high)).all(0).double().mean())
+    return shares
 
 
 def write_projected(
@@ -179,10 +327,17 @@ def write_projected(
     )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("projector.")}
     tensors |= {f"projector.{name}": tensor for name, tensor in projector.state_dict().items()}
-    rows = {name.replace("_", " "): f"{value:.3f} input px (held-out faces)" for name, value in measured.items()}
+    rows = {name.replace("_", " "): _describe(name, value) for name, value in measured.items()}
     samples = sample_pack(config.input_size)
     similarity = HeldOutFaces(model, samples, np.arange(len(samples))).draw_similarity(projector)
     section = dataclasses.replace(
         section, rows={**section.rows, **rows}, pictures={**section.pictures, "similarity": similarity}
     )
     write_model(folder, config, tensors, section, locate_model(source).folder)
+
+
+def _describe(name: str, value: float) -> str:
+    """What a card says of a measurement of held-out faces."""
+    if name.endswith("_in_centre"):
+        return f"{100 * value:.1f} % (held-out faces; of all tokens {100 * CENTRE**2:.0f} %)"
+    return f"{value:.3f} {'px of 70 (labelled faces)' if name.startswith('watched') else 'input px (held-out faces)'}"

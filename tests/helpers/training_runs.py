@@ -53,7 +53,7 @@ class Toy:
         self.config, self.module, self.report_every = config, ToyModule(dropout), report_every
         self.data_seed, self.at = data_seed, dict(at or {})
 
-    def keep_on(self, device):
+    def keep_on(self, device, precision):
         pass
 
     def load(self, step, part):
