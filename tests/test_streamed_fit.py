@@ -60,7 +60,7 @@ def test_maps_do_not_pile_up(two_block_model, people, monkeypatch):
     def encode(views):
         nonlocal most
         batches.append(len(views))
-        tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+        tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
         most = max(most, sum(len(tensor) for tensor in tensors if tensor.shape[1:] == (5, 13, 13)))
         return torch.nn.functional.interpolate(views, 13).repeat(1, 2, 1, 1)[:, :5]
 

@@ -47,11 +47,13 @@ def fit_streamed(
         encoded = encode_faces(model, part)
         return reader.to(encoded.backbone_map.device)(encoded)
 
-    def read_rows(rows: Tensor) -> Tensor:
-        return read(seen[rows.numpy()])
-
+    maps = None
     if read(seen[:1]).nbytes * len(seen) <= HELD_BYTES:
-        read_rows = torch.cat([read(part) for part in _split(seen)]).__getitem__
+        maps = torch.cat([read(part) for part in _split(seen)])
+
+    def read_rows(rows: Tensor) -> Tensor:
+        return read(seen[rows.numpy()]) if maps is None else maps[rows]
+
     head.fit_stream(read_rows, torch.from_numpy(landmarks), faces.grid)
     held_out = torch.full(xy.shape, torch.nan, dtype=torch.float64)
     return reader, HeadFit(held_out, mirrored=swap is not None)

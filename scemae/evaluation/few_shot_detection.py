@@ -15,6 +15,7 @@ from scemae import FaceFeatures, LandmarkRegressor, Landmarks, fit_regressor
 from scemae.datasets import FaceDataset
 from scemae.detector.built_in_heads import HEADS as BUILT_IN_HEADS
 from scemae.detector.head import Head
+from scemae.detector.mirror import Mirror
 from scemae.errors import OptionError
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.heatmap_options import HEATMAP_HEADS, HeatmapOptions
@@ -196,14 +197,16 @@ def _fit_detector(
 ) -> LandmarkRegressor | MeanShape:
     if head == MEAN_SHAPE:
         return MeanShape.fit(features, faces.landmarks)
-    streamed = isinstance(head, str) and head in HEATMAP_HEADS
+    mirror: Mirror = "auto"
+    if isinstance(head, str) and head in HEATMAP_HEADS:
+        head, mirror = heatmaps.new_head(head), "auto" if heatmaps.mirror else "off"
     return fit_regressor(
         setup.extractor,
         features,
         _mask_labels_outside(features, faces.landmarks),
         names=faces.names,
-        head=heatmaps.new_head(head) if streamed else head,
-        mirror="off" if streamed and not heatmaps.mirror else "auto",
+        head=head,
+        mirror=mirror,
         use=setup.use,
         normalizer=faces.eyes,
     )
