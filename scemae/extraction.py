@@ -123,6 +123,23 @@ def stream_features(
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
     """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
+    framed = stream_faces(
+        model, batch, align=align, expansion=expansion, margin=margin, search=search, batch_size=batch_size
+    )
+    return (replace(faces, backbone_map=_encode_faces(model, faces).cpu()) for faces in framed)
+
+
+def stream_faces(
+    model: Extractor,
+    batch: ImageBatch,
+    *,
+    align: bool | None = None,
+    expansion: int | None = None,
+    margin: Margin = "context",
+    search: Search = "auto",
+    batch_size: int = 16,
+) -> Iterator[FaceFeatures]:
+    """What `stream_features` yields, but without maps: (B, 0, 0, 0); `encode_faces` makes them when they are wanted."""
     validate_model(model)
     if align is not None:
         validate_switch("align", align)
@@ -139,7 +156,13 @@ def stream_features(
     model.grid(expansion)  # raises OptionError for an expansion that the model does not have
     if batch.auto:
         batch.find_boxes = partial(_find_boxes, model)
-    return _extract_batches(model, iter(batch), aligner, expansion, margin, search, min(batch_size, sys.maxsize))
+    return _frame_batches(model, iter(batch), aligner, expansion, margin, search, min(batch_size, sys.maxsize))
+
+
+def encode_faces(model: Extractor, features: FaceFeatures) -> FaceFeatures:
+    """The same faces with maps made now, in one batch; they and the projector stay on the model's device."""
+    project = None if model.projector is None else model.projector.project
+    return replace(features, backbone_map=_encode_faces(model, features), project=project)
 
 
 def _find_boxes(model: Extractor, photo: Photo) -> Array:
@@ -161,12 +184,15 @@ def features_through_crops(
 
     A crop maps its own input pixels to the same image, so landmarks in image pixels stay as they are.
     """
-    faces = [replace(face, crop=crop) for face, crop in zip(features.faces, crops, strict=True)]
-    maps = [
-        _encode_faces(model, faces[start : start + batch_size], features.expansion, features.margin)
-        for start in range(0, len(faces), batch_size)
-    ]
-    return replace(features, backbone_map=torch.cat(maps), faces=tuple(faces))
+    seen = see_through(features, crops)
+    parts = (seen[start : start + batch_size] for start in range(0, len(seen), batch_size))
+    return replace(seen, backbone_map=torch.cat([_encode_faces(model, part).cpu() for part in parts]))
+
+
+def see_through(features: FaceFeatures, crops: Sequence[Crop]) -> FaceFeatures:
+    """The same faces with other crops, one for each, and without maps, as `stream_faces` gives them."""
+    faces = tuple(replace(face, crop=crop) for face, crop in zip(features.faces, crops, strict=True))
+    return replace(features, backbone_map=features.backbone_map.new_empty(len(faces), 0, 0, 0), faces=faces)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -184,7 +210,7 @@ def open_batch(images: Any, boxes: Any, on_error: OnError) -> ImageBatch:
     return ImageBatch(images, boxes, on_error)
 
 
-def _extract_batches(
+def _frame_batches(
     model: Extractor,
     framed: Iterator[FramedFace],
     aligner: Aligner | None,
@@ -197,7 +223,7 @@ def _extract_batches(
     project = None if model.projector is None else deepcopy(model.projector).cpu().project
     while faces := _frame_faces(model, aligner, islice(framed, batch_size), search):
         yield FaceFeatures(
-            backbone_map=_encode_faces(model, faces, expansion, margin),
+            backbone_map=torch.empty(len(faces), 0, 0, 0),
             grid=model.grid(expansion),
             faces=tuple(faces),
             expansion=expansion,
@@ -318,11 +344,11 @@ def _move_face(face: Face, crop: Crop, photo: Photo, margin: int) -> Face:
 
 
 @default_numerics()
-def _encode_faces(model: Extractor, faces: Sequence[Face], expansion: int, margin: str) -> Tensor:
-    """Backbone maps (B, D, h, w) of the faces' crops, on the CPU."""
-    context = model.view_margin if margin == "context" else 0
-    crops = [face.crop.resample(model.view_size).pad(context) for face in faces]
-    views = torch.stack([sample_view(face.patch, crop) for face, crop in zip(faces, crops, strict=True)])
+def _encode_faces(model: Extractor, features: FaceFeatures) -> Tensor:
+    """Backbone maps (B, D, h, w) of the faces' crops, on the model's device."""
+    context = model.view_margin if features.margin == "context" else 0
+    crops = [face.crop.resample(model.view_size).pad(context) for face in features.faces]
+    views = torch.stack([sample_view(face.patch, crop) for face, crop in zip(features.faces, crops, strict=True)])
     views = F.pad(model.normalise(views), (model.view_margin - context,) * 4, mode="reflect")
     with torch.no_grad():  # not inference mode: people train heads of their own on these maps
-        return model(views, expansion).cpu()
+        return model(views, features.expansion)

@@ -22,6 +22,7 @@ from scemae.evaluation.evaluation_folder import PREDICTIONS, EvaluationFolder
 from scemae.evaluation.extractors import Encoder, ExternalExtractor
 from scemae.evaluation.few_shot_detection import Fit, detect, detection_settings, plan_fits
 from scemae.evaluation.figures import choose_examples, plot_cumulative_errors
+from scemae.evaluation.heatmap_options import HeatmapOptions
 from scemae.evaluation.result_table import Spread, Table
 from scemae.evaluation.setup import EvaluationSetup
 from scemae.evaluation.silhouette import DESCRIPTORS, embed_descriptors, silhouette_scores, silhouette_settings
@@ -52,6 +53,16 @@ def test_draws_are_those_of_the_benchmark():
     np.testing.assert_array_equal(Fit("cascade", 10, 3).draw_faces(500), expected)
     np.testing.assert_array_equal(Fit("mean-shape", 10, 3).draw_faces(500), expected)
     np.testing.assert_array_equal(Fit("cascade", 500, 0).draw_faces(500), np.arange(500))
+
+
+def test_the_number_of_draws_can_be_given(flat, tmp_path):
+    fits = plan_fits(["mean-shape"], [1, 2, 5], 5, draws=3)
+    assert [(fit.count, fit.draw) for fit in fits] == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (5, 0)]
+    dataset = coloured_faces(tmp_path, 5)
+    error = {"inter_ocular_percent": Spread(9.0), "by_pose": {}}
+    scores = {"faces": 5, "heads": {"mean-shape": dict.fromkeys("125", error)}}
+    (table,) = detection_tables(flat, dataset, dataset, fits, scores)
+    assert "draws of the annotated faces (3 of 1, 2; 1 of 5) from the 5" in table.to_markdown()
 
 
 @pytest.mark.parametrize("count", [0, 501])
@@ -177,6 +188,8 @@ def test_published_rows_are_those_of_the_test_set(flat, tmp_path):
     assert "| SCE-MAE 256, published (AFLW_M) | 17.08 ± 1.35 | – |" in text
     assert "| SCE-MAE DeiT-B 1024, published (300w) | – | 3.95 |" in text
     assert "12 of these faces are in both" in text
+    (unpublished,) = detection_tables(flat, dataset, replace(dataset, name="celeba"), fits, scores)
+    assert "SCE-MAE DeiT-B 1024" not in unpublished.to_markdown()  # faults A11: it was MAFL's column
     (apart,) = detection_tables(flat, dataset[:6], dataset[6:], fits, scores)
     assert "in both" not in apart.to_markdown()
     (corrected,) = detection_tables(flat, dataset, replace(dataset, name="aflw_r", annotations="rc.csv"), fits, scores)
@@ -326,21 +339,34 @@ def test_the_detection_command(command, tmp_path):
 
 
 def test_the_papers_head_on_other_features(command):
-    detection_module.HEADS["heatmap"].steps, before = 5, detection_module.HEADS["heatmap"].steps
-    try:
-        arguments = ("--extractor", "gradients", "--no-align", "--head", "heatmap", "--annotated", "2")
-        result, text = command("detection", *arguments)
-    finally:
-        detection_module.HEADS["heatmap"].steps = before
+    arguments = ("--extractor", "gradients", "--no-align", "--head", "heatmap", "--annotated", "2")
+    result, text = command("detection", *arguments, "--head-steps", "5")
     assert result["heads"]["heatmap"]["2"]["inter_ocular_percent"]["mean"] > 0
     assert "heatmap on gradients, not aligned" in text
+    trained = {"maps": 50, "steps": 5, "rate": 1e-3, "weight_decay": 5e-4, "multiplier": 10, "mirror": True}
+    assert result["settings"]["heatmap_heads"] == trained
+    with pytest.raises(RunError, match="heatmap_heads"):  # trained otherwise, it is another evaluation
+        command("detection", *arguments, "--head-steps", "5", "--no-mirror")
+
+
+@pytest.mark.parametrize(("dataset", "pool", "steps"), [("mafl", 19_000, 71_250), ("300w", 3148, 7870)])
+def test_the_papers_training_of_a_head(dataset, pool, steps):
+    """CL's epochs without mirror images, in batches of 32: 120 x 19,000 / 32, 80 x 3,148 / 32."""
+    options = HeatmapOptions.of_preset("paper", {"rate": 0.01}, dataset=dataset, pool=pool)
+    assert options == HeatmapOptions(maps=50, steps=steps, rate=0.01, weight_decay=5e-4, multiplier=100, mirror=False)
+    head = options.new_head("heatmap-block")
+    assert (head.heatmaps, head.block, head.steps, head.rate, head.multiplier) == (50, True, steps, 0.01, 100)
 
 
 def test_the_silhouette_command(command, tmp_path):
-    result, text = command("silhouette", "--runs", "1", "--expansion", "1", "--faces", "6")
+    arguments = ("--runs", "1", "--expansion", "1", "--faces", "6")
+    result, text = command("silhouette", *arguments, "--perplexity", "4")
     assert result["faces"] == 6
     assert "SCE-MAE, published | 0.679 | 0.013" in text
+    assert "and perplexity 4;" in text
     assert (tmp_path / "silhouette" / "tsne.png").exists()
+    with pytest.raises(RunError, match=r"perplexity: 4\.0 -> 9"):  # what six faces of five landmarks allow
+        command("silhouette", *arguments)
 
 
 @pytest.mark.slow
@@ -361,6 +387,21 @@ def test_the_ablation_command(command, tmp_path, monkeypatch, two_block_folder):
         pytest.param(("detection", "--annotated", "few"), "--annotated", id="no number"),
         pytest.param(("detection", "--annotated", "3"), "the pool has 2", id="more than the pool has"),
         pytest.param(("matching", "--test", "validation"), "it has lfw_5590", id="split"),
+        pytest.param(("detection", "--annotated", "1", "--draws", "0"), "--draws is 0", id="no draw"),
+        pytest.param(
+            ("detection", "--annotated", "1", "--head-steps", "5"), "heads here are cascade", id="no such head"
+        ),
+        pytest.param(
+            ("detection", "--annotated", "1", "--head", "heatmap", "--head-steps", "0"),
+            "--head-steps is 0",
+            id="no step",
+        ),
+        pytest.param(
+            ("detection", "--annotated", "1", "--head", "heatmap", "--head-weight-decay", "nan"),
+            "--head-weight-decay is nan; wanted a number at least 0",
+            id="no number to decay by",
+        ),
+        pytest.param(("silhouette", "--perplexity", "40"), "wanted 1 to 14", id="perplexity of few landmarks"),
     ],
 )
 def test_wrong_options_of_commands_are_refused(command, words, message):

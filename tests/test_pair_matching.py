@@ -18,11 +18,13 @@ from scemae.evaluation.ablation import (
     measure_rows,
     model_rows,
     read_variant,
+    table_rows,
     variant_row,
 )
 from scemae.evaluation.evaluation_folder import PREDICTIONS, EvaluationFolder
 from scemae.evaluation.extractors import Encoder, ExternalExtractor
 from scemae.evaluation.pair_matching import PairOptions, match_pairs, matching_scores, matching_settings, matching_table
+from scemae.evaluation.result_table import Spread
 from scemae.evaluation.setup import EvaluationSetup
 from scemae.evaluation.warped_pairs import INSET, draw_pairs, load_or_draw_pairs
 from scemae.evaluation.watched_pairs import WatchedPairs
@@ -280,6 +282,36 @@ def test_ablation(two_block_model, dataset, tmp_path):
     assert "| clustering and LCR, published (MAFL) | 0.27 | 1.61 |" in table
     with pytest.raises(OptionError, match="same name"):
         measure_rows([rows[0], rows[0]], dataset, run, make_options(pairs=2))
+
+
+def test_rows_of_table_4_are_beside_those_of_the_paper(two_block_model, dataset):
+    other = copy.deepcopy(two_block_model)
+    other.projector.weight.data *= 2
+    rows = table_rows(two_block_model, other, other)
+    labels = [row.label for row in rows]
+    assert labels[:3] == ["raw backbone, expansion 4", "clustering, no LCR", "clustering and LCR"]
+    assert [row.setup.use for row in rows[:3]] == ["backbone", "projected", "projected"]
+    assert len(rows) == len(model_rows(two_block_model)) + 2
+    errors = {"canonical_px": 1.5, "inter_ocular_percent": 5.5, "no_motion_canonical_px": 9.5, "pairs": 2}
+    table = ablation_table(dataset, {label: {"same": errors, "different": errors} for label in labels[:3]})
+    assert [row[:3] for row in table.rows] == [
+        ("raw backbone, expansion 4", 1.5, 1.5),
+        ("raw MAE, published (MAFL)", Spread(0.55), Spread(3.51)),
+        ("clustering, no LCR", 1.5, 1.5),
+        ("clustering, no LCR, published (MAFL)", Spread(0.30), Spread(4.04)),
+        ("clustering and LCR", 1.5, 1.5),
+        ("clustering and LCR, published (MAFL)", Spread(0.27), Spread(1.61)),
+        ("no motion", 9.5, 9.5),
+        ("CL hypercolumn, published (MAFL)", Spread(0.69), Spread(5.37)),
+        ("LEAD hypercolumn, published (MAFL)", Spread(2.35), Spread(6.22)),
+    ]
+
+
+def test_a_row_of_table_4_with_another_backbone_is_refused(two_block_model):
+    other = copy.deepcopy(two_block_model)
+    other.backbone.cls_token.data += 1
+    with pytest.raises(OptionError, match=r"--lcr .* the backbone of --model"):
+        table_rows(two_block_model, lcr=other)
 
 
 def test_rows_of_a_model(two_block_model):

@@ -13,12 +13,21 @@ import numpy as np
 
 from scemae.datasets import DATASETS, FaceDataset, read_dataset
 from scemae.errors import OptionError
-from scemae.evaluation.ablation import ablation_table, measure_rows, model_rows, read_variant, variant_row
+from scemae.evaluation.ablation import (
+    CLUSTERING,
+    LCR,
+    ablation_table,
+    measure_rows,
+    read_variant,
+    table_rows,
+    variant_row,
+)
 from scemae.evaluation.detection_scores import detection_scores, detection_tables
 from scemae.evaluation.evaluation_folder import SCORES, EvaluationFolder
 from scemae.evaluation.extractors import SPELLINGS, load_extractor
 from scemae.evaluation.few_shot_detection import HEADS, detect, detection_settings, plan_fits
 from scemae.evaluation.figures import draw_detections, draw_matches, plot_cumulative_errors
+from scemae.evaluation.heatmap_options import HEATMAP_HEADS, OPTION_HELP, PRESETS, HeatmapOptions
 from scemae.evaluation.pair_matching import (
     PairOptions,
     count_source_warps,
@@ -31,6 +40,7 @@ from scemae.evaluation.pair_matching import (
 from scemae.evaluation.result_table import Table
 from scemae.evaluation.setup import EvaluationSetup, data_settings
 from scemae.evaluation.silhouette import (
+    PERPLEXITY,
     embed_descriptors,
     plot_embedding,
     silhouette_scores,
@@ -68,9 +78,12 @@ def evaluate_detection(args: argparse.Namespace) -> Outcome:
     require_matplotlib()
     pool, test, extractor = _read_fit_split(args), _read_test_split(args), _load_extractor(args)
     setup = _build_setup(args, extractor, args.use)
-    fits = plan_fits(list(dict.fromkeys(args.head or ["cascade"])), _parse_counts(args.annotated, len(pool)), len(pool))
-    folder = EvaluationFolder.open(args.out, detection_settings(setup, pool, test, fits), args.overwrite)
-    detect(setup, pool, test, fits, folder)
+    heads = list(dict.fromkeys(args.head or ["cascade"]))
+    fits = plan_fits(heads, _parse_counts(args.annotated, len(pool)), len(pool), args.draws)
+    heatmaps = _heatmap_options(args, heads, len(pool))
+    settings = detection_settings(setup, pool, test, fits, heatmaps)
+    folder = EvaluationFolder.open(args.out, settings, args.overwrite)
+    detect(setup, pool, test, fits, folder, heatmaps)
     scores, errors = detection_scores(folder)
     most = fits[-1].count
     curves = {f"{head}, {most} annotated": errors.per_face(head, most) for head in scores["heads"]}
@@ -88,7 +101,8 @@ def evaluate_silhouette(args: argparse.Namespace) -> Outcome:
     dataset, extractor = _read_test_split(args)[: None if args.faces else FIRST_FACES], _load_extractor(args)
     use = args.use or extractor.config.matching_use
     setup = _build_setup(args, extractor, use)
-    folder = EvaluationFolder.open(args.out, silhouette_settings(setup, dataset, args.runs), args.overwrite)
+    settings = silhouette_settings(setup, dataset, args.runs, args.perplexity)
+    folder = EvaluationFolder.open(args.out, settings, args.overwrite)
     embed_descriptors(setup, use, dataset, folder)
     scores = silhouette_scores(folder)
     write_picture(folder.path / "tsne.png", plot_embedding(folder, dataset.names))
@@ -100,7 +114,8 @@ def evaluate_ablation(args: argparse.Namespace) -> Outcome:
     dataset = _read_test_split(args)
     variants = [read_variant(text) for text in args.row or []]
     model = load_model(args.model, dtype=args.dtype)
-    rows = model_rows(model)
+    trained = [name and load_model(name, dtype=args.dtype) for name in (args.clustering, args.lcr)]
+    rows = table_rows(model, *trained)
     rows += [variant_row(label, load_model(name, dtype=args.dtype)) for label, name in variants]
     options = _pair_options(args)
     settings = {
@@ -145,14 +160,30 @@ def evaluate(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -
     detection.add_argument(
         "--head", action="append", choices=list(HEADS), help="Head of the detector; may be repeated (default: cascade)."
     )
+    detection.add_argument(
+        "--draws", type=int, metavar="N",
+        help="Draw the annotated faces N times (default: 20 times one face, 5 times more; all of them once).",
+    )  # fmt: skip
+    _add_heatmap_options(detection.add_argument_group("training of the heads heatmap and heatmap-block"))
     for command in (matching, detection):
         command.add_argument(
             "--pictures", type=int, default=0, metavar="N", help="Draw N good and N bad results to OUT/pictures."
         )
-    add("silhouette", evaluate_silhouette, features).add_argument(
+    silhouette = add("silhouette", evaluate_silhouette, features)
+    silhouette.add_argument(
         "--runs", type=int, default=100, metavar="N", help="Number of t-SNE embeddings (default: %(default)s)."
     )
-    add("ablation", evaluate_ablation, model, pairs).add_argument(
+    silhouette.add_argument(
+        "--perplexity", type=float, default=PERPLEXITY, metavar="P",
+        help="Perplexity of t-SNE (default: %(default)s, ours, or what few landmarks allow).",
+    )  # fmt: skip
+    ablation = add("ablation", evaluate_ablation, model, pairs)
+    for option, row, preset in (("--clustering", CLUSTERING, "clustering"), ("--lcr", LCR, "paper")):
+        ablation.add_argument(
+            option, metavar="MODEL",
+            help=f"The model of Table 4's row '{row}': train stage2 --preset {preset} on the backbone of --model.",
+        )  # fmt: skip
+    ablation.add_argument(
         "--row", action="append", metavar="LABEL=MODEL", help="Also measure this model; may be repeated."
     )
 
@@ -185,6 +216,23 @@ def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--dtype", choices=DTYPES, default="float32",
         help="Data type of the encoder; bfloat16 is faster on many processors (default: %(default)s).",
+    )  # fmt: skip
+
+
+def _add_heatmap_options(group: Any) -> None:
+    group.add_argument(
+        "--head-preset", choices=PRESETS,
+        help="Values of what follows: ours (default), or those of the paper for all annotations (Table 2) and, where "
+        "it is silent, of CL, whose regressor it takes over.",
+    )  # fmt: skip
+    for name, text in OPTION_HELP.items():
+        kind = int if name in ("maps", "steps") else float
+        group.add_argument(
+            f"--head-{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=text
+        )
+    group.add_argument(
+        "--mirror", action=argparse.BooleanOptionalAction,
+        help="Learn from mirror images too (on: ours; paper: off, CL).",
     )  # fmt: skip
 
 
@@ -258,6 +306,17 @@ def _build_setup(args: argparse.Namespace, extractor: Extractor, use: str | None
         margin=args.margin,
         use=use,
     )
+
+
+def _heatmap_options(args: argparse.Namespace, heads: list[str], pool: int) -> HeatmapOptions:
+    given = {name: getattr(args, f"head_{name}") for name in OPTION_HELP} | {"mirror": args.mirror}
+    given = {name: value for name, value in given.items() if value is not None}
+    if (given or args.head_preset) and not set(heads) & set(HEATMAP_HEADS):
+        raise OptionError(
+            f"--head-... and --mirror are for {' and '.join(HEATMAP_HEADS)}; the heads here are {', '.join(heads)}: "
+            "pass --head heatmap too."
+        )
+    return HeatmapOptions.of_preset(args.head_preset or "ours", given, dataset=args.dataset, pool=pool)
 
 
 def _pair_options(args: argparse.Namespace) -> PairOptions:

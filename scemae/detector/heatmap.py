@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from scemae.detector.head import AnnotatedMaps, HeadFit
 from scemae.geometry import CellGrid, pixels_to_unit, soft_argmax, unit_to_pixels
+from scemae.progress import LONG_WORK, hide_progress
+
+BATCH = 32  # faces in a step, as in DVE and CL
+ReadMaps = Callable[[Tensor], Tensor]
 
 
 class HeatmapNet(nn.Module):
@@ -89,6 +95,11 @@ class HeatmapHead:
 
     def fit(self, data: AnnotatedMaps) -> HeadFit:
         """Train a network for each block that is held out, then the final one on all faces."""
+
+        def train(chosen: NDArray[np.bool_]) -> HeatmapNet:
+            faces = torch.from_numpy(np.flatnonzero(chosen))
+            return self._train(lambda rows: data.maps[faces[rows]], data.landmarks[faces], data.grid)
+
         originals = torch.from_numpy(data.originals)
         held_out = torch.full_like(data.landmarks[originals], torch.nan)
         confidence = torch.full_like(held_out[..., 0], torch.nan)
@@ -96,10 +107,18 @@ class HeatmapHead:
         if len(blocks) > 1:
             for block in blocks:
                 inside = torch.from_numpy(data.blocks[data.originals] == block)
-                self.net_ = self._train(data, data.blocks != block)
+                self.net_ = train(data.blocks != block)
                 held_out[inside], confidence[inside] = self.predict(data.maps[originals][inside], data.grid)
-        self.net_ = self._train(data, np.ones(len(data.blocks), dtype=bool))
+        self.net_ = train(np.ones(len(data.blocks), dtype=bool))
         return HeadFit(held_out, bool(data.mirrored.any()), confidence)
+
+    def fit_stream(self, read: ReadMaps, landmarks: Tensor, grid: CellGrid) -> None:
+        """Train a network on faces whose maps are not in memory, without holding any out.
+
+        `read` gives the standardised maps (b, C, h, w) of the faces in rows (b,), on the device to train on.
+        `landmarks`: (n, K, 2), input px, nan where not annotated.
+        """
+        self.net_ = self._train(read, landmarks, grid)
 
     def predict(self, maps: Tensor, grid: CellGrid) -> tuple[Tensor, Tensor]:
         """Landmarks (n, K, 2) in input px in standardised maps (n, C, h, w), and their confidence (n, K), 0..1.
@@ -132,23 +151,30 @@ class HeatmapHead:
     def _new_net(self, channels: int, count: int) -> HeatmapNet:
         return HeatmapNet(channels, count, self.heatmaps, self.block, self.multiplier)
 
-    def _train(self, data: AnnotatedMaps, chosen: NDArray[np.bool_]) -> HeatmapNet:
-        faces = torch.from_numpy(np.flatnonzero(chosen))
-        maps = data.maps[faces]
-        targets = pixels_to_unit(data.landmarks[faces], data.grid.extent(maps.shape[-1])).float()
-        known = torch.isfinite(targets)
+    def _train(self, read: ReadMaps, landmarks: Tensor, grid: CellGrid) -> HeatmapNet:
+        like = read(torch.tensor([0]))
+        targets = pixels_to_unit(landmarks, grid.extent(like.shape[-1])).float().to(like.device)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed GPUs too
-            net = self._new_net(maps.shape[1], targets.shape[1])
-            optimizer = torch.optim.AdamW(net.parameters(), lr=self.rate, weight_decay=self.weight_decay)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-            for _ in range(self.steps):
-                batch = torch.randperm(len(faces))[:32]
-                found, _ = net(maps[batch], data.grid)
-                error = 10 * (found - targets[batch])[known[batch]]
-                loss = nn.functional.smooth_l1_loss(error, torch.zeros_like(error))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        return net.eval().requires_grad_(False)
+            net = self._new_net(like.shape[1], targets.shape[1]).to(like.device)
+            self._optimise(net, self._draw_batches(read, targets), grid)
+        return net.cpu().eval().requires_grad_(False)
+
+    def _draw_batches(self, read: ReadMaps, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Maps and targets of `BATCH` random faces, or of all, for each step."""
+        for _ in tqdm(range(self.steps), unit="step", delay=LONG_WORK, disable=hide_progress(), leave=False):
+            rows = torch.randperm(len(targets))[:BATCH]
+            yield read(rows), targets[rows]
+
+    def _optimise(self, net: HeatmapNet, batches: Iterable[tuple[Tensor, Tensor]], grid: CellGrid) -> None:
+        """One step for each batch: maps (b, C, h, w), and targets (b, K, 2) in -1..1, nan where not annotated."""
+        optimizer = torch.optim.AdamW(net.parameters(), lr=self.rate, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        for maps, targets in batches:
+            found, _ = net(maps, grid)
+            error = 10 * (found - targets)[targets.isfinite()]
+            loss = nn.functional.smooth_l1_loss(error, torch.zeros_like(error))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()

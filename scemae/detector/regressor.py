@@ -16,10 +16,12 @@ from scemae.detector.detector_file import FittedDetector, load_detector, save_de
 from scemae.detector.error_model import ErrorModel, HeldOut
 from scemae.detector.groups import group_pictures, merge_copies, number_pictures
 from scemae.detector.head import Head, HeadFit
+from scemae.detector.heatmap import HeatmapHead
 from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
 from scemae.detector.normalizer import Normalizer, normalizer_lengths
 from scemae.detector.sklearn_protocol import Estimator
+from scemae.detector.streamed_fit import fit_streamed
 from scemae.errors import BoxInputError, ImageInputError, LandmarkInputError, NotFittedError, OptionError, warn_user
 from scemae.extraction import Boxes, extract_features, open_batch, stream_features, validate_model
 from scemae.features import FaceFeatures
@@ -206,14 +208,19 @@ class LandmarkRegressor(Estimator):
         mean_shape = np.nanmean(once.to_input(shapes), axis=0)  # (K, 2)
         swap = mirror_permutation(self.mirror, mean_shape, names, self.model.config.input_size)
         default = features.config.few_shot_use if len(once) <= FEW else features.config.regression_use
-        reader = MapReader.fit(once, default if self.use is None else validate_use(self.use))
+        use = default if self.use is None else validate_use(self.use)
         head = new_head(self.head, features.aligned)
         group_of_picture = group_pictures(pictures, groups)
-        maps = augment_faces(self.model, once, shapes, groups=group_of_picture, swap=swap, head=head, reader=reader)
-        found = head.fit(maps)
+        if isinstance(head, HeatmapHead) and not features.backbone_map.numel():  # of `stream_faces`
+            reader, found = fit_streamed(self.model, once, shapes, swap=swap, head=head, use=use)
+            blocks = np.zeros(len(once), dtype=np.int64)
+        else:
+            reader = MapReader.fit(once, use)
+            maps = augment_faces(self.model, once, shapes, groups=group_of_picture, swap=swap, head=head, reader=reader)
+            found, blocks = head.fit(maps), maps.blocks
         held_out = found.held_out.numpy()[pictures]  # (n, K, 2)
         errors = pixel_errors(features.to_image(held_out), xy) / lengths[:, None]  # (n, K)
-        error_model = ErrorModel.fit(_collect_held_out(found, once, shapes, group_of_picture, maps.blocks))
+        error_model = ErrorModel.fit(_collect_held_out(found, once, shapes, group_of_picture, blocks))
         self._set_fitted(
             FittedDetector(
                 head=head,

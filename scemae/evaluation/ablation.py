@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from scemae.datasets import FaceDataset
 from scemae.errors import OptionError
 from scemae.evaluation import paper_results
@@ -19,6 +21,8 @@ from scemae.model.sce_mae import SceMae
 
 EXPANSIONS = (1, 2, 4)
 ROWS = "rows"
+RAW, CLUSTERING, LCR = "raw backbone, expansion 4", "clustering, no LCR", "clustering and LCR"
+PAPER_ROWS = {RAW: "raw MAE", CLUSTERING: CLUSTERING, LCR: LCR}  # our rows of Table 4 -> those of the paper
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,27 @@ def variant_row(label: str, model: SceMae) -> Row:
     return Row(label, _paper_setup(model, 4, use))
 
 
+def table_rows(model: SceMae, clustering: SceMae | None = None, lcr: SceMae | None = None) -> list[Row]:
+    """The rows of Table 4, of models trained from one backbone (None: left out), then the others of `model_rows`.
+
+    Raises OptionError for a model with another backbone than `model`, or without a projector.
+    """
+    trained = []
+    for option, label, other in (("clustering", CLUSTERING, clustering), ("lcr", LCR, lcr)):
+        if other is None:
+            continue
+        theirs, ours = other.backbone.state_dict(), model.backbone.state_dict()
+        same = theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+        if other.projector is None or not same:
+            raise OptionError(
+                f"--{option} {other.config.name} must have a projector and the backbone of --model: the rows of Table "
+                "4 differ in stage 2 only. Pass the --model that it was trained from, or the other one with --row."
+            )
+        trained.append(variant_row(label, other))
+    raw, *rest = model_rows(model)
+    return [raw, *trained, *rest]
+
+
 def _paper_setup(model: SceMae, expansion: int, use: Use) -> EvaluationSetup:
     """The setting of Table 4: not aligned, and the view mirrored beyond its edges."""
     return EvaluationSetup.of(model, align=False, expansion=expansion, margin="reflect", use=use)
@@ -86,17 +111,20 @@ def measure_rows(
 
 
 def ablation_table(dataset: FaceDataset, scores: dict[str, Any]) -> Table:
-    """What was measured, "no motion" on the same pairs, and the paper's Table 4."""
-    rows: list[tuple[Any, ...]] = [
-        (label, *(row[kind]["canonical_px"] for kind in KINDS), *(row[kind]["inter_ocular_percent"] for kind in KINDS))
-        for label, row in scores.items()
-    ]
+    """What was measured, with the paper's row of Table 4 below ours, and "no motion" on the same pairs."""
+    published = {
+        label: (f"{label}, {PUBLISHED} (MAFL)", Spread(same), Spread(different), None, None)
+        for label, (same, different) in paper_results.ABLATION.items()
+    }
+    rows: list[tuple[Any, ...]] = []
+    for label, row in scores.items():
+        errors = (row[kind][unit] for unit in ("canonical_px", "inter_ocular_percent") for kind in KINDS)
+        rows.append((label, *errors))
+        if PAPER_ROWS.get(label) in published:
+            rows.append(published.pop(PAPER_ROWS[label]))
     first = next(iter(scores.values()))
     rows.append(("no motion", *(first[kind]["no_motion_canonical_px"] for kind in KINDS), None, None))
-    rows += [
-        (f"{label}, {PUBLISHED} (MAFL)", Spread(same), Spread(different), None, None)
-        for label, (same, different) in paper_results.ABLATION.items()
-    ]
+    rows += published.values()
     notes = (
         f"{first['same']['pairs']} pairs of {dataset} of each kind; px of the 70 px frame, and % of the inter-ocular "
         "distance. Not aligned, unless the row says so.",

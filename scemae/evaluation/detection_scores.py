@@ -21,7 +21,7 @@ from scemae.metrics import distance_between, normalised_errors
 FAILURE = 10.0  # % of the inter-ocular distance: a face with a larger mean error counts as a failure
 # The column of the paper's Table 2 to print beside a dataset; corrected labels of aflw_r have their own, "aflw_rc".
 PUBLISHED_SETS = {
-    "mafl": "mafl", "celeba": "mafl", "aflw_m": "aflw_m", "mtfl": "aflw_m", "aflw_r": "aflw_ro", "300w": "300w"
+    "mafl": "mafl", "aflw_m": "aflw_m", "mtfl": "aflw_m", "aflw_r": "aflw_ro", "300w": "300w"
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def detection_tables(
     shared = len({sample.path for sample in pool.samples} & {sample.path for sample in test.samples})
     notes = [
         f"Mean error on the {scores['faces']:,} faces of {test}, % of the inter-ocular distance; ±: standard deviation "
-        f"over draws of the annotated faces (20 of one face, 5 of more) from the {len(pool):,} of {pool}."
+        f"over draws of the annotated faces ({_list_draws(fits)}) from the {len(pool):,} of {pool}."
     ]
     if shared:
         notes.append(f"{shared:,} of these faces are in both: detectors are tested on faces they were fitted on.")
@@ -119,8 +119,17 @@ def detection_tables(
     return [table, by_pose] if by_pose.rows else [table]
 
 
+def _list_draws(fits: list[Fit]) -> str:
+    """How many draws there are of how many faces, such as "20 of 1; 5 of 5, 10"."""
+    draws = {fit.count: 1 + max(other.draw for other in fits if other.count == fit.count) for fit in fits}
+    return "; ".join(
+        f"{times} of {', '.join(str(count) for count in draws if draws[count] == times)}"
+        for times in dict.fromkeys(draws.values())
+    )
+
+
 def _published_rows(test: FaceDataset, counts: list[int], pool: int) -> list[tuple[Any, ...]]:
-    """The rows of Table 3, and those of Table 2 if all annotations were used."""
+    """The rows of Table 3, and those of Table 2 if all annotations were used and it has a column for the test set."""
     rows: list[tuple[Any, ...]] = [
         (
             f"{method} {size}, {PUBLISHED} (AFLW_M)",
@@ -128,9 +137,9 @@ def _published_rows(test: FaceDataset, counts: list[int], pool: int) -> list[tup
         )
         for (method, size), errors in paper_results.FEW_SHOT.items()
     ]
-    if pool not in counts:
+    name = "aflw_rc" if test.annotations else PUBLISHED_SETS.get(test.name)
+    if pool not in counts or name is None:
         return rows
-    name = "aflw_rc" if test.annotations else PUBLISHED_SETS.get(test.name, "mafl")
     column = paper_results.DETECTION_SETS.index(name)
     return rows + [
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,29 +15,22 @@ from scemae import FaceFeatures, LandmarkRegressor, Landmarks, fit_regressor
 from scemae.datasets import FaceDataset
 from scemae.detector.built_in_heads import HEADS as BUILT_IN_HEADS
 from scemae.detector.head import Head
-from scemae.detector.heatmap import HeatmapHead
+from scemae.detector.mirror import Mirror
 from scemae.errors import OptionError
 from scemae.evaluation.evaluation_folder import EvaluationFolder
+from scemae.evaluation.heatmap_options import HEATMAP_HEADS, HeatmapOptions
 from scemae.evaluation.setup import EvaluationSetup, data_settings
 from scemae.geometry import Array
 from scemae.model.extractor import Extractor
 from scemae.weights.model_folder import read_file, write_file
 
 FITS = "fits"  # the folder of the fitted detectors
+MEAN_SHAPE = "mean-shape"
 
 
-class PapersHead(HeatmapHead):
-    """The heat-map head without held-out faces, whose error is not used here: a quarter of the time."""
-
-    max_folds = 1
-
-
-HEADS: dict[str, str | Head | None] = {
-    **{name: name for name in BUILT_IN_HEADS},
-    "heatmap": PapersHead(),
-    "heatmap-block": PapersHead(block=True),
-    "mean-shape": None,
-}
+# Names of heads; how the heat-map heads among them are trained, `HeatmapOptions` say.
+HEADS = (*dict.fromkeys([*BUILT_IN_HEADS, *HEATMAP_HEADS]), MEAN_SHAPE)
+OURS = HeatmapOptions()
 
 
 @dataclass(frozen=True)
@@ -100,11 +93,13 @@ class Fit:
         return np.random.default_rng(self.draw).choice(pool, self.count, replace=False)
 
 
-def plan_fits(heads: Sequence[str | Head], counts: Sequence[int], pool: int) -> list[Fit]:
-    """20 draws of one face, 5 of more, one of all `pool` faces; raises OptionError for more faces than the pool has.
+def plan_fits(heads: Sequence[str | Head], counts: Sequence[int], pool: int, draws: int | None = None) -> list[Fit]:
+    """`draws` of each number of faces, by default 20 of one face and 5 of more, and one of all `pool` faces.
 
-    `heads`: names of `HEADS`, or heads of your own.
+    `heads`: names of `HEADS`, or heads of your own. Raises OptionError for more faces than the pool has.
     """
+    if draws is not None and draws < 1:
+        raise OptionError(f"--draws is {draws}; wanted at least 1.")
     for head in heads:
         if isinstance(head, str) and head not in HEADS:
             raise OptionError(f"There is no head {head!r}; there are {', '.join(HEADS)}.")
@@ -115,15 +110,20 @@ def plan_fits(heads: Sequence[str | Head], counts: Sequence[int], pool: int) -> 
         Fit(head, count, draw)
         for head in heads
         for count in counts
-        for draw in range(1 if count == pool else 20 if count == 1 else 5)
+        for draw in range(1 if count == pool else draws or (20 if count == 1 else 5))
     ]
 
 
 def detection_settings(
-    setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit]
+    setup: EvaluationSetup,
+    pool: FaceDataset,
+    test: FaceDataset,
+    fits: Sequence[Fit],
+    heatmaps: HeatmapOptions = OURS,
 ) -> dict[str, Any]:
     """The settings of an evaluation by `detect`; JSON-ready."""
     own = {fit.head.name: fit.head.params() for fit in fits if not isinstance(fit.head, str)}
+    streamed = any(fit.head in HEATMAP_HEADS for fit in fits)
     return {
         "evaluation": "detection",
         **setup.settings(),
@@ -131,22 +131,29 @@ def detection_settings(
         "test": data_settings(test),
         "eyes": list(test.eyes),
         "fits": [fit.key for fit in fits],
+        **({"heatmap_heads": asdict(heatmaps)} if streamed else {}),
         **({"own_heads": own} if own else {}),
     }
 
 
 def detect(
-    setup: EvaluationSetup, pool: FaceDataset, test: FaceDataset, fits: Sequence[Fit], folder: EvaluationFolder
+    setup: EvaluationSetup,
+    pool: FaceDataset,
+    test: FaceDataset,
+    fits: Sequence[Fit],
+    folder: EvaluationFolder,
+    heatmaps: HeatmapOptions = OURS,
 ) -> None:
     """Fit the detectors that are missing, then write a line for each test face that has none yet, image px.
 
+    `heatmaps`: how the heat-map heads are trained; they never hold the maps of many faces (`fit_streamed`).
     Each batch of test faces is extracted once, for all detectors, and not kept.
     """
     finished = folder.read_finished_keys()
     todo = [i for i in range(len(test)) if str(i) not in finished]
     if not todo:
         return
-    _fit_missing(setup, pool, fits, folder.path / FITS)
+    _fit_missing(setup, pool, fits, folder.path / FITS, heatmaps)
     detectors = {fit.key: _load_detector(folder.path / FITS, fit, setup.extractor) for fit in fits}
     faces = iter(todo)
     with tqdm(total=len(todo), unit="face", desc="test", delay=2, disable=None) as bar:
@@ -165,32 +172,41 @@ def detect(
             bar.update(len(features))
 
 
-def _fit_missing(setup: EvaluationSetup, pool: FaceDataset, fits: Sequence[Fit], folder: Path) -> None:
+def _fit_missing(
+    setup: EvaluationSetup, pool: FaceDataset, fits: Sequence[Fit], folder: Path, heatmaps: HeatmapOptions
+) -> None:
     folder.mkdir(exist_ok=True)
     missing = [fit for fit in fits if not _detector_path(folder, fit).exists()]
-    if not missing:
-        return
-    needed = sorted({int(i) for fit in missing for i in fit.draw_faces(len(pool))})
-    features = FaceFeatures.concatenate(list(tqdm(setup.stream(pool[needed]), desc="pool", delay=2, disable=None)))
-    row_of = {face: row for row, face in enumerate(needed)}
-    for fit in tqdm(missing, unit="fit", delay=2, disable=None):
-        rows = [row_of[int(i)] for i in fit.draw_faces(len(pool))]
-        faces = pool[[needed[row] for row in rows]]
-        _fit_detector(setup, fit.head, features[rows], faces).save(_detector_path(folder, fit), overwrite=True)
+    streamed = [fit for fit in missing if fit.head in HEATMAP_HEADS]
+    held = [fit for fit in missing if fit not in streamed]
+    for some, stream in ((held, setup.stream), (streamed, setup.stream_faces)):
+        if not some:
+            continue
+        needed = sorted({int(i) for fit in some for i in fit.draw_faces(len(pool))})
+        features = FaceFeatures.concatenate(list(tqdm(stream(pool[needed]), desc="pool", delay=2, disable=None)))
+        row_of = {face: row for row, face in enumerate(needed)}
+        for fit in tqdm(some, unit="fit", delay=2, disable=None):
+            rows = [row_of[int(i)] for i in fit.draw_faces(len(pool))]
+            faces = pool[[needed[row] for row in rows]]
+            detector = _fit_detector(setup, fit.head, features[rows], faces, heatmaps)
+            detector.save(_detector_path(folder, fit), overwrite=True)
 
 
 def _fit_detector(
-    setup: EvaluationSetup, head: str | Head, features: FaceFeatures, faces: FaceDataset
+    setup: EvaluationSetup, head: str | Head, features: FaceFeatures, faces: FaceDataset, heatmaps: HeatmapOptions
 ) -> LandmarkRegressor | MeanShape:
-    chosen = HEADS[head] if isinstance(head, str) else head
-    if chosen is None:
+    if head == MEAN_SHAPE:
         return MeanShape.fit(features, faces.landmarks)
+    mirror: Mirror = "auto"
+    if isinstance(head, str) and head in HEATMAP_HEADS:
+        head, mirror = heatmaps.new_head(head), "auto" if heatmaps.mirror else "off"
     return fit_regressor(
         setup.extractor,
         features,
         _mask_labels_outside(features, faces.landmarks),
         names=faces.names,
-        head=chosen,
+        head=head,
+        mirror=mirror,
         use=setup.use,
         normalizer=faces.eyes,
     )
@@ -212,4 +228,4 @@ def _load_detector(folder: Path, fit: Fit, extractor: Extractor) -> LandmarkRegr
     path = _detector_path(folder, fit)
     if not isinstance(fit.head, str):
         return LandmarkRegressor.load(path, extractor, head=type(fit.head))
-    return MeanShape.load(path) if HEADS[fit.head] is None else LandmarkRegressor.load(path, extractor)
+    return MeanShape.load(path) if fit.head == MEAN_SHAPE else LandmarkRegressor.load(path, extractor)

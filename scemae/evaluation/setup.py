@@ -12,7 +12,7 @@ from scemae import FaceFeatures, extract_features, iter_features
 from scemae.datasets import FaceDataset
 from scemae.errors import OptionError
 from scemae.evaluation.extractors import ExternalExtractor
-from scemae.extraction import Margin
+from scemae.extraction import Margin, open_batch, stream_faces
 from scemae.geometry import Box
 from scemae.model.config import Use, validate_use
 from scemae.model.extractor import Extractor
@@ -87,6 +87,12 @@ class EvaluationSetup:
         images = (sample.image() for sample in dataset.samples)
         options = self._extraction_options()
         return iter_features(self.extractor, images, boxes=dataset.boxes, batch_size=batch_size, **options)
+
+    def stream_faces(self, dataset: FaceDataset, batch_size: int = 16) -> Iterator[FaceFeatures]:
+        """The same without maps: some 100 kB a face, up to 450 kB if it is aligned."""
+        images = (sample.image() for sample in dataset.samples)
+        batch = open_batch(images, dataset.boxes, "raise")
+        return stream_faces(self.extractor, batch, batch_size=batch_size, **self._extraction_options())
 
     def _extraction_options(self) -> dict[str, Any]:
         return {"align": self.align, "expansion": self.expansion, "margin": self.margin}

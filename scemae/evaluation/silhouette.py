@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from scemae.datasets import FaceDataset
-from scemae.errors import MissingExtraError
+from scemae.errors import MissingExtraError, OptionError
 from scemae.evaluation import paper_results
 from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.result_table import PUBLISHED, Spread, Table
@@ -24,9 +24,25 @@ from scemae.plots import scatter_plot
 DESCRIPTORS, PERPLEXITY = "descriptors.npz", 30
 
 
-def silhouette_settings(setup: EvaluationSetup, dataset: FaceDataset, runs: int) -> dict[str, Any]:
-    """The settings of an evaluation by `embed_descriptors`; JSON-ready."""
-    return {"evaluation": "silhouette", **setup.settings(), "data": data_settings(dataset), "runs": runs}
+def silhouette_settings(
+    setup: EvaluationSetup, dataset: FaceDataset, runs: int, perplexity: float = PERPLEXITY
+) -> dict[str, Any]:
+    """The settings of an evaluation by `embed_descriptors`; JSON-ready.
+
+    Raises OptionError for a perplexity below 1, or more than a third of the landmarks.
+    """
+    most = (dataset.landmarks[..., 0].size - 1) // 3
+    if perplexity == PERPLEXITY:
+        perplexity = min(PERPLEXITY, most)
+    if not 1 <= perplexity <= most:
+        raise OptionError(f"--perplexity is {perplexity:g}; wanted 1 to {most}, a third of the landmarks.")
+    return {
+        "evaluation": "silhouette",
+        **setup.settings(),
+        "data": data_settings(dataset),
+        "runs": runs,
+        "perplexity": perplexity,
+    }
 
 
 def embed_descriptors(setup: EvaluationSetup, use: Use, dataset: FaceDataset, folder: EvaluationFolder) -> None:
@@ -38,9 +54,9 @@ def embed_descriptors(setup: EvaluationSetup, use: Use, dataset: FaceDataset, fo
     if not (folder.path / DESCRIPTORS).exists():
         _save_array(folder.path / DESCRIPTORS, "descriptors", _read_descriptors(setup, use, dataset))
     descriptors = _load_array(folder.path / DESCRIPTORS, "descriptors").reshape(-1, setup.descriptor_size(use))
-    perplexity = min(PERPLEXITY, (len(descriptors) - 1) // 3)
     for number in tqdm(range(folder.settings["runs"]), unit="run", delay=2, disable=None):
         if not _embedding_path(folder, number).exists():
+            perplexity = folder.settings["perplexity"]
             tsne = TSNE(2, perplexity=perplexity, init="random", learning_rate="auto", random_state=number)
             _save_array(_embedding_path(folder, number), "embedding", tsne.fit_transform(descriptors))
 
@@ -56,6 +72,7 @@ def silhouette_scores(folder: EvaluationFolder) -> dict[str, Any]:
     return {
         "faces": faces,
         "landmarks": count,
+        "perplexity": folder.settings["perplexity"],
         "embedded": Spread.of([float(silhouette_score(places, labels)) for places in embedded]),
         "descriptors_cosine": float(silhouette_score(descriptors.reshape(len(labels), -1), labels, metric="cosine")),
     }
@@ -69,7 +86,8 @@ def silhouette_table(setup: EvaluationSetup, dataset: FaceDataset, scores: dict[
     rows += [_table_row(f"{name}, {PUBLISHED}", *values, None) for name, values in paper_results.SILHOUETTE.items()]
     notes = (
         f"Silhouette coefficients of {scores['faces'] * scores['landmarks']:,} landmarks of {dataset}: of "
-        f"{embedded.count} t-SNE embeddings with random starts, as published, and without t-SNE, which has no spread.",
+        f"{embedded.count} t-SNE embeddings with random starts, as published, and perplexity {scores['perplexity']:g}; "
+        "and without t-SNE, which has no spread.",
         *dataset.notes,
     )
     title = f"Clusters of landmark descriptors on {dataset}"
