@@ -217,7 +217,9 @@ def _upright_rgb(image: Image.Image, source: str) -> Image.Image:
             )
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
-    return image.convert("RGB")
+    upright = image.convert("RGB")  # a copy
+    upright.info = {}  # its orientation among it, by which a photo that is passed on would be turned again
+    return upright
 
 
 def _orientation(image: Image.Image) -> Any:

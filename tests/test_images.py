@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from scemae.errors import BoxInputError, ImageInputError, ScemaeError
 from scemae.geometry import Crop, central_box, sample_view
@@ -682,6 +682,15 @@ def test_another_tag_of_exif_that_is_wrong_does_not_keep_a_photo_from_being_turn
     entries = struct.pack(">HHHIHHHHI4s", 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 3, b"72\0\0")
     exif = b"Exif\0\0MM\0*" + struct.pack(">I", 8) + entries + bytes(4)
     assert np.array_equal(pixels_of(file_bytes(PICTURE, exif=exif)), np.rot90(PIXELS, -1))
+
+
+def test_a_photo_that_is_passed_on_is_not_turned_again():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for kind in ("PNG", "JPEG"):
+        [photo] = iter_photos(file_bytes(PICTURE, kind, exif=exif))
+        assert photo.image.size == (20, 30)
+        assert np.array_equal(pixels_of(photo.image), np.asarray(photo.image))
 
 
 def test_an_error_of_a_reader_names_the_file(monkeypatch, tmp_path):
