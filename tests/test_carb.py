@@ -164,6 +164,19 @@ def test_identical_tokens_give_the_first_ones():
     assert centers.tolist() == [[0, 1, 2]] * 2
 
 
+def test_of_equally_dense_tokens_the_first_is_the_peak():
+    """The corners of a cube in 7 dimensions: 7 neighbours each at distance 1, so all are equally dense."""
+    corners = torch.tensor(list(itertools.product([0.0, 1.0], repeat=7)))[None]
+    distances = pairwise_distances(corners)
+    assert log_density(distances, "knn", 1)[0].tolist() == [-1] * 128
+    assert cluster_centers(distances, 1, "knn", 1).tolist() == [[0]]  # delta is sqrt(7); that of all others is 1
+    assert cluster_centers(distances, 3, "knn", 1).tolist() == [[0, 1, 2]]
+
+
+def test_a_token_alone_has_a_density_of_one():
+    assert log_density(torch.zeros(1, 1, 1), "knn", 4).tolist() == [[0]]
+
+
 def test_attentive_split_rounds_down_and_prefers_the_first_of_equals():
     similarity = torch.zeros(1, 144)
     similarity[0, [140, 3]] = 1

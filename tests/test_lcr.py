@@ -94,6 +94,7 @@ def test_places_between_cells_have_their_own_distance():
     found = locality(torch.tensor([[[7.1, 10.2], [7.4, 10.6], [7.1, 10.2]]]))[0]
     assert found[0, 1:].tolist() == pytest.approx([math.log(1.5), 0], abs=1e-5)
     assert found.diagonal().tolist() == [0, 0, 0]
+    assert torch.equal(locality(THREE_PLACES + 10_000), locality(THREE_PLACES))
 
 
 def test_the_loss_vanishes_where_each_token_is_like_itself_only():
