@@ -12,7 +12,7 @@ from training_runs import pack_noise
 from scemae.errors import DataError, OptionError, OutputError
 from scemae.geometry import sample_views
 from scemae.output import find_leftovers
-from scemae.training.batches import Batches, random_crops
+from scemae.training.batches import Batches, Draws, random_crops
 from scemae.training.pack import Pack, default_size, is_pack, pack_faces
 
 INPUT = 96
@@ -340,7 +340,8 @@ def test_a_step_is_a_function_of_the_seed_and_its_number():
 
 
 def crops_of(count=400, size=136, area=(0.3, 1.0), ratio=(3 / 4, 4 / 3)):
-    return random_crops(np.random.default_rng(0), count, size=size, input_size=INPUT, area=area, ratio=ratio)
+    draws = Draws([0], torch.device("cpu"))
+    return random_crops(draws, count, size=size, input_size=INPUT, area=area, ratio=ratio).numpy()
 
 
 def test_crops_stay_inside_and_have_the_wanted_area_and_shape():

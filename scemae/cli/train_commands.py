@@ -338,8 +338,13 @@ def _format_history(history: History, config: RunConfig, run: str) -> Outcome:
         "hours": history.hours,
         "hardware": history.hardware,
     }
-    text = f"step {history.step} of {config.steps}, loss {loss:.4f}, {history.hours:.2f} hours on {history.hardware}"
-    return format_report(run, result, [text])
+    lines = [f"step {history.step} of {config.steps}, loss {loss:.4f}, {history.hours:.2f} hours on {history.hardware}"]
+    if history.profile is not None:
+        from scemae.training.run_profile import describe_profile
+
+        result["profile"] = history.profile
+        lines.append(describe_profile(history.profile))
+    return format_report(run, result, lines)
 
 
 def _configure(preset: Config, args: argparse.Namespace) -> Config:

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from functools import partial
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -20,9 +21,13 @@ def choose_precision(device: torch.device) -> Literal["float32", "bf16"]:
     return "bf16" if _time_product(torch.bfloat16) < 0.8 * _time_product(torch.float32) else "float32"
 
 
-def can_compile() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs on a CPU."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+def can_compile(on_gpu: bool = False) -> bool:
+    """Whether there is what torch.compile needs: on a CPU a C++ compiler, on a GPU Triton and its C compiler."""
+    if not on_gpu:
+        return shutil.which(os.environ.get("CXX", "g++")) is not None
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
+    supported = torch.cuda.get_device_capability() >= (7, 0)
+    return supported and find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
 def fuse_attention(module: nn.Module, fused: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scemae.errors import OptionError, OutputError
 from scemae.output import atomic_folder, is_taken
+from scemae.training.stage1 import DECODER
 from scemae.weights.card import RUN_HEADING, copy_earlier_sections, linked_files, model_card, read_card
 from scemae.weights.model_folder import CARD, WEIGHTS, file_sha256, read_config, read_file, save_model
 from scemae.weights.zoo import locate_model
@@ -49,6 +50,8 @@ def combine_models(model: str, parts: Mapping[str, str], out: Path) -> str:
         save_model(folder, tensors, config, card="")
         weights = folder / WEIGHTS
         sha256 = file_sha256(weights)
+        if (first / DECODER).exists():  # stage 1 can be continued from it
+            shutil.copyfile(first / DECODER, folder / DECODER)
         card = model_card(config, sha256, weights.stat().st_size) + copy_earlier_sections(first, folder)
         for trained in sources.values():
             card += _copy_last_section(trained, folder, card.count(RUN_HEADING) + 1)

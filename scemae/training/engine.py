@@ -4,6 +4,9 @@ A step is a function of (config, step) alone: the recipe draws the images, crops
 seed and the step's number, and each process takes its part. So a checkpoint is the step, the weights, the optimizer's
 state and the losses not yet logged, and two processes see exactly what one process with the same batch sees. Sums over
 processes are rounded differently, so the hardware of each part of a run is recorded.
+
+A GPU is never waited for amid the steps: losses, and what depends on them or on other processes (stopping, saving), are
+read with every line of the log, on a CPU in every step. Nothing is saved after a step whose loss was not read.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +37,7 @@ from scemae.training.processes import catch_signals, check_same, make_accelerato
 from scemae.training.recipe import History, Recipe
 from scemae.training.run_config import Precision, RunConfig, RunOptions
 from scemae.training.run_folder import MODEL, RunFolder
+from scemae.training.run_profile import Meter, count_flops, find_peak
 
 
 def train(recipe: Recipe, out: Path, options: RunOptions) -> History:
@@ -75,7 +81,7 @@ class _Run:
         if saved is not None:
             self._restore(saved)
         self.precision: Precision = run_on_main(partial(_choose_precision, options, saved, self.device))
-        recipe.keep_on(self.device, self.precision)
+        self.all_there = recipe.keep_on(self.device, self.precision)
         present = describe_hardware(self.device, self.processes, self.precision)
         if not self.hardware or (present != self.hardware[-1] and self.step < self.config.steps):
             self.hardware.append(present)
@@ -83,28 +89,34 @@ class _Run:
             (self.step, self._hash_next_image()), f"The processes do not all see the same {folder.path} and images."
         )
         self.parallel, self.prepared = accelerator.prepare(recipe.module, self.optimizer)
-        compiled = (recipe.compiles and not on_gpu and can_compile()) if options.compile is None else options.compile
-        if compiled and not on_gpu:
+        self.compiled = (recipe.compiles and can_compile(on_gpu)) if options.compile is None else options.compile
+        if self.compiled and not on_gpu:
             add_bias_after(recipe.module)
-        self.module = torch.compile(self.parallel) if compiled else self.parallel
+        self.module = torch.compile(self.parallel) if self.compiled else self.parallel
+        self.reads_every_step, self.unread = not _is_asynchronous(self.device), list[Tensor]()
         self.stop = self.interrupted = self.due = False
+        self.meter = Meter()
 
     def train(self) -> History:
         run_on_main(partial(self.folder.cut_log, self.step))
         self.started = self.checkpointed = self.logged = time.monotonic()
         self.logged_step = self.step
+        self.meter.restart()
         silent = None if self.accelerator.is_main_process else True  # None: unless on a terminal
         with (
             tqdm(total=self.config.steps, initial=self.step, unit="step", disable=silent) as bar,
             ThreadPoolExecutor(1) as ahead,
         ):
-            coming = ahead.submit(self._load, self.step)
+            loaded = self._load_all(ahead)
             while self.step < self.config.steps and not self.stop:
-                passes, coming = coming.result(), ahead.submit(self._load, self.step + 1)
-                self._advance(passes)
-                bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
-                bar.update()
-                self._log_and_save()
+                with self.meter.waiting():
+                    passes = next(loaded)
+                if steps := self._advance(passes):
+                    self.meter.lap(steps)
+                    bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
+                    bar.update(steps)
+                    self._log_and_save()
+                    self.meter.restart()
         history = run_on_main(self._finish)
         if self.interrupted:
             raise KeyboardInterrupt(
@@ -116,36 +128,59 @@ class _Run:
     def log_every(self) -> int:
         return max(1, min(50, self.config.steps // 100))
 
+    def _load_all(self, ahead: ThreadPoolExecutor) -> Iterator[list[tuple[Tensor, ...]]]:
+        """What `_load` returns for one step after the other; what the host does for it, it does a step ahead."""
+        if self.all_there:
+            yield from map(self._load, count(self.step))
+        coming = ahead.submit(self._load, self.step)
+        for step in count(self.step + 1):
+            passes, coming = coming.result(), ahead.submit(self._load, step)
+            yield passes
+
     def _load(self, step: int) -> list[tuple[Tensor, ...]]:
         """This process's part of a step, one entry for each pass."""
         first = self.accelerator.process_index * self.config.accumulate
         starts = [(first + number) * self.pass_size for number in range(self.config.accumulate)]
-        return [self.recipe.load(step, slice(start, start + self.pass_size)) for start in starts]
+        passes = [self.recipe.load(step, slice(start, start + self.pass_size)) for start in starts]
+        if self.device.type == "cuda" and not self.all_there:
+            return [tuple(part if part.is_cuda else part.pin_memory() for part in loaded) for loaded in passes]
+        return passes
 
-    def _advance(self, passes: list[tuple[Tensor, ...]]) -> None:
-        """Update the weights once; also collect the loss, and whether to stop or save, from all processes."""
+    def _advance(self, passes: list[tuple[Tensor, ...]]) -> int:
+        """Update the weights once; returns of how many steps the losses were read, this one the last of them."""
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_step_seed(self.config.seed, self.step, self.accelerator.process_index))  # of dropout
         own_loss = self._backward(passes)
         max_norm = self.config.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parallel.parameters(), max_norm))
-        now = time.monotonic()
-        late = now - self.started > 3600 * self.options.max_hours
-        due = now - self.checkpointed > 60 * self.options.checkpoint_minutes
-        own = (own_loss / self.processes, float(late), float(due), float(len(self.signals)))
-        loss, late_ones, due_ones, signals = self._sum_over_processes(own)
-        if not math.isfinite(loss + norm):
-            self._raise_not_finite(passes, loss, norm)
+        norm = nn.utils.clip_grad_norm_(self.parallel.parameters(), max_norm)
+        self.unread.append(torch.stack([own_loss, norm]))
+        read = self._read() if self.reads_every_step or self._is_logged(self.step + 1) else 0
         self.prepared.step()
         self.prepared.zero_grad()
         self.step += 1
-        self.losses.append(loss)
+        return read
+
+    def _read(self) -> int:
+        """Read the losses that were not; also collect, from all processes, whether to stop or save."""
+        now = time.monotonic()
+        late = now - self.started > 3600 * self.options.max_hours
+        due = now - self.checkpointed > 60 * self.options.checkpoint_minutes
+        asked = torch.tensor([late, due, len(self.signals)], dtype=torch.float64, device=self.device)
+        own = torch.cat([(torch.stack(self.unread).double() / self.processes).flatten(), asked])
+        *values, late_ones, due_ones, signals = self._sum_over_processes(own).tolist()
+        losses, norms = values[::2], values[1::2]
+        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), self.step + 1 - len(losses)):
+            if not math.isfinite(loss + norm):
+                self._raise_not_finite(step, loss, norm)
+        self.losses += losses
+        self.unread = []
         self.interrupted, self.due = signals > 0, due_ones > 0
         self.stop = self.interrupted or late_ones > 0
+        return len(losses)
 
-    def _backward(self, passes: list[tuple[Tensor, ...]]) -> float:
+    def _backward(self, passes: list[tuple[Tensor, ...]]) -> Tensor:
         """Compute the gradients of the mean loss of this process's passes; returns that loss."""
         total = torch.zeros((), device=self.device)
         for number, loaded in enumerate(passes):
@@ -156,27 +191,30 @@ class _Run:
                     loss = self.module(*inputs)["loss"] / len(passes)
                 loss.backward()
             total += loss.detach()
-        return float(total)
+        return total
 
-    def _sum_over_processes(self, own: Sequence[float]) -> list[float]:
-        if self.processes == 1:
-            return list(own)
-        sums = self.accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=self.device), "sum")
-        return [float(value) for value in sums]
+    def _sum_over_processes(self, own: Tensor) -> Tensor:
+        return own if self.processes == 1 else self.accelerator.reduce(own, "sum")
 
-    def _raise_not_finite(self, passes: list[tuple[Tensor, ...]], loss: float, norm: float) -> NoReturn:
+    def _raise_not_finite(self, step: int, loss: float, norm: float) -> NoReturn:
+        passes = [tuple(part.cpu() for part in loaded) for loaded in self._load(step)]
         where = self.folder.write_bad_batch(self.accelerator.process_index, passes)
         raise RunError(
-            f"At step {self.step} the loss is {loss} and the norm of its gradient {norm}. The batch is in {where}; "
+            f"At step {step} the loss is {loss} and the norm of its gradient {norm}. The batch is in {where}; "
             "the checkpoint of an earlier step is kept, but --resume ends here again unless the machine was at fault. "
             "Start again with a lower --learning-rate, a --clip-norm, or --precision float32."
         )
 
+    def _is_reported(self, step: int) -> bool:
+        return step % self.recipe.report_every == 0 or step == self.config.steps
+
+    def _is_logged(self, step: int) -> bool:
+        return self._is_reported(step) or step % self.log_every == 0
+
     def _log_and_save(self) -> None:
         """Log, report and save when it is time to."""
-        report = self.step % self.recipe.report_every == 0 or self.step == self.config.steps
-        if report or self.step % self.log_every == 0:
-            run_on_main(partial(self._log, report))
+        if self._is_logged(self.step):
+            run_on_main(partial(self._log, self._is_reported(self.step)))
             self.losses, self.logged, self.logged_step = [], time.monotonic(), self.step
         if self.due:
             run_on_main(self._save)
@@ -207,7 +245,31 @@ class _Run:
         )
         with atomic_folder(self.folder.path / MODEL) as model:
             self.recipe.export(model, history)
-        return history
+        measured = self.options.profile and self.meter.laps
+        return replace(history, profile=self._profile()) if measured else history
+
+    def _profile(self) -> dict[str, float | str]:
+        """Measure how well this run used its hardware, and write it."""
+        passed = self.recipe.load(self.step - 1, slice(0, self.pass_size))
+        passed = tuple(part.to(self.device) for part in passed)
+        flops = count_flops(self.recipe.module, self.recipe.prepare, passed, self.precision) / self.pass_size
+        peak, source = find_peak(self.device, self.precision)
+        steps_per_second, loader_share = self.meter.measured()
+        rate = steps_per_second * self.config.batch_size
+        profile: dict[str, float | str] = {
+            "images_per_second": rate,
+            "gflop_per_image": flops / 1e9,
+            "tflop_per_second": flops * rate / 1e12,
+            "peak_tflop_per_second": peak * self.processes / 1e12,
+            "peak": source,
+            "utilisation": flops * rate / (peak * self.processes),
+            "loader_share": loader_share,
+            "batch_size": self.config.batch_size,
+            "compiled": "yes" if self.compiled else "no",
+            "hardware": self.hardware[-1],
+        }
+        self.folder.write_profile(profile)
+        return profile
 
     def _seconds_of_work(self) -> float:
         """Including those before a resume."""
@@ -240,7 +302,8 @@ class _Run:
         self.step, self.seconds, self.losses = saved["step"], saved["seconds"], saved["losses"]
         if self._hash_next_image() != saved["images"]:
             raise RunError(
-                f"The images differ from those that {self.folder.path} was started with; pass the same --data."
+                f"The images differ from those that {self.folder.path} was started with; pass the same --data, and "
+                "continue with the version of scemae that drew them."
             )
         if saved["origin"] != self.recipe.origin:
             raise RunError(
@@ -263,6 +326,11 @@ class _Run:
         for part in self.recipe.load(self.step, slice(0, 1)):
             digest.update(part.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _is_asynchronous(device: torch.device) -> bool:
+    """Whether reading a number waits for all the work that was given to the device."""
+    return device.type != "cpu"
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

@@ -71,9 +71,10 @@ class PerturbedFaces:
         tensors |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
         write_model(folder, model_config, tensors, section, locate_model(self.source).folder)
 
-    def keep_on(self, device: torch.device, precision: Precision) -> None:
+    def keep_on(self, device: torch.device, precision: Precision) -> bool:
         self.squares.keep_on(device)
         self.backgrounds.keep_on(device)
+        return False
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3) and backgrounds (b, V, V, 3), uint8, and the fields of the perturbations."""

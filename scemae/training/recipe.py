@@ -17,7 +17,7 @@ class Recipe(Protocol):
     """What the engine trains."""
 
     origin: str  # SHA-256 of the model that the run needs besides its checkpoint; "": none
-    compiles: bool  # whether torch.compile makes it faster on a CPU
+    compiles: bool  # whether torch.compile makes it faster
 
     @property
     def config(self) -> RunConfig:
@@ -31,8 +31,11 @@ class Recipe(Protocol):
     def report_every(self) -> int:
         """Steps between two reports: a picture, and what `measure` returns."""
 
-    def keep_on(self, device: torch.device, precision: Precision) -> None:
-        """Keep on this device what `load` takes from, where it fits; `precision`: of what `prepare` computes."""
+    def keep_on(self, device: torch.device, precision: Precision) -> bool:
+        """Keep on this device what `load` takes from, where it fits; `precision`: of what `prepare` computes.
+
+        Returns whether `load` does all of its work on this device, a GPU, and leaves the host nothing to do ahead.
+        """
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Part of the batch of a step, a function of the step alone; called ahead, in another thread."""
@@ -58,3 +61,4 @@ class History:
     step: int  # updates of the weights
     hours: float  # of work, over all resumes
     hardware: str  # that each part of it ran on, such as "2 x A100, bf16, then 1 x A100, bf16"
+    profile: dict[str, float | str] | None = None  # where it was asked for, see `run_profile`

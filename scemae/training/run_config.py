@@ -117,11 +117,14 @@ class RunOptions:
     precision: Literal["auto", Precision] = option(
         "auto", "Precision of matrix products; auto: the fastest on this machine."
     )
-    compile: bool | None = option(None, "Use torch.compile; by default only on a CPU, if there is a C++ compiler.")
+    compile: bool | None = option(None, "Use torch.compile; by default in stage 1, where there is a compiler for it.")
     checkpoint_minutes: float = option(5.0, "Minutes between two checkpoints: the most that a killed run can lose.")
+    profile: bool = option(
+        False, "Also write RUN/profile.json: images per second, share of the peak of this hardware, waits for data."
+    )
 
     def __post_init__(self) -> None:
-        for name in ("resume", "overwrite"):
+        for name in ("resume", "overwrite", "profile"):
             validate_switch(name, getattr(self, name))
         if self.resume and self.overwrite:
             raise OptionError("resume and overwrite cannot both be set: continue the run, or replace it.")

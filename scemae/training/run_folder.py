@@ -1,4 +1,5 @@
-"""The files of a run, each written whole or not at all: checkpoint.pt, log.jsonl, pictures/, bad_batch/, model/."""
+"""The files of a run, each written whole or not at all: checkpoint.pt, log.jsonl, pictures/, bad_batch/, model/,
+profile.json."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from scemae.errors import OutputError, RunError
 from scemae.output import atomic_folder, atomic_write, find_leftovers, is_taken, make_folder, remove, write_picture
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
-RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
+PROFILE = "profile.json"
+RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL, PROFILE)
 ZIP_END, DIGEST = 22, 64  # bytes of the end of a zip archive without a comment, and of a SHA-256 as text
 PART = 2**20  # bytes that are read at a time
 # Fields of a checkpoint. step: updates of the weights so far; seconds: of work; losses: of the steps that are not in
@@ -124,6 +126,11 @@ class RunFolder:
     def write_picture(self, step: int, picture: Image.Image) -> None:
         """Save the picture of a report."""
         write_picture(make_folder(self.path / PICTURES) / f"{step:07d}.png", picture)
+
+    def write_profile(self, profile: Mapping[str, float | str]) -> None:
+        """Save what `--profile` measured."""
+        with atomic_write(self.path / PROFILE) as temporary:
+            temporary.write_text(json.dumps(profile, indent=1) + "\n", encoding="utf-8")
 
     def write_bad_batch(self, process: int, passes: Any) -> Path:
         """Save the batch that a run broke on; returns its folder."""

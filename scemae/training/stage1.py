@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from scemae import draw
-from scemae.errors import OptionError, RunError
+from scemae.errors import OptionError, RunError, warn_user
 from scemae.geometry import sample_views
 from scemae.model.backbone import Backbone, initialise_backbone
 from scemae.model.config import ModelConfig
@@ -55,14 +55,15 @@ class Stage1:
             self._load_weights(config.continue_from)
         self.report_every = math.ceil(self.config.steps / REPORTS)
 
-    def keep_on(self, device: torch.device, precision: Precision) -> None:
-        self.squares.keep_on(device)
+    def keep_on(self, device: torch.device, precision: Precision) -> bool:
+        return self.squares.keep_on(device)
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
-        """Squares (b, S, S, 3) uint8, crops (b, 2, 3), orders of the patches (b, N)."""
-        rng, config = self.batches.rng(step), self.config
+        """Squares (b, S, S, 3) uint8, crops (b, 2, 3), orders of the patches (b, N), drawn where the pack is kept."""
+        config, device = self.config, self.squares.device
+        draws = self.batches.draws(step, device)
         crops = random_crops(
-            rng,
+            draws,
             config.batch_size,
             size=self.pack.size,
             input_size=config.input_size,
@@ -70,12 +71,8 @@ class Stage1:
             ratio=config.crop_ratio,
             flip=config.flip,
         )
-        orders = rng.random((config.batch_size, self.module.backbone.grid**2)).argsort(axis=1)
-        return (
-            self.squares[self.batches.rows(step)[part]],
-            torch.from_numpy(crops[part]),
-            torch.from_numpy(orders[part]),
-        )
+        orders = draws.bits(config.batch_size, self.module.backbone.grid**2)[part].argsort(dim=1)
+        return self.squares[self.batches.rows_on(step, device)[part]], crops[part], orders
 
     def prepare(self, loaded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Normalised views (b, 3, H, W), and the orders."""
@@ -132,14 +129,18 @@ class Stage1:
             if theirs != ours:
                 raise RunError(f"{source} has {name} {theirs}, this run {ours}; pass the same.")
         self.module.backbone.load_state_dict(model.backbone.state_dict())
-        decoder = locate_model(source).folder / DECODER
-        if decoder.exists():
-            tensors, _ = read_file(decoder)
-            known = self.module.state_dict()
-            if {name: t.shape for name, t in tensors.items()} == {
-                name: t.shape for name, t in known.items() if not name.startswith("backbone.")
-            }:
-                self.module.load_state_dict(tensors, strict=False)
+        decoder, known = locate_model(source).folder / DECODER, self.module.state_dict()
+        tensors = read_file(decoder)[0] if decoder.exists() else {}
+        if {name: t.shape for name, t in tensors.items()} == {
+            name: t.shape for name, t in known.items() if not name.startswith("backbone.")
+        }:
+            self.module.load_state_dict(tensors, strict=False)
+        else:
+            warn_user(
+                f"{decoder} {'has other shapes than this run' if tensors else 'does not exist'}, so the decoder starts "
+                "from random weights. While it learns, the encoder's features get worse: continue from the RUN/model "
+                "of a stage 1 with the same decoder, or train long, at a low --learning-rate (docs/model-zoo.md)."
+            )
 
     def _draw_view(self, view: Tensor) -> Image.Image:
         mean, std = mean_and_std(self.config)

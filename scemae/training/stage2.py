@@ -201,7 +201,7 @@ class Stage2:
         """Steps between two measurements."""
         return self.config.report_steps or -(-len(self.faces) // self.config.batch_size)
 
-    def keep_on(self, device: torch.device, precision: Precision) -> None:
+    def keep_on(self, device: torch.device, precision: Precision) -> bool:
         self.precision = precision
         self.squares.keep_on(device)
         fuse_attention(self.model.to(device).backbone, device.type != "cpu")
@@ -209,6 +209,7 @@ class Stage2:
             tokens, kept = self.model.backbone.grid**2, self.module.attentive + self.config.num_clusters
             width, faces = self.model.config.backbone.width, (1 + self.config.flip) * len(self.faces)
             self.cache = ChosenTokens.if_it_fits(faces, tokens, kept, width, device)
+        return False
 
     def load(self, step: int, part: slice) -> tuple[Tensor, ...]:
         """Squares (b, S, S, 3), how to cut and light their views, the places (b, N, 2) of the tokens in the face, in
