@@ -95,6 +95,7 @@ WORDS = {
     "normalise_pixels": ("no", False),
     "resume": (None, True),
     "overwrite": (None, True),
+    "profile": (None, True),
 }
 
 
@@ -189,9 +190,12 @@ def test_words_that_are_no_settings(capsys, images, tmp_path, words, said):
 
 def test_images_become_a_pack_and_a_model(capsys, images, tmp_path):
     out = tmp_path / "run"
-    code, text, _ = train(capsys, "--data", images, "--out", out, "--json", "--license", "MIT", "--mask-ratio", "0.6")
+    words = ("--data", images, "--out", out, "--json", "--license", "MIT", "--mask-ratio", "0.6", "--profile")
+    code, text, _ = train(capsys, *words)
     assert code == 0
     result = json.loads(text)
+    assert result["profile"] == json.loads((out / "profile.json").read_text())
+    assert 0 < result["profile"]["utilisation"] < 2
     assert (result["model"], result["step"], result["steps"]) == (str(out / "model"), 6, 6)
     assert result["loss"] == log_of(out)[-1]["loss"]
     assert "float32" in result["hardware"]

@@ -402,6 +402,53 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, bad):
     train(Toy(config=replace(TOY, accumulate=2)), tmp_path / "run", fixed_options(resume=True))
 
 
+# ---- as on a GPU: losses are read with the lines of the log only
+
+
+@pytest.fixture
+def asynchronous(monkeypatch):
+    monkeypatch.setattr(engine, "_is_asynchronous", lambda device: True)
+
+
+SPARSE = replace(TOY, steps=300, clip_norm=1.0, accumulate=2)  # a line every 3 steps
+
+
+def test_reading_rarely_changes_no_number(tmp_path, monkeypatch):
+    settings = {"dropout": 0.2, "report_every": 50}
+    train(Toy(SPARSE, **settings), tmp_path / "each", fixed_options())
+    reads, read = [], engine._Run._read
+    monkeypatch.setattr(engine, "_is_asynchronous", lambda device: True)
+    monkeypatch.setattr(engine._Run, "_read", lambda run: reads.append(run.step + 1) or read(run))
+    train(Toy(SPARSE, **settings), tmp_path / "rarely", fixed_options())
+    assert reads == sorted({*range(3, 301, 3), *range(50, 301, 50)})
+    assert_same_run(tmp_path / "each", tmp_path / "rarely")
+
+
+@pytest.mark.usefixtures("asynchronous")
+def test_a_run_that_reads_rarely_stops_where_it_reads_and_goes_on_exactly(tmp_path):
+    train(Toy(SPARSE, dropout=0.2), tmp_path / "whole", fixed_options())
+    with pytest.raises(KeyboardInterrupt, match="Stopped at step 102"):
+        train(Toy(SPARSE, dropout=0.2, at={99: INTERRUPT}), tmp_path / "run", fixed_options())
+    assert train(Toy(SPARSE, dropout=0.2), tmp_path / "run", fixed_options(resume=True, max_hours=0)).step == 105
+    train(Toy(SPARSE, dropout=0.2), tmp_path / "run", fixed_options(resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.usefixtures("asynchronous")
+def test_a_bad_loss_that_is_read_later_is_named_and_drawn_again_and_not_saved(tmp_path):
+    toy = Toy(SPARSE, at={100: lambda numbers: numbers * math.nan})
+    with pytest.raises(RunError, match="At step 100 the loss is nan"):
+        train(toy, tmp_path / "run", fixed_options(checkpoint_minutes=0))
+    saved = state_of(tmp_path / "run")
+    assert saved["step"] == 99
+    assert all(tensor.isfinite().all() for tensor in saved["module"].values())
+    passes = torch.load(tmp_path / "run" / "bad_batch" / "0.pt", weights_only=True)
+    assert torch.equal(torch.cat([part[0] for part in passes]), toy.load(100, slice(None))[0])
+    train(Toy(SPARSE), tmp_path / "run", fixed_options(resume=True))
+    train(Toy(SPARSE), tmp_path / "whole", fixed_options())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_an_error_of_the_reading_thread_ends_the_run(tmp_path):
     toy = Toy()
     read = toy.load

@@ -1,4 +1,6 @@
 import csv
+import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from coloured_places import draw_face, read_places
 from made_up_faces import mtfl_folder
 from PIL import Image
 from small_models import load_small_model
+from training_runs import pack_noise
 
 import scemae
 from scemae.datasets import read_dataset
@@ -35,6 +38,46 @@ def test_example_runs(script, arguments, written, two_block_model, tmp_path, mon
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")  # in this process: torch is imported already
     assert capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(written)
+
+
+@pytest.mark.slow
+def test_windows_on_a_gpu(tmp_path, tiny_backbone, monkeypatch, capsys):
+    """Two windows of one run, and one that ends with its schedule, on a CPU."""
+    pack = pack_noise(tmp_path / "pack", 16).folder
+    quick = ["--profile-seconds", "2", "--architectures", tiny_backbone, "--batch-sizes", "4", "8", "--no-compile"]
+
+    def use_window(out, *words):
+        line = ["gpu_window.py", "--pack", pack, "--out", out, "--work", f"{out}-work", *quick, *words]
+        monkeypatch.setattr(sys, "argv", [*map(str, line)])
+        runpy.run_path(str(EXAMPLES / "gpu_window.py"), run_name="__main__")
+        step, steps, images = re.search(r"step (\d+) of (\d+), ([\d,]+) images", capsys.readouterr().out).groups()
+        return int(step), int(steps), int(images.replace(",", ""))
+
+    short = ("--windows", "90", "--minutes", "0.1")
+    step, steps, _ = use_window(tmp_path / "a", *short, "--part-size", "0.1", "--copy-minutes", "0.02")
+    assert 0 < step < steps
+    kept = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in kept} <= {"a", "copy-0", "copy-1"}
+    assert len({path.parent.name for path in kept}) == 2  # the older copy is gone
+    assert max(path.stat().st_size for path in kept) <= 100_000
+    rows = json.loads((tmp_path / "a" / "profile.json").read_text())
+    measured = [(row["architecture"], row["batch_size"]) for row in rows]
+    assert measured in ([(tiny_backbone, 4)], [(tiny_backbone, 4), (tiny_backbone, 8)])  # as time allows
+    assert all(row["images_per_second"] > 0 for row in rows)
+
+    further, same, _ = use_window(tmp_path / "b", *short, "--resume-from", tmp_path / "a")
+    assert step < further < steps
+    assert same == steps
+    assert not (tmp_path / "b" / "profile.json").exists()  # every minute is for training
+
+    step, steps, images = use_window(tmp_path / "c", "--minutes", "2", "--most-images", "200")
+    assert step == steps
+    assert 190 < images <= 200
+    names = [path.name for path in (tmp_path / "c").glob("copy-*/*")]
+    assert {"model__model.safetensors.000", "model__config.json.000", "checkpoint.pt.000"} <= set(names)
+    next((tmp_path / "c").glob("copy-*/log.jsonl.000")).write_text("{}")
+    with pytest.raises(SystemExit, match="holds no whole copy"):
+        use_window(tmp_path / "d", "--resume-from", tmp_path / "c")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from scemae.evaluation.evaluation_folder import EvaluationFolder
 from scemae.evaluation.publish import publish_model
 from scemae.evaluation.result_table import Spread, Table
 from scemae.training import model_writer
+from scemae.training.combine_models import combine_models
 from scemae.training.engine import train
 from scemae.training.model_writer import git_commit, plot_loss
 from scemae.training.pack import Pack, sample_pack
@@ -194,7 +196,8 @@ def test_a_run_continues_from_a_model_and_counts_its_images(run, config, tmp_pat
     following.origin = "0" * 64  # of another model, which lies there now
     with pytest.raises(RunError, match="another"):
         train(following, tmp_path / "next", fixed_options(resume=True))
-    other_decoder = Stage1(replace(config, continue_from=source, decoder_depth=2), recipe.pack, CARD_FIELDS)
+    with pytest.warns(UserWarning, match="decoder.safetensors has other shapes than this run, so the decoder starts"):
+        other_decoder = Stage1(replace(config, continue_from=source, decoder_depth=2), recipe.pack, CARD_FIELDS)
     encoder = recipe.module.backbone.vit.blocks[1].mlp.fc1.weight
     torch.testing.assert_close(
         other_decoder.module.backbone.vit.blocks[1].mlp.fc1.weight, encoder, rtol=1e-3, atol=1e-4
@@ -203,6 +206,17 @@ def test_a_run_continues_from_a_model_and_counts_its_images(run, config, tmp_pat
     assert read_file(out / "model" / DECODER)[0].keys() == {
         name for name in recipe.module.state_dict() if not name.startswith("backbone.")
     }
+
+
+def test_the_decoder_goes_with_a_combined_model_and_is_missed_where_it_is_not(run, config, tmp_path):
+    out, recipe = run
+    combine_models(f"local-dir:{out}/model", {}, tmp_path / "combined")
+    assert (tmp_path / "combined" / DECODER).read_bytes() == (out / "model" / DECODER).read_bytes()
+    with warnings.catch_warnings(action="error"):
+        Stage1(replace(config, continue_from=f"local-dir:{tmp_path}/combined"), recipe.pack, CARD_FIELDS)
+    (tmp_path / "combined" / DECODER).unlink()
+    with pytest.warns(UserWarning, match="decoder.safetensors does not exist, so the decoder starts"):
+        Stage1(replace(config, continue_from=f"local-dir:{tmp_path}/combined"), recipe.pack, CARD_FIELDS)
 
 
 @pytest.mark.parametrize(

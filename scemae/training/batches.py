@@ -14,7 +14,6 @@ from torch import Tensor
 from scemae.model.config import ModelConfig
 from scemae.training.run_config import Stage1Config
 
-
 GAMMA, FIRST, SECOND = (number - 2**64 for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -40,7 +39,7 @@ class Draws:
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Numbers in low..high, float64."""
-        return low + (high - low) * 2.0**-53 * _shift_right(self.bits(*shape), 11)
+        return low + (high - low) * 2.0**-53 * _shift_right(self.bits(*shape), 11).double()
 
 
 def _shift_right(numbers: Tensor, places: int) -> Tensor:

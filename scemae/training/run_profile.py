@@ -6,7 +6,6 @@ could multiply in that time. Elementwise work and the optimizer are not counted,
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +13,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from scemae.training.acceleration import fuse_attention
 from scemae.training.run_config import Precision
 
 # Dense products, 1e12 FLOP/s, in bf16 and in float32 without TF32, as NVIDIA's data sheets state them. The first name
@@ -60,7 +61,7 @@ class Meter:
         self.laps.append((steps, time.perf_counter() - self.began, self.waited))
 
     def measured(self) -> tuple[float, float]:
-        """Steps per second (median), and the share of the time spent waiting; without the first steps, which compile."""
+        """Steps per second (median), and the share of the time spent waiting, without the first lap: it compiles."""
         steps, seconds, waited = zip(*(self.laps[1:] or self.laps), strict=True)
         rates = [count / duration for count, duration in zip(steps, seconds, strict=True)]
         return statistics.median(rates), sum(waited) / sum(seconds)
@@ -72,11 +73,17 @@ def count_flops(
     loaded: tuple[Tensor, ...],
     precision: Precision,
 ) -> int:
-    """Floating-point operations of the products and convolutions of one pass, forward and backward."""
-    module = copy.deepcopy(module)  # its gradients and statistics are not the run's
+    """Floating-point operations of the products and convolutions of one pass, forward and backward.
+
+    Leaves the module with plain attention: the backward of the fused one computes it again, which is not counted.
+    """
+    fuse_attention(module, False)
+    # Copies: its gradients and statistics are not the run's.
+    tensors = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in module.named_parameters()}
+    tensors |= {name: buffer.clone() for name, buffer in module.named_buffers()}
     counter = FlopCounterMode(display=False)
     with counter, torch.autocast(loaded[0].device.type, torch.bfloat16, enabled=precision == "bf16"):
-        module(*prepare(loaded))["loss"].backward()
+        functional_call(module, tensors, prepare(loaded))["loss"].backward()
     return int(counter.get_total_flops())
 
 
