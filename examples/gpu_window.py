@@ -58,7 +58,12 @@ def parse_arguments():
 
 
 def seconds_left(args):
-    return 60 * args.minutes - (time.monotonic() - STARTED) - RESERVE * min(1, args.minutes / 5)
+    return 60 * args.minutes - (time.monotonic() - STARTED) - overhead(args, RESERVE)
+
+
+def overhead(args, seconds):
+    """So many seconds, fewer in a very short window, as in a trial."""
+    return seconds * min(1, args.minutes / 5)
 
 
 def say(*words):
@@ -128,7 +133,7 @@ def plan(args):
         continue_from=args.continue_from,
     )
     size, best = profile(args, base)
-    later = (args.windows - 1) * max(0.0, 60 * args.minutes - COMPILING - RESERVE)
+    later = (args.windows - 1) * (60 * args.minutes - overhead(args, COMPILING + RESERVE))
     images = SURE * best * (max(1.0, seconds_left(args)) + later)
     return replace(base, batch_size=size, steps=max(1, int(min(images, args.most_images) / size)))
 

@@ -53,7 +53,7 @@ def test_windows_on_a_gpu(tmp_path, tiny_backbone, monkeypatch, capsys):
         step, steps, images = re.search(r"step (\d+) of (\d+), ([\d,]+) images", capsys.readouterr().out).groups()
         return int(step), int(steps), int(images.replace(",", ""))
 
-    short = ("--windows", "90", "--minutes", "0.1")
+    short = ("--windows", "90", "--minutes", "0.08")
     step, steps, _ = use_window(tmp_path / "a", *short, "--part-size", "0.1", "--copy-minutes", "0.02")
     assert 0 < step < steps
     kept = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]

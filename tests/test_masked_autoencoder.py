@@ -262,6 +262,7 @@ def train_recorded(pack_folder, out):
     torch.save(loaded, f"{out}-{os.environ.get('RANK', 0)}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_see_what_one_sees(pack, tmp_path):
     processes = spawn_ranks(tmp_path, 2, train_recorded, pack.folder, tmp_path / "two")
     alone = TrainingProcess(tmp_path / "note", train_recorded, pack.folder, tmp_path / "one")

@@ -331,7 +331,7 @@ def format_pack_report(pack: Pack) -> Outcome:
 
 def _format_history(history: History, config: RunConfig, run: str) -> Outcome:
     loss = history.lines[-1]["loss"] if history.lines else math.nan
-    result = {
+    result: dict[str, Any] = {
         "step": history.step,
         "steps": config.steps,
         "loss": None if math.isnan(loss) else loss,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,9 +109,10 @@ def _measure_peak(device: torch.device, precision: Precision, tries: int = 5) ->
     return 2 * size**3 / min(times)
 
 
-def describe_profile(profile: dict[str, float | str]) -> str:
+def describe_profile(profile: Mapping[str, Any]) -> str:
     """A line about what `profile.json` holds."""
     return (
-        "{images_per_second:,.0f} images/s (median), {tflop_per_second:.3g} TFLOP/s, {utilisation:.1%} of "
-        "{peak_tflop_per_second:.3g} ({peak}), {loader_share:.1%} of the time spent waiting for data"
-    ).format(**profile)
+        f"{profile['images_per_second']:,.0f} images/s (median), {profile['tflop_per_second']:.3g} TFLOP/s, "
+        f"{profile['utilisation']:.1%} of {profile['peak_tflop_per_second']:.3g} ({profile['peak']}), "
+        f"{profile['loader_share']:.1%} of the time spent waiting for data"
+    )
