@@ -83,9 +83,10 @@ def measure(args, config, seconds, compiled):
     options = RunOptions(compile=compiled, profile=True, overwrite=True, max_hours=seconds / 3600)
     try:
         row = train(make_recipe(args, config), out, options).profile
-        text = describe_profile(row)
     except torch.OutOfMemoryError:
-        row, text = {"images_per_second": 0.0, "compiled": "no"}, "out of memory"
+        row = None
+    text = describe_profile(row) if row else "out of memory"
+    row = row or {"images_per_second": 0.0, "compiled": "no"}
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

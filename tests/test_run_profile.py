@@ -4,7 +4,7 @@ import pytest
 import torch
 from training_runs import TOY, Toy, drawn_faces, fixed_options, no_fsync  # noqa: F401
 
-from scemae.training import run_profile
+from scemae.training import engine, run_profile
 from scemae.training.acceleration import fuse_attention
 from scemae.training.engine import train
 from scemae.training.run_config import CardFields, Stage1Config
@@ -75,6 +75,17 @@ def test_the_peak_of_a_cpu_is_measured():
     peak, source = find_peak(CPU, "float32")
     assert source == "measured"
     assert 1e8 < peak < 1e14
+
+
+def test_a_run_without_memory_for_its_profile_is_whole(tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine, "count_flops", fail)
+    with pytest.warns(UserWarning, match=r"No profile\.json was written"):
+        history = train(Toy(TOY), tmp_path / "run", fixed_options(profile=True))
+    assert (history.step, history.profile) == (30, None)
+    assert (tmp_path / "run" / "model" / "model.json").exists()
 
 
 def test_a_run_writes_its_profile_and_is_the_same_run(tmp_path):

@@ -36,7 +36,7 @@ from scemae.training.acceleration import add_bias_after, can_compile, choose_pre
 from scemae.training.processes import catch_signals, check_same, make_accelerator, run_on_main
 from scemae.training.recipe import History, Recipe
 from scemae.training.run_config import Precision, RunConfig, RunOptions
-from scemae.training.run_folder import MODEL, RunFolder
+from scemae.training.run_folder import MODEL, PROFILE, RunFolder
 from scemae.training.run_profile import Meter, count_flops, find_peak
 
 
@@ -248,12 +248,16 @@ class _Run:
         measured = self.options.profile and self.meter.laps
         return replace(history, profile=self._profile()) if measured else history
 
-    def _profile(self) -> dict[str, float | str]:
-        """Measure how well this run used its hardware, and write it."""
+    def _profile(self) -> dict[str, float | str] | None:
+        """Measure how well this run used its hardware, and write it; None where memory does not suffice for that."""
         passed = self.recipe.load(self.step - 1, slice(0, self.pass_size))
         passed = tuple(part.to(self.device) for part in passed)
-        flops = count_flops(self.recipe.module, self.recipe.prepare, passed, self.precision) / self.pass_size
-        peak, source = find_peak(self.device, self.precision)
+        try:
+            flops = count_flops(self.recipe.module, self.recipe.prepare, passed, self.precision) / self.pass_size
+            peak, source = find_peak(self.device, self.precision)
+        except torch.OutOfMemoryError:  # what is not compiled needs more; the run itself is written
+            warn_user(f"No {PROFILE} was written: there is too little memory to count the operations of a batch.")
+            return None
         steps_per_second, loader_share = self.meter.measured()
         rate = steps_per_second * self.config.batch_size
         profile: dict[str, float | str] = {
