@@ -25,6 +25,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("similarity_map.py", ["nose_tip", "s.png"], ["s.png"]),
         ("measure_speed.py", ["1", "float32"], []),
         ("frames_picture.py", ["frames.png"], ["frames.png"]),
+        ("attentive_tokens.py", ["a.png", "--mtfl", "."], ["a.png"]),
         ("made_up_mafl.py", ["mafl", "3", "2"], ["mafl"]),
     ],
 )
