@@ -68,7 +68,7 @@ def extract_features(
         expansion: cells per patch side gained by cover-and-stride, 1, 2, 4 or 8; the time grows with its square.
             Default: the model's.
         margin: what the shifts see beyond the view: "context", the photo's own pixels, or "reflect", the view
-            mirrored, as in the paper's protocol.
+            mirrored, as if there were nothing beyond it.
         search: "auto" starts a face that is not found again from larger and shifted squares; "none" does not.
         batch_size: number of faces in one pass through the model; fewer are aligned together where photos are huge.
         progress: show a progress bar; None shows one on a terminal when the work is long.

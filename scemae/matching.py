@@ -46,7 +46,7 @@ def match_landmarks(
         use: which features: "backbone", "projected" or "both". Default: the model's choice.
         prior: standard deviation, input pixels, of a Gaussian prior on position. Parts of aligned faces are at about
             the same position, so d^2 / (2 prior^2) is subtracted from the similarity at distance d from the
-            reference's position. 0 turns it off, as in the paper. Default: the model's choice, 0 without alignment.
+            reference's position. 0 turns it off; the paper has none. Default: the model's choice, 0 without alignment.
             Scores never include it.
         combine: with several references, "mean" averages their unit descriptors; "best" takes the most similar
             reference for each landmark on each target.

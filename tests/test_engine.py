@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -239,6 +240,39 @@ def test_hours_add_up_over_resumes(tmp_path):
     history = train(Toy(), tmp_path / "run", fixed_options(resume=True))
     assert 2 < history.hours < 2.1
     assert 7200 < state_of(tmp_path / "run")["seconds"] < 7260
+
+
+def describe_cores(processes):
+    return f"{processes} x {os.cpu_count()} CPU cores, float32"
+
+
+def test_other_hardware_is_recorded(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert train(Toy(), run, fixed_options(max_hours=0)).hardware == describe_cores(1)
+    monkeypatch.setattr(engine, "describe_hardware", lambda *_: "a GPU")
+    for _ in range(2):
+        history = train(Toy(), run, fixed_options(max_hours=0, resume=True))
+        assert history.hardware == f"{describe_cores(1)}, then a GPU"
+    monkeypatch.undo()
+    back = f"{describe_cores(1)}, then a GPU, then {describe_cores(1)}"
+    assert train(Toy(), run, fixed_options(resume=True)).hardware == back
+    monkeypatch.setattr(engine, "describe_hardware", lambda *_: "a GPU")
+    assert train(Toy(), run, fixed_options(resume=True)).hardware == back  # there was nothing left to do
+
+
+def test_a_checkpoint_of_before_goes_on(tmp_path):
+    run = tmp_path / "run"
+    train(Toy(), run, fixed_options(max_hours=0))
+    state = state_of(run)
+    assert (state.pop("hardware"), state.pop("processes")) == ([describe_cores(1)], 1)
+    torch.save(state, run / CHECKPOINT)
+    history = train(Toy(), run, fixed_options(resume=True))
+    assert history.hardware == f"unknown hardware, then {describe_cores(1)}"
+    train(Toy(), tmp_path / "whole", fixed_options())
+    assert_same_run(tmp_path / "whole", run)
+    torch.save(state | {"colour": 1}, run / CHECKPOINT)
+    with pytest.raises(RunError, match="not a checkpoint of this version"):
+        train(Toy(), run, fixed_options(resume=True))
 
 
 # ---- being killed
@@ -599,6 +633,20 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert len(losses[1]) == 30  # written by one of them
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert json.loads((tmp_path / "two" / "model" / "model.json").read_text()) == {"step": 30, "lines": 30}
+
+
+def test_another_number_of_processes_is_said_and_recorded(tmp_path):
+    run = tmp_path / "run"
+    assert exit_codes(spawn_ranks(tmp_path, 2, train_toy, run, fixed_options(max_hours=0))) == [0, 0]
+    with pytest.warns(UserWarning, match="changes from 2 to 1 at step 1: .* not be exactly .* resume with 2") as warned:
+        history = train_toy(run, fixed_options(max_hours=0, resume=True))
+    assert len(warned) == 1
+    assert history.hardware == f"{describe_cores(2)}, then {describe_cores(1)}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train_toy(run, fixed_options(resume=True)).hardware == history.hardware
+        torch.save(state_of(run) | {"processes": 2}, run / CHECKPOINT)
+        train_toy(run, fixed_options(resume=True))  # there is nothing left to do
 
 
 @pytest.mark.slow

@@ -62,6 +62,41 @@ def test_keys_say_which_tokens_count():
     assert float(loss) == pytest.approx(wanted, abs=1e-5)
 
 
+# Three tokens on a line, at 0, 1 and 3 cells, the first and the last alike. exp(1 / tau) is 2: those count 2 for each
+# other and for themselves, and 1 for the second. f_loc: log 2 (0 to 1), log 4 (0 to 3), log 3 (1 to 3).
+THREE = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]])
+THREE_PLACES = torch.tensor([[[0, 0], [0, 1], [0, 3]]])
+TAU = 1 / math.log(2)
+
+
+def test_rows_are_queries_by_hand():
+    p = log_correspondence(THREE, TAU).exp()
+    torch.testing.assert_close(p, torch.tensor([[[0.4, 0.2, 0.4], [0.25, 0.5, 0.25], [0.4, 0.2, 0.4]]]))
+    earlier = torch.ones(3, 3, dtype=torch.bool).tril()  # each query has itself and those before it as keys
+    p = log_correspondence(THREE, TAU, earlier).exp()
+    torch.testing.assert_close(p, torch.tensor([[[1.0, 0.0, 0.0], [1 / 3, 2 / 3, 0.0], [0.4, 0.2, 0.4]]]))
+    weights = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
+    first = math.log(2) * (2 * 0.2 + 4 * 0.25)
+    wanted = first + math.log(4) * (3 * 0.4 + 7 * 0.4) + math.log(3) * (6 * 0.25 + 8 * 0.2)
+    assert float(lcr_loss(THREE, THREE_PLACES, weights, TAU)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_loss_is_the_mean_over_the_faces_by_hand():
+    descriptors = torch.cat([THREE, torch.ones(1, 3, 2)])
+    positions = torch.cat([THREE_PLACES, torch.tensor([[[5, 5], [5, 7], [5, 7]]])])
+    first = math.log(2) * (0.2 + 0.25) + math.log(4) * 2 * 0.4 + math.log(3) * (0.25 + 0.2)
+    second = 4 * math.log(3) / 3  # 2 cells between the first and the others
+    loss = lcr_loss(descriptors, positions, torch.ones(3, 3), TAU)
+    assert float(loss) == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+def test_places_between_cells_have_their_own_distance():
+    found = locality(torch.tensor([[[7.1, 10.2], [7.4, 10.6], [7.1, 10.2]]]))[0]
+    assert found[0, 1:].tolist() == pytest.approx([math.log(1.5), 0], abs=1e-5)
+    assert found.diagonal().tolist() == [0, 0, 0]
+    assert torch.equal(locality(THREE_PLACES + 10_000), locality(THREE_PLACES))
+
+
 def test_the_loss_vanishes_where_each_token_is_like_itself_only():
     loss = lcr_loss(torch.eye(18)[None], torch.rand(1, 18, 2) * 11, torch.full((18, 18), 5.0), 0.01)
     assert float(loss) < 1e-3

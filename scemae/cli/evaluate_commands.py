@@ -247,8 +247,7 @@ def _features_parser() -> argparse.ArgumentParser:
     group.add_argument("--expansion", type=int, choices=(1, 2, 4, 8), help="Cells per patch side.")
     group.add_argument(
         "--margin", choices=("context", "reflect"), default="context",
-        help="What the encoder sees beyond the view: the photo, or the view mirrored, as in the paper "
-        "(default: %(default)s).",
+        help="What the encoder sees beyond the view: the photo, or the view mirrored (default: %(default)s).",
     )  # fmt: skip
     group.add_argument("--use", choices=("backbone", "projected", "both"), help="Features of the model to use.")
     return parser

@@ -52,7 +52,6 @@ def select(
     centers = cluster_centers(distances, num_clusters, density, tokens.shape[-1])
     # Each inattentive token goes to its nearest centre, a centre to itself even where another is as near.
     to_centers = distances.gather(2, centers[:, None].expand(-1, distances.shape[1], -1))
-    to_centers.scatter_(1, centers[:, :, None].expand(-1, -1, num_clusters), torch.inf)
     own = torch.arange(num_clusters, device=tokens.device).expand_as(centers)
     nearest = to_centers.argmin(2).scatter(1, centers, own)
     count = attentive.shape[1]
@@ -82,9 +81,9 @@ def pairwise_distances(tokens: Tensor) -> Tensor:
 def log_density(distances: Tensor, density: Density, width: int) -> Tensor:
     """Logarithm of the density rho (B, M), Eq. 2, from distances (B, M, M) between tokens of `width` numbers.
 
-    Eq. 2 as printed, exp(+ sum of squared distances), is largest for the loneliest token and overflows. "knn" is what
-    the text describes: exp(- mean squared distance to the 5 nearest / width); "mean" takes all tokens instead of 5;
-    "paper_literal" is the printed one.
+    Eq. 2 as printed, exp(+ sum of squared distances), is largest for the loneliest token and overflows. "knn" is a
+    density, which the text asks for: exp(- mean squared distance to the 5 nearest / width), as in TCFormer; "mean"
+    takes all tokens instead of 5; "paper_literal" is the printed one.
     """
     squared = distances**2
     if density == "paper_literal":

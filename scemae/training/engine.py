@@ -2,7 +2,8 @@
 
 A step is a function of (config, step) alone: the recipe draws the images, crops and masks of the whole batch from the
 seed and the step's number, and each process takes its part. So a checkpoint is the step, the weights, the optimizer's
-state and the losses not yet logged, and two processes see exactly what one process with the same batch sees.
+state and the losses not yet logged, and two processes see exactly what one process with the same batch sees. Sums over
+processes are rounded differently, so the hardware of each part of a run is recorded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from scemae.errors import RunError
+from scemae.errors import RunError, warn_user
 from scemae.output import atomic_folder
 from scemae.training.acceleration import add_bias_after, can_compile, choose_precision, fuse_attention
 from scemae.training.processes import catch_signals, check_same, make_accelerator, run_on_main
@@ -69,11 +70,15 @@ class _Run:
         fuse_attention(recipe.module, on_gpu)
         self.optimizer = _make_optimizer(recipe.module, self.config)
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        self.hardware = list[str]()
         saved = folder.read_checkpoint()
         if saved is not None:
             self._restore(saved)
         self.precision: Precision = run_on_main(partial(_choose_precision, options, saved, self.device))
         recipe.keep_on(self.device, self.precision)
+        present = describe_hardware(self.device, self.processes, self.precision)
+        if not self.hardware or (present != self.hardware[-1] and self.step < self.config.steps):
+            self.hardware.append(present)
         check_same(
             (self.step, self._hash_next_image()), f"The processes do not all see the same {folder.path} and images."
         )
@@ -198,7 +203,7 @@ class _Run:
             lines=self.folder.read_log(),
             step=self.step,
             hours=self._seconds_of_work() / 3600,
-            hardware=describe_hardware(self.device, self.processes, self.precision),
+            hardware=", then ".join(self.hardware),
         )
         with atomic_folder(self.folder.path / MODEL) as model:
             self.recipe.export(model, history)
@@ -213,6 +218,8 @@ class _Run:
             {
                 "config": self.config.to_json(),
                 "precision": self.precision,
+                "hardware": self.hardware,
+                "processes": self.processes,
                 "step": self.step,
                 "seconds": self._seconds_of_work(),
                 "losses": self.losses,
@@ -238,6 +245,14 @@ class _Run:
         if saved["origin"] != self.recipe.origin:
             raise RunError(
                 f"{self.folder.path} was started from another model; pass the same --model or --continue-from."
+            )
+        self.hardware = list(saved.get("hardware", ["unknown hardware"]))
+        count = saved.get("processes", self.processes)
+        if count != self.processes and self.step < self.config.steps and self.accelerator.is_main_process:
+            warn_user(
+                f"The number of processes of {self.folder.path} changes from {count} to {self.processes} at step "
+                f"{self.step}: the result will not be exactly that of a run in one piece. The model's card will name "
+                f"both. To keep the result, stop before the next checkpoint, and resume with {count}."
             )
         self.recipe.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])

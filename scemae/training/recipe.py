@@ -57,4 +57,4 @@ class History:
     lines: list[dict[str, float]]  # of its log
     step: int  # updates of the weights
     hours: float  # of work, over all resumes
-    hardware: str  # that the last part of it ran on
+    hardware: str  # that each part of it ran on, such as "2 x A100, bf16, then 1 x A100, bf16"

@@ -23,8 +23,10 @@ RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL)
 ZIP_END, DIGEST = 22, 64  # bytes of the end of a zip archive without a comment, and of a SHA-256 as text
 PART = 2**20  # bytes that are read at a time
 # Fields of a checkpoint. step: updates of the weights so far; seconds: of work; losses: of the steps that are not in
-# the log yet; images: hash of the first image of the next step; origin: see Recipe.
+# the log yet; images: hash of the first image of the next step; origin: see Recipe. Older checkpoints lack hardware: of
+# each part of the run so far; processes: of the last part.
 CHECKPOINT_FIELDS = {"config", "precision", "step", "seconds", "losses", "images", "origin", "module", "optimizer"}
+NEWER_FIELDS = {"hardware", "processes"}
 
 
 class RunFolder:
@@ -85,7 +87,7 @@ class RunFolder:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # which kind depends on what it is
             raise RunError(f"{path} is not a checkpoint: it cannot be read as one. {again}") from error
-        if not isinstance(state, dict) or state.keys() != CHECKPOINT_FIELDS:
+        if not isinstance(state, dict) or state.keys() - NEWER_FIELDS != CHECKPOINT_FIELDS:
             raise RunError(f"{path} is not a checkpoint of this version of scemae. {again}")
         return state
 
