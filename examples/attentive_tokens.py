@@ -22,8 +22,8 @@ from scemae.features import FaceFeatures
 from scemae.geometry import sample_view
 from scemae.model.sce_mae import SceMae
 from scemae.samples import sample_faces
+from scemae.training.chosen_tokens import choose_tokens
 from scemae.training.model_writer import draw_view
-from scemae.training.stage2 import choose_tokens
 from scemae.training.stage2_config import stage2_preset
 
 FACES = 500

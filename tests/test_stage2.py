@@ -14,12 +14,13 @@ from scemae.model.backbone import Backbone
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.model.projector import Projector
 from scemae.training.carb import Selection
+from scemae.training.chosen_tokens import ChosenTokens, choose_tokens, share_in_centre
 from scemae.training.discriminant import train_discriminant
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.engine import train
 from scemae.training.held_out_matching import PLACES, HeldOutFaces
 from scemae.training.motions import Moves, render_moved
-from scemae.training.stage2 import ChosenTokens, CorrespondenceLoss, Stage2, choose_tokens, share_in_centre
+from scemae.training.stage2 import CorrespondenceLoss, Stage2
 from scemae.training.stage2_config import Stage2Config, stage2_preset
 from scemae.weights.model_folder import save_model
 
@@ -200,7 +201,7 @@ def test_mirrored_faces_have_tokens_of_their_own(small, pack):
 
 
 def test_tokens_that_take_too_much_memory_are_computed_each_time(small, pack, monkeypatch):
-    monkeypatch.setattr("scemae.training.stage2.CACHE_BYTES", 2 * 20 * (18 * 24 + 18 + 144) - 1)
+    monkeypatch.setattr("scemae.training.chosen_tokens.CACHE_BYTES", 2 * 20 * (18 * 24 + 18 + 144) - 1)
     assert ChosenTokens.if_it_fits(20, 144, 18, 24, torch.device("cpu")) is None
     recipe = Stage2(CONFIG, pack, small)
     recipe.keep_on(torch.device("cpu"), "float32")
