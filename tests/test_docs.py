@@ -127,9 +127,9 @@ def supplied(tmp_path_factory, short_folder, samples):
         margin = (x1 - x0) * 0.21  # the box is the central 96/136 of the picture
         around = (x0 - margin, y0 - margin, x1 + margin, y1 + margin)
         Image.open(face.path).crop(around).save(folder / "faces" / f"{number}.png")
-    model, face = scemae.load_model(short_folder), samples[0]
-    model.aligner = None
-    detector = scemae.fit_regressor(model, face.path, face.landmarks, boxes=face.box, head=SMALL_HEAD)
+    paths, landmarks, boxes = zip(*((face.path, face.landmarks, face.box) for face in samples), strict=True)
+    model = scemae.load_model(short_folder)
+    detector = scemae.fit_regressor(model, paths, landmarks, boxes=boxes, align=False, head=SMALL_HEAD)
     detector.save(folder / "detector.safetensors")
     shutil.copytree(TINY, folder / "run" / "model")
     return folder
