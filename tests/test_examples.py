@@ -15,6 +15,7 @@ from training_runs import pack_noise
 
 import scemae
 from scemae.datasets import read_dataset
+from scemae.model.config import BACKBONES, BackboneConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -103,6 +104,47 @@ def test_the_coverage_of_the_radius_is_measured(tmp_path, two_block_model):
     assert within.shape == radii.shape == (4, 5)
     assert (radii > 0).all()
     assert example["mean_of_fifths"](radii, radii).shape == (5,)
+
+
+@pytest.mark.slow
+def test_where_the_attentive_tokens_lie_is_drawn_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "test-tiny", BackboneConfig(width=32, heads=2, depth=4, params=0))
+    model = load_small_model(tmp_path / "model", input_size=96, patch_size=8)
+    example = runpy.run_path(str(EXAMPLES / "attentive_tokens.py"))
+    mtfl_folder(tmp_path)
+    faces = read_dataset("mtfl", tmp_path, "net_7876", partial=True)
+    lines = example["print_table"](model, faces)
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["1", "2", "3", "4", "chance"]
+    near, ring = lines[-1].split("|")[2:4]
+    assert round(float(ring)) == 31  # 44 of 144 cells
+    assert 5 < float(near) < 31  # five landmarks with 9 cells each, at most
+    features = scemae.extract_features(model, [face.image() for face in faces.samples], boxes=faces.boxes)
+    picture = example["draw_blocks"](model, example["cut_views"](features[:1]))
+    assert picture.width == 2 * 192 + 12  # a face with the tokens of block 3, and with those of block 4
+
+
+def test_faces_are_brought_to_the_frame_of_celeba(tmp_path, monkeypatch):
+    """Two faces whose labels are CelebA's, moved: written, they are those of the frame, and so are their pixels."""
+    mtfl, out = tmp_path / "mtfl", tmp_path / "out"
+    mtfl_folder(mtfl, training=1)
+    monkeypatch.setattr(sys, "argv", ["paper_frame.py", str(mtfl), str(out)])
+    monkeypatch.setattr(scemae.datasets, "read_dataset", lambda *where: read_dataset(*where, partial=True))
+    example = runpy.run_path(str(EXAMPLES / "paper_frame.py"), run_name="__main__")
+    frame = (example["CELEBA"] + 0.5) * 150 / 178 - 0.5
+    for split in ("lfw_5590", "net_7876"):
+        before = read_dataset("mtfl", mtfl, split, partial=True).samples[0]
+        after = read_dataset("mtfl", out, split, partial=True).samples[0]
+        # A similarity: the mean is the frame's, and distances keep their proportions.
+        np.testing.assert_allclose(after.landmarks.mean(axis=0), frame.mean(axis=0), atol=1e-3)
+        sides = [np.linalg.norm(xy[1:] - xy[0], axis=1) for xy in (before.landmarks, after.landmarks)]
+        assert np.ptp(sides[1] / sides[0]) < 1e-3
+        assert np.linalg.norm(after.landmarks - frame, axis=1).max() < 10
+        colours = []
+        for sample in (before, after):
+            pixels = np.asarray(Image.open(sample.path).convert("RGB").reduce(2), dtype=float)
+            x, y = (sample.landmarks[2] / 2).round().astype(int)
+            colours.append(pixels[y, x])
+        assert np.abs(colours[0] - colours[1]).max() < 25
 
 
 FIVE = np.array([(-0.2, -0.15), (0.2, -0.15), (0, 0), (-0.15, 0.15), (0.15, 0.15)])  # of a face of side 1 about 0

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,6 @@ from scemae.export import graphs
 from scemae.export.graphs import RegressorGraph
 from scemae.export.trial_faces import trial_faces
 from scemae.model import aligner
-from scemae.model.config import BACKBONES
 from scemae.weights.model_folder import save_model
 from scemae.weights.zoo import load_model
 
@@ -60,17 +58,9 @@ def give_radii(regressor):
 
 
 @pytest.fixture(scope="module")
-def shortest_model(aligning_in):
-    """One block and one step of alignment, for what is written to files."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "test-one-block", replace(BACKBONES["deit-tiny"], depth=1))
-        yield load_model(aligning_in(2, architecture="test-one-block"))
-
-
-@pytest.fixture(scope="module")
-def exported(shortest_model, samples):
-    """The regressor that `detector` is a file of."""
-    return give_radii(fit(shortest_model, samples, head=CascadeHead(sigmas=(1.0,))))
+def exported(model, faces, samples):
+    """The regressor that `detector` is a file of, whole: all blocks, all steps of the alignment, all stages."""
+    return give_radii(scemae.fit_regressor(model, faces, [s.landmarks for s in samples], mirror="off"))
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +177,18 @@ def test_a_model_of_another_size_is_exported_and_agrees(samples, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_backbone")
-@pytest.mark.parametrize("aligner", [ALIGNER, TOKEN_ALIGNER], ids=["convolutions", "tokens"])
-def test_graphs_of_both_aligners_take_any_number_of_faces(samples, tmp_path, aligner):
-    regressor = fit(load_small_model(tmp_path / "model", aligner=aligner), samples)
-    assert scemae.export_graph(regressor, tmp_path / "r.pt2", faces=4).difference < 0.01
-    program = torch.export.load(tmp_path / "r.pt2").module()
+@pytest.mark.parametrize(
+    ("aligner", "head"),
+    [(ALIGNER, CascadeHead(sigmas=(1.0,))), (TOKEN_ALIGNER, HeatmapHead(heatmaps=4, steps=3))],
+    ids=["convolutions", "tokens"],
+)
+def test_regressors_of_both_aligners_as_torch_programs(samples, tmp_path, aligner, head):
+    """They take any number of faces, in patches of any size."""
+    path, extra = tmp_path / "r.pt2", {"scemae": ""}
+    regressor = fit(load_small_model(tmp_path / "model", aligner=aligner), samples, head=head)
+    assert scemae.export_graph(regressor, path, faces=4).difference < 0.01
+    program = torch.export.load(path, extra_files=extra).module()
+    assert json.loads(extra["scemae"])["box_side"] == 128
     patches, box = trial_faces(3, 128, 64), [64.0, 64, 192, 192]
     for count in (1, 3):
         found = program(torch.from_numpy(patches[:count]), torch.tensor([box] * count))
@@ -200,6 +197,13 @@ def test_graphs_of_both_aligners_take_any_number_of_faces(samples, tmp_path, ali
         assert torch.isfinite(found[2]).all() == known
         wanted = [face.score for face in predict_at_once(regressor, patches[:count], [box] * count).faces]
         assert np.allclose(found[2], wanted, atol=1e-3, equal_nan=True)
+    xy, _, face_scores, radii = program(
+        torch.zeros(1, 3, 200, 300, dtype=torch.uint8), torch.tensor([[60.0, 60.0, 150.0, 150.0]])
+    )
+    assert xy.shape == (1, 8, 2)
+    assert face_scores.shape == (1,)
+    assert radii.isnan().all()  # too few faces to tell
+    assert radii.shape == (1, 8)
 
 
 @pytest.mark.slow
@@ -244,26 +248,9 @@ def test_a_face_that_moves_out_of_the_patch_is_left_alone(regressor):
 
 
 @pytest.mark.slow
-def test_a_regressor_as_torch_program(shortest_model, samples, tmp_path):
-    path = tmp_path / "detector.pt2"
-    regressor = fit(shortest_model, samples, head=HeatmapHead(heatmaps=4, steps=3))
-    assert scemae.export_graph(regressor, path, faces=2).difference < 0.01
-    extra = {"scemae": ""}
-    program = torch.export.load(path, extra_files=extra).module()
-    assert json.loads(extra["scemae"])["box_side"] == 128
-    xy, _, face_scores, radii = program(
-        torch.zeros(1, 3, 200, 300, dtype=torch.uint8), torch.tensor([[60.0, 60.0, 150.0, 150.0]])
-    )
-    assert xy.shape == (1, 8, 2)
-    assert face_scores.shape == (1,)
-    assert radii.isnan().all()  # too few faces to tell
-    assert radii.shape == (1, 8)
-
-
-@pytest.mark.slow
-def test_a_model_as_onnx(capsys, model, tmp_path):
-    path = tmp_path / "maps.onnx"
-    code = main(["export", "scemae-tiny", str(path), "--expansion", "2", "--faces", "4", "--json"])
+def test_a_model_as_onnx(capsys, two_block_folder, two_block_model, tmp_path):
+    path, model = tmp_path / "maps.onnx", two_block_model
+    code = main(["export", f"local-dir:{two_block_folder}", str(path), "--expansion", "2", "--faces", "4", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert code == 0
     assert report["inputs"] == {"views": ["batch", 3, 104, 104]}
@@ -277,14 +264,6 @@ def test_a_model_as_onnx(capsys, model, tmp_path):
         truth = model(model.normalise(views), 2)
         assert np.abs(backbone_map - truth.numpy()).max() < 1e-3
         assert np.abs(projected_map - model.project(truth).numpy()).max() < 1e-3
-
-
-@pytest.mark.slow
-def test_a_detector_of_the_released_model_as_onnx(faces, landmarks, model, tmp_path):
-    """Whole: all blocks, all steps of the alignment, all stages of the head."""
-    regressor = scemae.fit_regressor(model, faces, landmarks, mirror="off")
-    report = scemae.export_graph(regressor, tmp_path / "detector.onnx", faces=4)
-    assert report.difference < 0.01
 
 
 @pytest.mark.slow

@@ -83,11 +83,17 @@ def source(architecture, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(source, ramps, tmp_path_factory):
-    """The recipe and the model of a short training."""
-    recipe, run = AlignRecipe(EASY, ramps, source), tmp_path_factory.mktemp("run")
-    train(recipe, run, fixed_options())
-    return recipe, scemae.load_model(f"local-dir:{run / 'model'}")
+def easy_run(source, ramps, tmp_path_factory):
+    """The recipe and, as `--model` names it, the model of a short training; test_fit_finder.py finds it done."""
+    recipe, run = AlignRecipe(EASY, ramps, source), tmp_path_factory.getbasetemp() / "easy"
+    train(recipe, run, fixed_options(resume=run.exists()))
+    return recipe, f"local-dir:{run / 'model'}"
+
+
+@pytest.fixture(scope="module")
+def trained(easy_run):
+    recipe, name = easy_run
+    return recipe, scemae.load_model(name)
 
 
 # ---- what it learns

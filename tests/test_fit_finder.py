@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_fit_aligner import EASY, INPUT, SIZE, architecture, ramps, source, symmetric_ramp  # noqa: F401
+from test_fit_aligner import INPUT, SIZE, architecture, easy_run, ramps, source, symmetric_ramp  # noqa: F401
 from training_runs import fixed_options, no_fsync  # noqa: F401
 
 import scemae
 from scemae.face_boxes import find_faces
 from scemae.geometry import invert_affines
 from scemae.training.engine import train
-from scemae.training.fit_aligner import AlignRecipe
 from scemae.training.fit_finder import FindRecipe
 from scemae.training.perturbation_config import FindConfig
 from scemae.training.perturbed_faces import draw_plain_pictures
@@ -42,12 +41,10 @@ def run_of(recipe, folder):
 
 
 @pytest.fixture(scope="module")
-def trained(source, ramps, tmp_path_factory):  # noqa: F811
+def trained(easy_run, ramps, tmp_path_factory):  # noqa: F811
     """A model with an aligner and a finder of short trainings, and the recipe of the finder."""
-    folder = tmp_path_factory.mktemp("runs")
-    aligned = run_of(AlignRecipe(EASY, ramps, source), folder / "a")
-    recipe = FindRecipe(FINDING, ramps, aligned)
-    return scemae.load_model(run_of(recipe, folder / "f")), recipe
+    recipe = FindRecipe(FINDING, ramps, easy_run[1])
+    return scemae.load_model(run_of(recipe, tmp_path_factory.mktemp("runs") / "f")), recipe
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from scemae.evaluation import paper_results
 from scemae.model.config import BACKBONES
 from scemae.training.run_config import STAGE1_PRESETS
+from scemae.training.stage2_config import stage2_preset
 
 
 def columns(text):
@@ -112,14 +113,18 @@ def test_an_error_is_found_by_its_number_of_annotated_faces():
     assert paper_results.few_shot_error(row, 2) is None
 
 
-PRESETS = {"stage 1": STAGE1_PRESETS["paper"]}
+PRESETS = {
+    "stage 1": STAGE1_PRESETS["paper"],
+    **{f"stage 2, {size}": stage2_preset("paper", size) for size in ("deit-tiny", "deit-small", "deit-base")},
+}
+
 PAPER_SETTINGS = [
     ("stage 1", "architecture", "deit-base"),  # Sec. 4, "Implementation Details": DeiT-T, DeiT-S and DeiT-B
     ("stage 1", "input_size", 96),  # Sec. 4: "crop the center 96 x 96"
     ("stage 1", "patch_size", 8),  # Sec. 4: "patch size of 8"
     ("stage 1", "batch_size", 512),  # Sec. 4: "a batch size of 512"
     ("stage 1", "learning_rate", 0.0003),  # Sec. 4: "a learning rate of 3e-4"
-    ("stage 1", "steps", 126_800),  # Sec. 4: "400 epochs" of CelebA's "162,770 images", 317 whole batches each
+    ("stage 1", "epochs", 400),  # Sec. 4: "400 epochs"
     ("stage 1", "decoded_ratio", 1.0),  # Sec. 3.1: f_p has [MASK] in all masked positions
     # Not in the paper: He et al. (CVPR 2022), whom it follows, Sec. 3 and Appendix A.1.
     ("stage 1", "mask_ratio", 0.75),
@@ -133,6 +138,35 @@ PAPER_SETTINGS = [
     ("stage 1", "crop_area", (0.2, 1.0)),
     ("stage 1", "crop_ratio", (3 / 4, 4 / 3)),
     ("stage 1", "clip_norm", None),
+    # Sec. 4: "0.25 for DeiT-B and 0.1 for DeiT-T and DeiT-S".
+    ("stage 2, deit-tiny", "attentive_ratio", 0.1),
+    ("stage 2, deit-small", "attentive_ratio", 0.1),
+    ("stage 2, deit-base", "attentive_ratio", 0.25),
+    # Table 1: dimensions of the rows DeiT-T, DeiT-S (the better of two), DeiT-B; CL's temperature at that dimension.
+    ("stage 2, deit-tiny", "projector_dim", 64),
+    ("stage 2, deit-small", "projector_dim", 128),
+    ("stage 2, deit-base", "projector_dim", 256),
+    ("stage 2, deit-tiny", "temperature", 1 / 8),
+    ("stage 2, deit-small", "temperature", 1 / 7),
+    ("stage 2, deit-base", "temperature", 1 / 7),
+    *(
+        (f"stage 2, {size}", setting, value)
+        for size in ("deit-tiny", "deit-small", "deit-base")
+        for setting, value in (
+            ("cluster_block", 3),  # Sec. 4: "after the third encoder layer"
+            ("num_clusters", 4),  # Sec. 4: "the number of clusters K_c to 4"
+            ("attentive_repellence", 5),  # Sec. 4: "r_attn-attn = 5, r_attn-inattn = 5, r_inattn-inattn = 2"
+            ("mixed_repellence", 5),
+            ("center_repellence", 2),
+            ("locality", "log-cells"),  # Eq. 5
+            ("reduction", "sum"),  # Eq. 7
+            ("attend", "most"),  # Sec. 3.2: "highest similarity"
+            ("amplitude", 0),  # Fig. 2: faces as they are
+            ("flip", False),
+            ("faces_together", 1),  # Eq. 4: the tokens of x
+            ("keys", "all"),
+        )
+    ),
 ]
 
 

@@ -10,7 +10,8 @@ import pytest
 from doc_blocks import FENCE, parse_words
 
 from scemae.evaluation import paper_results
-from scemae.training.run_config import STAGE1_PRESETS, STAGE2_PRESETS
+from scemae.training.run_config import STAGE1_PRESETS
+from scemae.training.stage2_config import stage2_preset
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "paper.md").read_text()
@@ -87,7 +88,7 @@ def test_the_commands_parse(command):
 
 def test_the_settings_are_those_of_the_presets():
     seen = 0
-    presets = {"stage 1": STAGE1_PRESETS["paper"], "stage 2": STAGE2_PRESETS["paper"]}
+    presets = {"stage 1": STAGE1_PRESETS["paper"], "stage 2": stage2_preset("paper", "deit-tiny")}
     for stage, names, values, source in SETTINGS:
         fields = re.findall(r"`(\w+)`", names)
         wanted = ast.literal_eval("(" + re.sub(r"`(\S+?)`", r"'\1'", values) + ",)")

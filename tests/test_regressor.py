@@ -33,6 +33,13 @@ def regressor(model, faces, samples):
     return scemae.fit_regressor(model, faces, [s.landmarks for s in samples], normalizer=(0, 1))
 
 
+@pytest.fixture(scope="module")
+def two_blocks(two_block_model, samples):
+    """A quick model and its features of the two sample faces, for fits that need not be good."""
+    paths, boxes = [s.path for s in samples], [s.box for s in samples]
+    return two_block_model, scemae.extract_features(two_block_model, paths, boxes=boxes)
+
+
 def test_it_finds_what_it_was_fitted_on(regressor, faces, landmarks):
     found = regressor.predict(faces)
     errors = np.linalg.norm(found.xy - landmarks, axis=-1) / [[f.crop.scale] for f in faces.faces]
@@ -83,7 +90,8 @@ def test_the_held_out_error_is_of_faces_that_were_not_seen(model, faces, landmar
 
 
 @pytest.mark.slow
-def test_missing_landmarks_are_left_out(model, faces, landmarks):
+def test_missing_landmarks_are_left_out(two_blocks, landmarks):
+    model, faces = two_blocks
     partial = landmarks.copy()
     partial[0, 3] = np.nan
     fitted = scemae.fit_regressor(model, faces, partial)
@@ -96,7 +104,8 @@ def test_missing_landmarks_are_left_out(model, faces, landmarks):
 
 
 @pytest.mark.slow
-def test_a_face_that_cannot_be_normalised_is_learned_from_and_has_no_error(model, faces, landmarks):
+def test_a_face_that_cannot_be_normalised_is_learned_from_and_has_no_error(two_blocks, landmarks):
+    model, faces = two_blocks
     partial = landmarks.copy()
     partial[1, 0, 1] = np.nan  # half an eye
     fitted = scemae.fit_regressor(model, faces, partial, normalizer=(0, 1), mirror="off")
@@ -114,7 +123,8 @@ def test_a_face_that_cannot_be_normalised_is_learned_from_and_has_no_error(model
 
 
 @pytest.mark.slow
-def test_a_single_landmark_is_measured_by_the_square(tmp_path, model, faces, landmarks):
+def test_a_single_landmark_is_measured_by_the_square(tmp_path, two_blocks, landmarks):
+    model, faces = two_blocks
     fitted = scemae.fit_regressor(model, faces, landmarks[:, 2:3])
     off = fitted.predict(faces).xy[:, 0] - landmarks[:, 2]
     sides = [face.crop.size * face.crop.scale for face in faces.faces]
@@ -125,7 +135,8 @@ def test_a_single_landmark_is_measured_by_the_square(tmp_path, model, faces, lan
 
 
 @pytest.mark.slow
-def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
+def test_landmarks_of_another_face_are_warned_of(two_blocks, landmarks):
+    model, faces = two_blocks
     hidden = landmarks.copy()
     hidden[0, 2] = 0  # what some annotations have for a landmark that is hidden
     with pytest.warns(UserWarning, match=r"1 of 16 landmarks lie far from the face .*: 2 at \(0, 0\)") as warned:
@@ -134,7 +145,8 @@ def test_landmarks_of_another_face_are_warned_of(model, faces, landmarks):
 
 
 @pytest.mark.slow
-def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmarks):
+def test_names_and_numbers_of_any_kind(tmp_path, two_blocks, samples, landmarks):
+    model, faces = two_blocks
     landmark_index = [dict(enumerate(xy)) for xy in landmarks]
     fitted = scemae.fit_regressor(
         model, faces, landmark_index, mirror=np.array([(0, 1)]), normalizer=tuple(np.array([0, 1]))
@@ -151,7 +163,8 @@ def test_names_and_numbers_of_any_kind(tmp_path, model, faces, samples, landmark
 
 
 @pytest.mark.slow
-def test_a_loaded_regressor_is_fitted_again_as_if_it_had_not_been_saved(tmp_path, model, faces, landmarks):
+def test_a_loaded_regressor_is_fitted_again_as_if_it_had_not_been_saved(tmp_path, two_blocks, landmarks):
+    model, faces = two_blocks
     one = scemae.fit_regressor(model, faces[0], landmarks[:1])
     one.save(tmp_path / "one.safetensors")
     loaded = scemae.LandmarkRegressor.load(tmp_path / "one.safetensors", model)
@@ -161,7 +174,8 @@ def test_a_loaded_regressor_is_fitted_again_as_if_it_had_not_been_saved(tmp_path
 
 
 @pytest.mark.slow
-def test_mirror_pairs_by_name_equal_those_that_are_found(model, faces, samples):
+def test_mirror_pairs_by_name_equal_those_that_are_found(two_blocks, samples):
+    model, faces = two_blocks
     named = [s.landmarks for s in samples]
     pairs = [("left_eye", "right_eye"), ("left_mouth", "right_mouth")]
     given = scemae.fit_regressor(model, faces, named, mirror=pairs).predict(faces).xy
@@ -226,7 +240,8 @@ def test_the_fixed_crop_works_too(model, samples, landmarks):
 
 
 @pytest.mark.slow
-def test_the_papers_head(model, faces, landmarks):
+def test_the_papers_head(two_blocks, landmarks):
+    model, faces = two_blocks
     head = HeatmapHead(heatmaps=5, steps=60, rate=0.01)
     fitted = scemae.fit_regressor(model, faces, landmarks, head=head)
     assert fitted.head_ is not head
@@ -235,7 +250,8 @@ def test_the_papers_head(model, faces, landmarks):
 
 
 @pytest.mark.slow
-def test_scikit_learn_can_clone_and_cross_validate(model, faces, landmarks):
+def test_scikit_learn_can_clone_and_cross_validate(two_blocks, landmarks):
+    model, faces = two_blocks
     regressor = scemae.LandmarkRegressor(model, mirror="off")
     copied = clone(regressor)
     assert copied is not regressor
@@ -251,7 +267,8 @@ def test_scikit_learn_can_clone_and_cross_validate(model, faces, landmarks):
 
 
 @pytest.mark.slow
-def test_a_second_fit_heeds_its_own_settings(model, samples, landmarks):
+def test_a_second_fit_heeds_its_own_settings(two_blocks, samples, landmarks):
+    model, _ = two_blocks
     paths, boxes = [s.path for s in samples], [s.box for s in samples]
     regressor = scemae.LandmarkRegressor(model, expansion=2).fit(paths, landmarks, boxes=boxes)
     regressor.set_params(expansion=1, align=False).fit(paths, landmarks, boxes=boxes)
@@ -260,7 +277,8 @@ def test_a_second_fit_heeds_its_own_settings(model, samples, landmarks):
 
 
 @pytest.mark.slow
-def test_images_are_seen_with_the_margin_of_the_features_that_were_fitted(model, samples, landmarks):
+def test_images_are_seen_with_the_margin_of_the_features_that_were_fitted(two_blocks, samples, landmarks):
+    model, _ = two_blocks
     paths, boxes = [s.path for s in samples], [s.box for s in samples]
     reflected = scemae.extract_features(model, paths, boxes=boxes, margin="reflect")
     regressor = scemae.fit_regressor(model, reflected, landmarks)

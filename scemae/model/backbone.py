@@ -103,7 +103,7 @@ class Backbone(nn.Module):
         batch, count, width = tokens.shape
         qkv = attention.qkv(layer.norm1(tokens)).view(batch, count, 3, attention.num_heads, -1).float()
         query, keys = qkv[:, 0, 0], qkv[:, :, 1]  # (B, heads, d), (B, 1 + N, heads, d)
-        with torch.autocast(tokens.device.type, enabled=False):  # what is chosen hangs on small differences
+        with torch.autocast(tokens.device.type, enabled=False):
             logits = torch.einsum("bhd,bnhd->bhn", query, keys)
         if mean_heads:
             return (logits * attention.head_dim**-0.5).softmax(-1).mean(1)[:, 1:]
