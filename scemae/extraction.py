@@ -112,20 +112,9 @@ def iter_features(
     )
 
 
-def stream_features(
-    model: Extractor,
-    batch: ImageBatch,
-    *,
-    align: bool | None = None,
-    expansion: int | None = None,
-    margin: Margin = "context",
-    search: Search = "auto",
-    batch_size: int = 16,
-) -> Iterator[FaceFeatures]:
-    """What `iter_features` yields, for images that are already open. Options are checked before it returns."""
-    framed = stream_faces(
-        model, batch, align=align, expansion=expansion, margin=margin, search=search, batch_size=batch_size
-    )
+def stream_features(model: Extractor, batch: ImageBatch, **options: Any) -> Iterator[FaceFeatures]:
+    """What `iter_features` yields, for images that are already open; options as of `stream_faces`."""
+    framed = stream_faces(model, batch, **options)
     return (replace(faces, backbone_map=_encode_faces(model, faces).cpu()) for faces in framed)
 
 
@@ -139,7 +128,10 @@ def stream_faces(
     search: Search = "auto",
     batch_size: int = 16,
 ) -> Iterator[FaceFeatures]:
-    """What `stream_features` yields, but without maps: (B, 0, 0, 0); `encode_faces` makes them when they are wanted."""
+    """What `iter_features` yields, but without maps: (B, 0, 0, 0); `encode_faces` makes them when they are wanted.
+
+    Options are checked before it returns.
+    """
     validate_model(model)
     if align is not None:
         validate_switch("align", align)

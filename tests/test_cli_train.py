@@ -132,10 +132,14 @@ def test_every_option_has_a_sentence_of_help(kind):
     assert [field.name for field in dataclasses.fields(kind) if not helps.get(field.name, "").endswith(".")] == []
 
 
-def test_help_shows_the_values_of_the_presets(capsys):
+def help_of(stage, capsys):
     with pytest.raises(SystemExit):
-        main(["train", "stage1", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
+        main(["train", stage, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_the_values_of_the_presets(capsys):
+    text = help_of("stage1", capsys)
     rate = "--learning-rate FLOAT Peak learning rate, reached after the warm-up."
     assert f"{rate} [cpu: 0.001; paper: 0.0003 (paper, Sec. 4)]" in text
     assert "--mask-ratio FLOAT Fraction of the patches hidden from the encoder. [0.75 (He et al.)]" in text
@@ -150,9 +154,7 @@ def test_help_shows_the_values_of_the_presets(capsys):
 
 
 def test_help_says_what_follows_the_model_and_where_it_comes_from(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "stage2", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    text = help_of("stage2", capsys)
     ratios = "paper, clustering: 0.1 (paper, Sec. 4); moved: 1; paper with DeiT-B: 0.25 (paper, Sec. 4)"
     assert f"--attentive-ratio FLOAT eta: fraction of the tokens that count as attentive. [{ratios}]" in text
     assert "[paper, moved, clustering: 64 (paper, Table 1); paper with DeiT-S: 128 (paper, Table 1);" in text

@@ -57,9 +57,8 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
     _add_model_argument(stage2)
     stage2.add_argument("--watch-data", type=Path, metavar="FOLDER", help="Folder that the dataset of --watch is in.")
     shown = {name: stage2_preset(name, "deit-tiny") for name in STAGE2_PRESETS}
-    shown |= {
-        f"paper with DeiT-{size[5].upper()}": stage2_preset("paper", size) for size in ("deit-small", "deit-base")
-    }
+    shown["paper with DeiT-S"] = stage2_preset("paper", "deit-small")
+    shown["paper with DeiT-B"] = stage2_preset("paper", "deit-base")
     title = "stage 2, CARB and LCR (Sec. 3.2, Sec. 3.3)"
     _add_gradient_options(stage2, Stage2Config, title, shown, tuple(STAGE2_PRESETS), STAGE2_SOURCES)
     add_fields(stage2, CardFields, CARD_TITLE, {})

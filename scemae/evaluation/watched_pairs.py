@@ -36,7 +36,7 @@ class WatchedPairs:
         numbers = range(len(warped))
         sources, others = [2 * i for i in numbers], [2 * i + 1 for i in numbers]
         kinds = ((sources, 2), (sources, 1), (others, 1))
-        self.sources, *self.targets = (
+        self.sources, *targets = (
             FaceFeatures.concatenate(
                 [
                     setup.extract(warped.warp_frames(faces[i : i + CHUNK], times), [BOX] * len(faces[i : i + CHUNK]))
@@ -45,22 +45,17 @@ class WatchedPairs:
             )
             for faces, times in kinds
         )
+        self.targets = FaceFeatures.concatenate(targets)  # those of `KINDS`, one after the other
         self.origins = [clip_to_view(self.sources[i], warped.landmarks[2, 2 * i]) for i in numbers]
-        self.truths = [warped.landmarks[1, faces] for faces in (sources, others)]
+        self.truths = warped.landmarks[1, [sources, others]]  # (2, pairs, K, 2)
 
     def measure(self, projector: Projector) -> dict[str, float]:
         """`watched_same_error` and `watched_different_error`: mean error by cosine alone, px of the 70 px frame."""
-        errors = {}
-        for kind, targets, truth in zip(KINDS, self.targets, self.truths, strict=True):
-            found = [
-                match_landmarks(
-                    replace(self.sources[i], project=projector.project),
-                    origin,
-                    replace(targets[i], project=projector.project),
-                    use="projected",
-                    prior=0,
-                ).xy[0]
-                for i, origin in enumerate(self.origins)
-            ]
-            errors[f"watched_{kind}_error"] = float(CANONICAL * pixel_errors(np.stack(found), truth).mean())
-        return errors
+        sources, targets = (replace(faces, project=projector.project) for faces in (self.sources, self.targets))
+        count = len(sources)
+        found = [
+            match_landmarks(sources[i], origin, targets[[i, count + i]], use="projected", prior=0).xy
+            for i, origin in enumerate(self.origins)
+        ]
+        errors = CANONICAL * pixel_errors(np.stack(found, axis=1), self.truths)
+        return {f"watched_{kind}_error": float(of_kind.mean()) for kind, of_kind in zip(KINDS, errors, strict=True)}

@@ -31,9 +31,8 @@ class Projector(nn.Conv2d):
         if self.mode == "linear":
             return projected
         grid = self.grid or projected.shape[-1]
-        passes = (
-            projected.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 1, 3, 5, 2, 4)
-        )  # (.., s, s, h, w)
+        passes = projected.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))  # (B, C, h, s, w, s)
+        passes = passes.permute(0, 1, 3, 5, 2, 4)
         shares = (self.sharpness * passes.flatten(4)).softmax(-1).view(passes.shape)
         return shares.permute(0, 1, 4, 2, 5, 3).reshape(projected.shape)
 

@@ -18,7 +18,7 @@ def choose_precision(device: torch.device) -> Literal["float32", "bf16"]:
     """bf16 on a GPU that has it, and on a CPU whose matrix products are faster in it (measured, in some 20 ms)."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bf16" if _time_product(torch.bfloat16) < 0.8 * _time_product(torch.float32) else "float32"
+    return "bf16" if time_product(torch.bfloat16) < 0.8 * time_product(torch.float32) else "float32"
 
 
 def can_compile(on_gpu: bool = False) -> bool:
@@ -52,11 +52,12 @@ def add_bias_after(module: nn.Module) -> None:
             layer.forward = partial(forward, layer)  # type: ignore[method-assign]
 
 
-def _time_product(dtype: torch.dtype) -> float:
-    matrix = torch.ones(768, 768, dtype=dtype)
+def time_product(dtype: torch.dtype, size: int = 768, device: torch.device | None = None, tries: int = 4) -> float:
+    """Seconds that a product of two matrices of `size` x `size` takes, the best of some tries; None: on the CPU."""
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
     times = []
-    for _ in range(4):
+    for _ in range(tries):
         start = time.perf_counter()
-        matrix @ matrix
+        (matrix @ matrix)[0, 0].item()  # waits for a GPU
         times.append(time.perf_counter() - start)
     return min(times)

@@ -53,10 +53,9 @@ class HeldOutFaces:
 
     def _measure(self, name: str, source: Tensor, target: Tensor) -> dict[str, float]:
         places = self._scale(PLACES).expand(len(source), -1, -1)
-        truth = self.warps.landmarks(places, self.size)
-        on_others = self._match(places, source, source.roll(-1, 0))
+        truth, others = self.warps.landmarks(places, self.size), source.roll(-1, 0)
         found = {"warped": self._match(places, source, target)}
-        found["cycle"] = self._match(on_others, source.roll(-1, 0), target)
+        found["cycle"] = self._match(self._match(places, source, others), others, target)
         return {f"{kind}_{name}_error": float((xy - truth).norm(dim=-1).nanmean()) for kind, xy in found.items()}
 
     @torch.no_grad()

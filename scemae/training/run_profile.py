@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from scemae.training.acceleration import fuse_attention
+from scemae.training.acceleration import fuse_attention, time_product
 from scemae.training.run_config import Precision
 
 # Dense products, 1e12 FLOP/s, in bf16 and in float32 without TF32, as NVIDIA's data sheets state them. The first name
@@ -98,15 +98,10 @@ def find_peak(device: torch.device, precision: Precision) -> tuple[float, str]:
     return _measure_peak(device, precision), "measured"
 
 
-def _measure_peak(device: torch.device, precision: Precision, tries: int = 5) -> float:
+def _measure_peak(device: torch.device, precision: Precision) -> float:
     size = 1024 if device.type == "cpu" else 8192
-    matrix = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
-    times = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()  # waits for a GPU
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return 2 * size**3 / time_product(dtype, size, device, tries=5)
 
 
 def describe_profile(profile: Mapping[str, Any]) -> str:

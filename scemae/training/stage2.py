@@ -139,7 +139,8 @@ class Stage2:
         self.unseen = HeldOutFaces(self.model, pack, held_out)
         # What is chosen does not change, as the backbone does not learn.
         selection, grid = self._choose(self.unseen.views)[0], self.model.backbone.grid
-        self.where_chosen, self.chosen_picture = share_in_centre(selection, grid), self.draw_chosen(self.unseen)
+        self.where_chosen = share_in_centre(selection, grid)
+        self.chosen_picture = self._draw_chosen(self.unseen.views[:FACES_SHOWN])
         torch.manual_seed(config.seed)
         projector = Projector(backbone.width, config.projector_dim, config.projector_mode, grid)
         attentive = selection.attentive.shape[1]
@@ -223,15 +224,14 @@ class Stage2:
         if self.config.keep != "last":
             projector, measured = self.module.best, self._measure(self.module.best)
         samples = sample_pack(self.model.config.input_size)
-        shown = HeldOutFaces(self.model, samples, np.arange(len(samples)))
-        section = CardSection.of_training("stage 2", self.config, history, {"chosen tokens": self.draw_chosen(shown)})
+        chosen = self._draw_chosen(samples.central_views(torch.from_numpy(samples.squares)))
+        section = CardSection.of_training("stage 2", self.config, history, {"chosen tokens": chosen})
         write_projected(folder, self.model, self.source, projector, section, measured, self.card_fields)
 
-    def draw_chosen(self, faces: HeldOutFaces) -> Image.Image:
-        """The first faces, their attentive tokens tinted and the cluster centres framed."""
-        shown, grid = faces.views[:FACES_SHOWN], self.model.backbone.grid
-        selection = self._choose(shown)[0]
-        chosen = zip(shown, selection.attentive.cpu().numpy(), selection.centers.cpu().numpy(), strict=True)
+    def _draw_chosen(self, views: Tensor) -> Image.Image:
+        """The views (B, 3, H, W), their attentive tokens tinted and the cluster centres framed."""
+        selection, grid = self._choose(views)[0], self.model.backbone.grid
+        chosen = zip(views, selection.attentive.cpu().numpy(), selection.centers.cpu().numpy(), strict=True)
         return draw.row([draw.cells(draw_view(view), grid, *numbers) for view, *numbers in chosen])
 
     @torch.no_grad()
