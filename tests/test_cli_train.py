@@ -342,7 +342,8 @@ def test_processes_of_one_run_do_not_pack(capsys, images, tmp_path, monkeypatch)
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    monkeypatch.delitem(sys.modules, "scemae.cli.train_commands")
+    for name in ("train_commands", "data_commands"):
+        monkeypatch.delitem(sys.modules, f"scemae.cli.{name}", raising=False)
     for words in (("train", "stage1", "--data", "faces", "--out", "run"), ("data", "pack", "faces", "pack")):
         code, _, err = run(capsys, *words)
         assert code == 2

@@ -29,7 +29,7 @@ from scemae.errors import ScemaeError, escape_controls, escape_lines
 # Commands with commands of their own, whose module is imported only when one of them is called.
 TRAINING = {  # command -> module, function there, what it is
     "train": ("scemae.cli.train_commands", "add_train_commands", "Train a model on your own faces."),
-    "data": ("scemae.cli.train_commands", "add_data_commands", "Prepare faces for training."),
+    "data": ("scemae.cli.data_commands", "add_data_commands", "Prepare faces for training."),
     "eval": ("scemae.cli.evaluate_commands", "evaluate", "Evaluate a model, or the features of another network."),
 }
 

@@ -1,4 +1,4 @@
-"""The commands `scemae train STAGE` and `scemae data COMMAND`; `scemae.cli.main` loads them when one is called."""
+"""The commands `scemae train STAGE`; `scemae.cli.main` loads them when one is called."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scemae.cli.data_check_command import add_data_check
 from scemae.cli.dataclass_options import add_fields, given_fields
 from scemae.datasets import read_dataset
 from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.output import real_path
-from scemae.tables import boxes_by_image, read_boxes
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.perturbation_config import AlignConfig, FindConfig
 from scemae.training.run_config import (
@@ -45,14 +43,14 @@ CARD_TITLE = "Model-card metadata"
 def add_train_commands(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """Add the commands of `scemae train`."""
     stages = parser.add_subparsers(required=True, metavar="STAGE")
-    stage1 = _add_command(stages, "stage1", run_stage1, common)
+    stage1 = add_command(stages, "stage1", run_stage1, common)
     _add_run_arguments(stage1)
     card = CardFields(name="name of RUN", training_data="number and name of --data")
     title = "stage 1, the masked autoencoder (MAE, Sec. 3.1)"
     _add_gradient_options(stage1, Stage1Config, title, STAGE1_PRESETS, sources=STAGE1_SOURCES)
     add_fields(stage1, CardFields, CARD_TITLE, {"": card})
 
-    stage2 = _add_command(stages, "stage2", run_stage2, common)
+    stage2 = add_command(stages, "stage2", run_stage2, common)
     _add_run_arguments(stage2)
     _add_model_argument(stage2)
     stage2.add_argument("--watch-data", type=Path, metavar="FOLDER", help="Folder that the dataset of --watch is in.")
@@ -63,7 +61,7 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
     _add_gradient_options(stage2, Stage2Config, title, shown, tuple(STAGE2_PRESETS), STAGE2_SOURCES)
     add_fields(stage2, CardFields, CARD_TITLE, {})
 
-    discriminant = _add_command(stages, "discriminant", run_discriminant, common)
+    discriminant = add_command(stages, "discriminant", run_discriminant, common)
     _add_run_arguments(discriminant)
     _add_model_argument(discriminant)
     discriminant.add_argument("--overwrite", action="store_true", help="Replace RUN/model if it exists.")
@@ -74,7 +72,7 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
         ("align", run_align, AlignConfig(), "the aligner"),
         ("find", run_find, FindConfig(), "the face finder"),
     ):
-        perturbed = _add_command(stages, name, run, common)
+        perturbed = add_command(stages, name, run, common)
         _add_run_arguments(perturbed)
         _add_model_argument(perturbed)
         perturbed.add_argument(
@@ -85,13 +83,13 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
         _add_gradient_options(perturbed, type(config), title, {"cpu": config})
         add_fields(perturbed, CardFields, CARD_TITLE, {})
 
-    combine = _add_command(stages, "combine", run_combine, common)
+    combine = add_command(stages, "combine", run_combine, common)
     _add_model_argument(combine, "Model of which everything else is")
     for part in ("aligner", "finder"):
         combine.add_argument(f"--{part}", metavar="MODEL", help=f"Model of which the {part} is taken.")
     combine.add_argument("--out", required=True, metavar="FOLDER", help="Folder to write.")
 
-    publish = _add_command(stages, "publish", run_publish, common)
+    publish = add_command(stages, "publish", run_publish, common)
     _add_model_argument(publish, "Model to publish")
     publish.add_argument("--out", required=True, metavar="FOLDER", help="Folder to write the published model to.")
     publish.add_argument(
@@ -104,50 +102,6 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
     publish.add_argument("--notes", metavar="FILE", help="Markdown file to add to the card.")
     publish.add_argument("--overwrite", action="store_true", help="Replace FOLDER if it is a model.")
     add_fields(publish, PublishConfig, "Model-card metadata and defaults of the model", {})
-
-
-def add_data_commands(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
-    """Add the commands of `scemae data`."""
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    pack = _add_command(commands, "pack", run_pack, common)
-    pack.add_argument("images", metavar="IMAGES", help="Folder, .tar, or .parquet with a column `image`.")
-    pack.add_argument("out", metavar="OUT", help="Folder to write.")
-    pack.add_argument(
-        "--boxes",
-        metavar="CSV",
-        help="Table path,x0,y0,x1,y1 with the box of each face, as of `scemae boxes`; for a tar, path is the name "
-        "in the archive.",
-    )
-    pack.add_argument(
-        "--split",
-        metavar="DATASET/SPLIT",
-        help="Only the faces of this split of a dataset, such as celeba/train, framed as in its benchmark; "
-        "IMAGES is its folder.",
-    )
-    pack.add_argument(
-        "--exclude", choices=("mafl", "none"), default="mafl", help="Images of CelebA to leave out: MAFL's [mafl]."
-    )
-    pack.add_argument("--input-size", type=int, default=96, help="Side of the images that the model sees, px [96].")
-    pack.add_argument(
-        "--size",
-        type=int,
-        help="Side of the stored squares, px; the input is their centre, the rest margin [136 for an input of 96].",
-    )
-    pack.add_argument(
-        "--skip-at-most", type=float, default=0.01, help="Fraction of the images that may be unusable [0.01]."
-    )
-    align = _add_command(commands, "align", run_data_align, common)
-    align.add_argument("pack", metavar="PACK", help="Faces, as written by `scemae data pack`.")
-    align.add_argument("out", metavar="OUT", help="Folder to write.")
-    align.add_argument(
-        "--model", default="scemae-tiny", help="Model whose aligner is used: its name, or local-dir:PATH [scemae-tiny]."
-    )
-    align.add_argument(
-        "--steps", type=int, default=4, help="How many of the last steps of the model's alignment to take [4]."
-    )
-    add_data_check(commands, common)
-    for writing in (pack, align):
-        writing.add_argument("--overwrite", action="store_true", help="Replace the pack if it exists.")
 
 
 def run_stage1(args: argparse.Namespace) -> Outcome:
@@ -245,39 +199,6 @@ def run_publish(args: argparse.Namespace) -> Outcome:
     return {"out": str(out), "files": files}, "\n".join([*lines, f"model: local-dir:{out}"])
 
 
-def run_data_align(args: argparse.Namespace) -> Outcome:
-    """Write a pack of the same faces, made upright and centred by the model's aligner."""
-    from scemae.training.align_pack import align_pack
-    from scemae.training.pack import Pack
-    from scemae.weights.zoo import load_model
-
-    faces = Pack.open(Path(args.pack))
-    aligned = align_pack(load_model(args.model), faces, Path(args.out), steps=args.steps, overwrite=args.overwrite)
-    return format_pack_report(aligned)
-
-
-def run_pack(args: argparse.Namespace) -> Outcome:
-    """Decode every image once into a pack, so that training does not have to."""
-    from scemae.training.pack import pack_faces
-
-    source, boxes = Path(args.images), None
-    if args.split is not None:
-        boxes = _split_boxes(args.split, source, args.exclude)
-    elif args.boxes is not None:
-        boxes = _table_boxes(Path(args.boxes), source)
-    packed = pack_faces(
-        source,
-        Path(args.out),
-        input_size=args.input_size,
-        size=args.size,
-        boxes=boxes,
-        only_boxed=args.split is not None,
-        skip_at_most=args.skip_at_most,
-        overwrite=args.overwrite,
-    )
-    return format_pack_report(packed)
-
-
 def open_faces(args: argparse.Namespace, input_size: int) -> Pack:
     """The pack in --data; if --data is images, a pack of them beside the run, made once."""
     from scemae.training.pack import Pack, is_pack, pack_faces
@@ -321,13 +242,6 @@ def format_report(run: str, result: dict[str, Any], lines: list[str]) -> Outcome
     return {"model": str(model), **result}, "\n".join([*lines, f"model: local-dir:{model}"])
 
 
-def format_pack_report(pack: Pack) -> Outcome:
-    """The report of a command that wrote a pack."""
-    result = {"out": str(pack.folder), "faces": len(pack), "size": pack.size, "skipped": dict(pack.skipped)}
-    lines = [f"{pack.folder}: {len(pack)} faces of {pack.size} x {pack.size} px"]
-    return result, "\n".join(lines + [f"left out: {name}: {why}" for name, why in pack.skipped.items()])
-
-
 def _format_history(history: History, config: RunConfig, run: str) -> Outcome:
     loss = history.lines[-1]["loss"] if history.lines else math.nan
     result: dict[str, Any] = {
@@ -359,26 +273,6 @@ def _read_model_config(model: str) -> ModelConfig:
     from scemae.weights.zoo import locate_model
 
     return read_config(locate_model(model).folder)
-
-
-def _table_boxes(table: Path, source: Path) -> dict[Path, Any]:
-    """Boxes as `pack_faces` wants them; those of an archive are by the path as it is written in the table."""
-    boxes = read_boxes(table)
-    if os.path.isdir(source):
-        return dict(boxes_by_image(boxes))
-    named: dict[Path, Any] = {}
-    for (path, face), box in boxes.items():
-        named.setdefault(path.relative_to(table.parent), {})[face or 0] = box
-    return named
-
-
-def _split_boxes(split: str, folder: Path, exclude: str) -> dict[Path, Any]:
-    """The boxes of a dataset's split, as `pack_faces` wants them."""
-    name, _, part = split.partition("/")
-    dataset = read_dataset(name, folder, part, exclude=exclude)
-    if any(sample.resized for sample in dataset.samples):
-        raise OptionError(f"--split {split}: the protocol stretches these images first, which packs do not.")
-    return {real_path(sample.path): sample.box for sample in dataset.samples}
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -414,9 +308,11 @@ def _add_gradient_options(
     add_fields(parser, config, CONFIG_TITLE.format(title), presets, sources)
 
 
-def _add_command(
+def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], Outcome], common: argparse.ArgumentParser
 ) -> argparse.ArgumentParser:
+    """Add a command that needs the extra `train`; its help is the docstring of `run`."""
+
     def check_extra_and_run(args: argparse.Namespace) -> Outcome:
         for package in ("accelerate", "filelock", "matplotlib", "pyarrow"):
             if find_spec(package) is None:
