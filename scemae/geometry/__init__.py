@@ -31,6 +31,7 @@ from scemae.geometry.crop import (
     pad_crops,
     resample_crops,
 )
+from scemae.geometry.mean_frame import MeanFrame
 from scemae.geometry.normalised_coordinates import (
     half_side_to_pixel_affines,
     half_sides_to_pixels,
@@ -58,6 +59,7 @@ __all__ = [
     "Box",
     "CellGrid",
     "Crop",
+    "MeanFrame",
     "Patch",
     "apply_affine",
     "apply_affines",

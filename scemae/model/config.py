@@ -126,6 +126,21 @@ class FinderConfig:
         return math.sqrt(self.sides[0] * self.sides[1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseShapeConfig:
+    """The dense shape, learned without labels (docs/registration.md)."""
+
+    components: int  # channels that its stages read
+    modes: int  # of shape, along which the global stages move
+    global_stages: int
+    local_stages: int
+
+    def __post_init__(self) -> None:
+        sizes, stages = (self.components, self.modes), (self.global_stages, self.local_stages)
+        if not (all(1 <= size <= LARGEST for size in sizes) and all(0 <= count <= 64 for count in stages)):
+            raise IncompatibleWeightsError(f"No dense shape is described by {self}: a value is out of range.")
+
+
 def _out_of_range(config: AlignerConfig | TokenAlignerConfig) -> IncompatibleWeightsError:
     return IncompatibleWeightsError(f"No model can be aligned by {str(config)[:400]}: a value is out of range.")
 
@@ -147,6 +162,7 @@ class ModelConfig:
     projector_mode: ProjectorMode = "linear"  # see Projector
     aligner: AlignerConfig | TokenAlignerConfig | None = None  # None: the model cannot align faces
     finder: FinderConfig | None = None  # None: the model cannot find faces in whole pictures
+    dense_shape: DenseShapeConfig | None = None  # None: the model does not know the mean face's places on a face
     expansion: int = 2  # the default: cells per patch side
     matching_use: Use = "backbone"  # the default features of match_landmarks
     regression_use: Use = "backbone"  # of fit_regressor
@@ -184,8 +200,9 @@ class ModelConfig:
     def to_json(self) -> str:
         """The text of config.json."""
         fields = dataclasses.asdict(self)
-        if self.finder is None:  # as the folders of models without one have it
-            del fields["finder"]
+        for part in ("finder", "dense_shape"):  # as the folders of models without them have it
+            if fields[part] is None:
+                del fields[part]
         return json.dumps(fields, indent=2) + "\n"
 
     @classmethod

@@ -10,6 +10,7 @@ from torch import Tensor
 from scemae.geometry import CellGrid
 from scemae.model.aligner import Aligner, Located
 from scemae.model.config import ModelConfig, ModelId
+from scemae.model.dense_shape import DenseShape
 from scemae.model.face_finder import FaceFinder
 from scemae.model.projector import Projector
 
@@ -40,6 +41,9 @@ class Extractor(Protocol):
 
     @property
     def projector(self) -> Projector | None: ...
+
+    @property
+    def dense_shape(self) -> DenseShape | None: ...
 
     def normalise(self, views: Tensor) -> Tensor:
         """Views of pixels 0..1, on the CPU, to the input of the other methods."""

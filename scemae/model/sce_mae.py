@@ -11,6 +11,7 @@ from scemae.model import cover_and_stride
 from scemae.model.aligner import Aligner, FaceAligner, Located
 from scemae.model.backbone import Backbone
 from scemae.model.config import ModelConfig, ModelId, TokenAlignerConfig
+from scemae.model.dense_shape import DenseShape
 from scemae.model.face_finder import FaceFinder
 from scemae.model.projector import Projector
 from scemae.model.token_aligner import TokenAligner
@@ -36,6 +37,8 @@ class SceMae(nn.Module):
         self.projector = None if dim is None else Projector(width, dim, mode, self.backbone.grid)
         self.aligner = self._build_aligner()
         self.finder = None if config.finder is None else FaceFinder(config.finder)
+        shape, size, patch = config.dense_shape, config.input_size, config.patch_size
+        self.dense_shape = None if shape is None else DenseShape(shape, width, size, patch)
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
