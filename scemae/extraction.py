@@ -154,7 +154,8 @@ def stream_faces(
 def encode_faces(model: Extractor, features: FaceFeatures) -> FaceFeatures:
     """The same faces with maps made now, in one batch; they and the projector stay on the model's device."""
     project = None if model.projector is None else model.projector.project
-    return replace(features, backbone_map=_encode_faces(model, features), project=project)
+    maps = _encode_faces(model, features)
+    return replace(features, backbone_map=maps, project=project, shape_reader=model.dense_shape)
 
 
 def _find_boxes(model: Extractor, photo: Photo) -> Array:
@@ -213,6 +214,7 @@ def _frame_batches(
 ) -> Iterator[FaceFeatures]:
     # A copy on the CPU: features are values, and travel to machines without a GPU.
     project = None if model.projector is None else deepcopy(model.projector).cpu().project
+    shape_reader = None if model.dense_shape is None else deepcopy(model.dense_shape).cpu()
     while faces := _frame_faces(model, aligner, islice(framed, batch_size), search):
         yield FaceFeatures(
             backbone_map=torch.empty(len(faces), 0, 0, 0),
@@ -224,6 +226,7 @@ def _frame_batches(
             model=model.id,
             config=model.config,
             project=project,
+            shape_reader=shape_reader,
         )
 
 

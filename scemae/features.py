@@ -16,9 +16,10 @@ from torch import Tensor
 
 from scemae import draw
 from scemae.errors import IncompatibleFeaturesError, OptionError, name_face
-from scemae.geometry import Alignment, CellGrid, Crop, Patch, sample_at, sample_view
+from scemae.geometry import Alignment, CellGrid, Crop, FaceShapes, Patch, sample_at, sample_view
 from scemae.metrics import fill_masked
 from scemae.model.config import ModelConfig, ModelId, Use, validate_use
+from scemae.model.dense_shape import DenseShape
 from scemae.model.projector import concatenate_maps
 from scemae.numerics import default_numerics
 
@@ -110,6 +111,7 @@ class FaceFeatures:
         model: the name and hash of the model.
         config: the model's configuration.
         project: the model's projector, from a backbone map to a projected map; None if it has none.
+        shape_reader: what reads the dense shape from a backbone map; None if the model has none.
     """
 
     backbone_map: Tensor
@@ -121,6 +123,7 @@ class FaceFeatures:
     model: ModelId
     config: ModelConfig = field(repr=False)
     project: Callable[[Tensor], Tensor] | None = field(repr=False)
+    shape_reader: DenseShape | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -168,6 +171,31 @@ class FaceFeatures:
             raise OptionError(f"Model {self.model.name!r} has no projector: use='backbone' is what it offers.")
         with torch.no_grad(), default_numerics():  # not inference mode: people train heads of their own on these maps
             return self.project(self.backbone_map)
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether `read_shapes` can say where the mean face's places lie: the model can, and the faces are aligned."""
+        return self.shape_reader is not None and self.aligned
+
+    def read_shapes(self) -> FaceShapes:
+        """Where the places of the mean face lie on these faces, input px; raises OptionError if that is not known."""
+        if self.shape_reader is None:
+            raise OptionError(f"Model {self.model.name!r} does not know the dense shape of a face.")
+        if not self.aligned:
+            raise OptionError("The dense shape is read from aligned faces: extract the features with align=True.")
+        with torch.no_grad(), default_numerics():
+            return FaceShapes(self.shape_reader.frame, self.shape_reader(self.backbone_map, self.grid))
+
+    @property
+    def dense_shape(self) -> NDArray[np.float64]:
+        """(B, n, n, 2), where the n x n places of the mean face lie on these faces, pixels of each one's own image.
+
+        Learned without labels (docs/registration.md); computed on access. The same place [i, j] is the same part of
+        every face, as far as the model can tell. Raises OptionError for a model without it, or faces not aligned.
+        """
+        shapes = self.read_shapes()
+        side = shapes.frame.count
+        return self.to_image(shapes.xy.cpu().numpy()).reshape(len(self), side, side, 2)
 
     def map(self, use: Use) -> Tensor:
         """The map (B, C, h, w) that `use` names: "backbone", "projected", or "both" side by side (in that order)."""

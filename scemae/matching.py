@@ -13,13 +13,17 @@ from torch import Tensor
 
 from scemae.errors import ImageInputError, LandmarkInputError, OptionError
 from scemae.features import FaceFeatures
-from scemae.geometry import CellGrid, sample_at
+from scemae.geometry import CellGrid, sample_at, symmetrise
 from scemae.landmark_input import validate_landmarks
 from scemae.landmarks import LandmarkMatches, Landmarks
 from scemae.model.config import Use, validate_switch, validate_use
 from scemae.numerics import default_numerics
+from scemae.symmetry import left_right_pairs, mirror_pairs
 
 Array = NDArray[Any]
+Method = Literal["shape", "argmax"]
+REACH = 20.0  # input px: standard deviation of the prior on the most similar place around where the shape leads
+TRUST = (0.92, 0.96)  # similarities up to which the shape alone is followed, and from which on the descriptors alone
 MIN_SQUARED_NORM = 1e-12  # a descriptor below it has no direction, and similarity 0 with everything
 MIN_CURVATURE = 1e-12  # a parabola below it is flat: the refined place stays within half a pixel
 
@@ -31,6 +35,7 @@ def match_landmarks(
     targets: FaceFeatures,
     *,
     use: Use | None = None,
+    method: Method | None = None,
     prior: float | None = None,
     combine: Literal["mean", "best"] = "mean",
     subpixel: bool = False,
@@ -44,10 +49,14 @@ def match_landmarks(
             (x, y), or a list of dicts. With several references nan marks landmarks that one of them does not show.
         targets: features of B faces, from the same model and settings.
         use: which features: "backbone", "projected" or "both". Default: the model's choice.
-        prior: standard deviation, input pixels, of a Gaussian prior on position. Parts of aligned faces are at about
-            the same position, so d^2 / (2 prior^2) is subtracted from the similarity at distance d from the
-            reference's position. 0 turns it off; the paper has none. Default: the model's choice, 0 without alignment.
-            Scores never include it.
+        method: "shape" carries the landmarks by the dense shapes of the faces (docs/registration.md), where those that
+            are left and right of each other correct each other, and follows the most similar place nearby the more,
+            the more similar it is. "argmax" takes the most similar place, as in the paper. Default: "shape" where
+            features have shapes and no `prior` is given.
+        prior: for "argmax", standard deviation, input pixels, of a Gaussian prior on position. Parts of aligned faces
+            are at about the same position, so d^2 / (2 prior^2) is subtracted from the similarity at distance d from
+            the reference's position. 0 turns it off; the paper has none. Default: the model's choice, 0 without
+            alignment. Scores never include it.
         combine: with several references, "mean" averages their unit descriptors; "best" takes the most similar
             reference for each landmark on each target.
         subpixel: refine each match by a parabola through its neighbours; otherwise it is a whole input pixel, as in
@@ -55,7 +64,8 @@ def match_landmarks(
         keep_similarity: keep the cosine maps, for `draw_similarity`.
 
     Returns:
-        LandmarkMatches: `xy` (B, K, 2) in each target's own pixels; `scores` (B, K), cosine similarity -1..1.
+        LandmarkMatches: `xy` (B, K, 2) in each target's own pixels; `scores` (B, K), cosine similarity -1..1, of the
+        most similar place.
 
     Raises:
         LandmarkInputError: wrong shape or count, outside the image or the crop.
@@ -68,7 +78,8 @@ def match_landmarks(
             raise ImageInputError(f"{name} is a {type(given).__name__}; wanted FaceFeatures, from extract_features.")
     targets.kind.require(reference.kind, "The targets' features", "the reference's")
     use = reference.config.matching_use if use is None else validate_use(use)
-    sigma = _choose_prior(reference, prior)
+    by_shape = _choose_method(reference, method, prior) == "shape"
+    sigma = REACH if by_shape else _choose_prior(reference, prior)
     validate_switch("subpixel", subpixel)
     validate_switch("keep_similarity", keep_similarity)
     if combine not in ("mean", "best"):
@@ -79,12 +90,18 @@ def match_landmarks(
     xy_input = reference.to_input(xy)
     _check_inside_crop(reference, xy_input, xy)
     descriptors = _read_descriptors(reference, xy_input, use)
+    mean_places = _find_mean_places(reference, xy_input, names) if by_shape else None  # (1, K, 2)
     if combine == "mean":
         descriptors, xy_input = _average_references(descriptors, xy_input)
     found, scores, similarity = [], [], []
     for target in targets:
         maps = similarity_maps(descriptors, target.map(use)[0], target.grid, target.faces[0].crop.size)
-        place, score, chosen = _find_peaks(maps, xy_input, sigma, subpixel)
+        led = None if mean_places is None else target.read_shapes().to_face(mean_places).numpy()
+        centres = xy_input if led is None else np.repeat(led, len(maps), axis=0)
+        place, score, chosen = _find_peaks(maps, centres, sigma, subpixel)
+        if led is not None:
+            trust = ((score - TRUST[0]) / (TRUST[1] - TRUST[0])).clip(0, 1)[:, None]
+            place = trust * place + (1 - trust) * led[0]
         found.append(place)
         scores.append(score)
         if keep_similarity:  # most of the memory
@@ -147,6 +164,31 @@ def _choose_prior(reference: FaceFeatures, prior: float | None) -> float:
     if prior and not reference.aligned:
         raise OptionError("prior needs aligned faces: pass prior=0, or extract the features with align=True.")
     return float(prior)
+
+
+def _choose_method(reference: FaceFeatures, method: Method | None, prior: float | None) -> Method:
+    """The method, by default that which these features and a given prior allow; raises OptionError."""
+    if method not in ("shape", "argmax", None):
+        raise OptionError(f"method is {method!r}; it must be 'shape' or 'argmax'.")
+    if method == "shape" and prior is not None:
+        raise OptionError("prior is for method='argmax'; method='shape' has the faces' shapes instead.")
+    if method is not None:
+        return method
+    return "shape" if reference.has_shapes and prior is None else "argmax"
+
+
+def _find_mean_places(reference: FaceFeatures, xy_input: Array, names: tuple[str, ...] | None) -> Tensor:
+    """The places (1, K, 2) of the mean face that landmarks (R, K, 2), input px, of R references stand for.
+
+    Where they are pairs of left and right, both sides say where (`symmetrise`).
+    """
+    shapes = reference.read_shapes()
+    places = shapes.to_mean(torch.from_numpy(xy_input))
+    middle = torch.nanmean(places, dim=0).numpy()
+    swap = mirror_pairs(middle, reference.config.input_size, left_right_pairs(names or ()))
+    if swap is not None:
+        places = symmetrise(shapes, places, swap, 1.0)
+    return torch.nanmean(places, dim=0, keepdim=True)
 
 
 def _check_inside_crop(reference: FaceFeatures, xy_input: Array, xy: Array) -> None:

@@ -9,7 +9,7 @@ import scemae
 
 FLOORS = {
     0: "errors geometry",
-    1: "calibration metrics numerics output photo plots progress ridge warps draw boxes",
+    1: "calibration metrics numerics output photo plots progress ridge symmetry warps draw boxes",
     2: "model patches tables",
     3: "features images weights samples",
     4: "landmarks face_boxes",

@@ -61,7 +61,9 @@ def evaluate_matching(args: argparse.Namespace) -> Outcome:
     """Match landmarks on warped pairs of faces (Table 1 of the paper)."""
     dataset, extractor = _read_test_split(args), _load_extractor(args)
     setup = _build_setup(args, extractor, args.use or extractor.config.matching_use)
-    prior = (extractor.config.prior_sigma if setup.align else 0.0) if args.prior is None else args.prior
+    prior = args.prior
+    if prior is None and not (setup.align and extractor.dense_shape is not None):  # else None: by shape
+        prior = extractor.config.prior_sigma if setup.align else 0.0
     settings = matching_settings(setup, dataset, _pair_options(args), prior)
     folder = EvaluationFolder.open(args.out, settings, args.overwrite)
     match_pairs(setup, dataset, folder)
@@ -149,7 +151,8 @@ def evaluate(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -
     matching = add("matching", evaluate_matching, features, pairs)
     matching.add_argument(
         "--prior", type=float, metavar="PX",
-        help="Sigma of the position prior, in input px; 0 for none (default: the model's, 0 with --no-align).",
+        help="Match by descriptors alone, with this sigma of the position prior, in input px; 0 for none, as in the paper "
+        "(default: by the dense shape if the model has one, otherwise the model's prior, 0 with --no-align).",
     )  # fmt: skip
     detection = add("detection", evaluate_detection, features)
     detection.add_argument("--pool", metavar="SPLIT", help="Split to fit on (default: the benchmark's).")

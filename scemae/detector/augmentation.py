@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from scemae.detector.head import AnnotatedMaps, Head
+from scemae.detector.head import AnnotatedMaps, Head, shapes_for
 from scemae.detector.map_reader import MapReader
 from scemae.extraction import features_through_crops
 from scemae.features import FaceFeatures
-from scemae.geometry import random_affines
+from scemae.geometry import FaceShapes, random_affines
 from scemae.model.extractor import Extractor
 from scemae.progress import LONG_WORK, hide_progress
 
@@ -46,9 +46,10 @@ def augment_faces(
     """
     faces = len(features)
     augmentations = _plan_augmentations(faces, mirror=swap is not None, moved_copies=head.moved_copies)
-    maps, landmarks = [], []
+    maps, landmarks, face_shapes = [], [], list[FaceShapes]()
     for augmentation, seen in zip(augmentations, _extract_augmented(model, features, augmentations), strict=True):
         maps.append(reader(seen))
+        face_shapes += shapes_for(head, seen)
         shapes = torch.from_numpy(seen.to_input(xy))
         landmarks.append(shapes[:, swap] if augmentation.mirrored else shapes)
     return AnnotatedMaps(
@@ -58,6 +59,8 @@ def augment_faces(
         blocks=np.tile(_draw_blocks(groups, head.max_folds), len(augmentations)),
         mirrored=np.repeat([augmentation.mirrored for augmentation in augmentations], faces),
         moved=np.repeat([augmentation.moved for augmentation in augmentations], faces),
+        swap=swap,
+        shapes=FaceShapes.concatenate(face_shapes) if face_shapes else None,
     )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scemae.geometry import CellGrid
+from scemae.features import FaceFeatures
+from scemae.geometry import CellGrid, FaceShapes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,6 +24,8 @@ class AnnotatedMaps:
         blocks: (n,), from 0: faces of one block are held out together; those of one group share a block.
         mirrored: (n,), whether a face is a mirror image, or a moved copy of one.
         moved: (n,), whether a face is a copy that was rotated, scaled and shifted.
+        swap: for each landmark the one whose place its mirror image takes; None: not known.
+        shapes: of the n faces, for a head that `reads_shapes`; None for others.
     """
 
     maps: Tensor
@@ -31,6 +34,8 @@ class AnnotatedMaps:
     blocks: NDArray[np.int64]
     mirrored: NDArray[np.bool_]
     moved: NDArray[np.bool_]
+    swap: list[int] | None = None
+    shapes: FaceShapes | None = None
 
     @property
     def originals(self) -> NDArray[np.bool_]:
@@ -66,6 +71,8 @@ class Head(Protocol):
     name: ClassVar[str]  # a word for the class in files and tables; not that of a built-in head
     max_folds: ClassVar[int]  # into how many blocks, at most, the faces are divided to be held out; 1 holds none out
     moved_copies: ClassVar[bool]  # whether `fit` is given moved copies of the faces
+    # A head may also have `reads_shapes = True`: `fit` is then given the faces' dense shapes, and `predict` a third
+    # argument, their FaceShapes. It can be fitted where `features.has_shapes`.
 
     def params(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-ready: `type(head)(**head.params())` is an equal head, not fitted."""
@@ -88,3 +95,8 @@ class Head(Protocol):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave: `predict` then returns the same to the bit."""
+
+
+def shapes_for(head: Head, features: FaceFeatures) -> tuple[FaceShapes, ...]:
+    """What `head.predict` wants beside maps and grid: the shapes of the faces, if it `reads_shapes`."""
+    return (features.read_shapes(),) if getattr(head, "reads_shapes", False) else ()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from scemae.detector.augmentation import augment_faces
@@ -15,7 +16,7 @@ from scemae.detector.built_in_heads import new_head
 from scemae.detector.detector_file import FittedDetector, load_detector, save_detector
 from scemae.detector.error_model import ErrorModel, HeldOut
 from scemae.detector.groups import group_pictures, merge_copies, number_pictures
-from scemae.detector.head import Head, HeadFit
+from scemae.detector.head import Head, HeadFit, shapes_for
 from scemae.detector.heatmap import HeatmapHead
 from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
@@ -205,11 +206,14 @@ class LandmarkRegressor(Estimator):
         lengths = normalizer_lengths(self.normalizer, xy, names, features.faces)  # (n,)
         pictures = number_pictures(features.faces)  # (n,) numbers below m
         once, shapes = merge_copies(features, xy, pictures)  # m faces, (m, K, 2)
-        mean_shape = np.nanmean(once.to_input(shapes), axis=0)  # (K, 2)
+        places = torch.from_numpy(once.to_input(shapes))
+        if once.has_shapes:  # where a face that looks aside is as symmetric as others
+            places = once.read_shapes().to_mean(places)
+        mean_shape = np.nanmean(places.numpy(), axis=0)  # (K, 2)
         swap = mirror_permutation(self.mirror, mean_shape, names, self.model.config.input_size)
         default = features.config.few_shot_use if len(once) <= FEW else features.config.regression_use
         use = default if self.use is None else validate_use(self.use)
-        head = new_head(self.head, features.aligned)
+        head = new_head(self.head, features.aligned, features.has_shapes)
         group_of_picture = group_pictures(pictures, groups)
         if isinstance(head, HeatmapHead) and not features.backbone_map.numel():  # of `stream_faces`
             reader, found = fit_streamed(self.model, once, shapes, swap=swap, head=head, use=use)
@@ -263,7 +267,7 @@ class LandmarkRegressor(Estimator):
         for part in self._parts(images, boxes, batch_size, on_error):
             part.kind.require(self.kind_, "These features", "the regressor's")
             with default_numerics():
-                places, confidence = self.head_.predict(self.reader_(part), part.grid)
+                places, confidence = self.head_.predict(self.reader_(part), part.grid, *shapes_for(self.head_, part))
                 expected = None if self.error_model_ is None else self.error_model_.expect(confidence).numpy()
             found.append(
                 Landmarks(

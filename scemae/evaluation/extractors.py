@@ -59,6 +59,7 @@ class ExternalExtractor:
     """
 
     projector = None
+    dense_shape = None
 
     def __init__(self, encoder: Encoder, aligning_model: SceMae) -> None:
         self.encoder, self.aligning_model = encoder, aligning_model

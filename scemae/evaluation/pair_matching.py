@@ -45,10 +45,14 @@ class PairOptions:
 
 
 def matching_settings(
-    setup: EvaluationSetup, dataset: FaceDataset, options: PairOptions, prior: float
+    setup: EvaluationSetup, dataset: FaceDataset, options: PairOptions, prior: float | None
 ) -> dict[str, Any]:
-    """The settings of an evaluation by `match_pairs`; raises OptionError if there is nothing to match. JSON-ready."""
-    validate_prior(prior)
+    """The settings of an evaluation by `match_pairs`; JSON-ready. `prior` None: matched by the dense shape.
+
+    Raises OptionError if there is nothing to match.
+    """
+    if prior is not None:
+        validate_prior(prior)
     if len(dataset) < 2 or options.pairs < 1 or options.seeds < 1:
         raise OptionError(
             f"{options.pairs} pairs, {options.seeds} seeds of {len(dataset)} faces: there is nothing to match."
@@ -184,10 +188,10 @@ def _score_rows(rows: Sequence[dict[str, Any]], eyes: Sequence[int]) -> dict[str
 COLUMNS = ("method", "dim.", "same", "different", "same, input px", "different, input px", "same, %", "different, %")
 
 
-def _measured_row(setup: EvaluationSetup, prior: float, scores: dict[str, Any]) -> tuple[Any, ...]:
+def _measured_row(setup: EvaluationSetup, prior: float | None, scores: dict[str, Any]) -> tuple[Any, ...]:
     """One row of `COLUMNS` from `matching_scores`."""
     names = ("canonical_px", "input_px", "inter_ocular_percent")
-    label = f"{setup}, prior {prior:g} px" if prior else str(setup)
+    label = f"{setup}, by shape" if prior is None else f"{setup}, prior {prior:g} px" if prior else str(setup)
     return (
         label,
         str(setup.descriptor_size(setup.use or "backbone")),
@@ -195,7 +199,9 @@ def _measured_row(setup: EvaluationSetup, prior: float, scores: dict[str, Any]) 
     )
 
 
-def matching_table(setup: EvaluationSetup, dataset: FaceDataset, prior: float, scores: dict[str, Any]) -> Table:
+def matching_table(
+    setup: EvaluationSetup, dataset: FaceDataset, prior: float | None, scores: dict[str, Any]
+) -> Table:
     """What was measured, on the same pairs "no motion" and a perfect matcher, and the paper's Table 1."""
     still = [scores[kind]["no_motion_canonical_px"] for kind in KINDS]
     rows = [_measured_row(setup, prior, scores), ("no motion", "", *still, *[None] * 4)]

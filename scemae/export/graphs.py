@@ -12,6 +12,7 @@ from scemae.detector.regressor import LandmarkRegressor
 from scemae.errors import OptionError
 from scemae.features import FOUND
 from scemae.geometry import (
+    FaceShapes,
     apply_affines,
     compose_affines,
     crops_from_boxes,
@@ -63,6 +64,7 @@ class RegressorGraph(nn.Module):
         self.size = self.model.config.input_size
         self.aligner = self.model.aligner if self.kind.aligned else None
         self.head = copy.deepcopy(regressor.head_)
+        self.shape_reader = self.model.dense_shape if getattr(self.head, "reads_shapes", False) else None
         self.error_model = regressor.error_model_
 
     @property
@@ -82,8 +84,12 @@ class RegressorGraph(nn.Module):
         if self.aligner is not None:
             crop, log_errors = self._align(self.aligner, pixels, crop)
             scores = self.aligner.face_scores(log_errors).float()
-        maps = self.reader.standardise(self._encode(pixels, crop))
-        places, confidence = self.head.predict(maps, self.model.grid(self.kind.expansion))
+        backbone_map, grid = self._encode(pixels, crop), self.model.grid(self.kind.expansion)
+        shapes: tuple[FaceShapes, ...] = ()
+        if self.shape_reader is not None:
+            shapes = (FaceShapes(self.shape_reader.frame, self.shape_reader(backbone_map, grid)),)
+        maps = self.reader.standardise(self._read(backbone_map))
+        places, confidence = self.head.predict(maps, grid, *shapes)
         radii = torch.full_like(confidence, torch.nan)
         if self.error_model is not None:
             limit = self.error_model.calibration.quantile(COVERAGE)
@@ -118,14 +124,17 @@ class RegressorGraph(nn.Module):
         return is_plausible(determinants(total), centre, torch.tensor([pixels.shape[-1], pixels.shape[-2]]))
 
     def _encode(self, pixels: Tensor, crop: Tensor) -> Tensor:
-        """The maps (B, C, h, w) that the head reads, not standardised."""
+        """The backbone map (B, D, h, w)."""
         margin = self.model.view_margin
         if self.kind.margin == "context":
             views = self.model.normalise(sample_crops(pixels, pad_crops(crop, margin), self.size + 2 * margin))
         else:
             views = self.model.normalise(sample_crops(pixels, crop, self.size))
             views = F.pad(views, (margin,) * 4, mode="reflect")
-        backbone_map = self.model(views, self.kind.expansion)
+        return self.model(views, self.kind.expansion)
+
+    def _read(self, backbone_map: Tensor) -> Tensor:
+        """The map (B, C, h, w) that the head reads, not standardised."""
         if self.reader.use == "backbone":
             return backbone_map
         projected = self.model.project(backbone_map)

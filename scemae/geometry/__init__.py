@@ -31,7 +31,7 @@ from scemae.geometry.crop import (
     pad_crops,
     resample_crops,
 )
-from scemae.geometry.mean_frame import MeanFrame
+from scemae.geometry.mean_frame import FaceShapes, MeanFrame, symmetrise
 from scemae.geometry.normalised_coordinates import (
     half_side_to_pixel_affines,
     half_sides_to_pixels,
@@ -59,6 +59,7 @@ __all__ = [
     "Box",
     "CellGrid",
     "Crop",
+    "FaceShapes",
     "MeanFrame",
     "Patch",
     "apply_affine",
@@ -90,5 +91,6 @@ __all__ = [
     "sample_views",
     "similarity",
     "soft_argmax",
+    "symmetrise",
     "unit_to_pixels",
 ]

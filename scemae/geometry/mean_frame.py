@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class MeanFrame:
         return torch.stack([input_size - 1 - rows[..., 0], rows[..., 1]], dim=-1)
 
     def areas(self, shapes: Tensor) -> Tensor:
-        """Jacobian determinants (B, count - 1, count - 1) of shapes between neighbouring places; at most 0 is a fold."""
+        """Jacobian determinants (B, count - 1, count - 1) between neighbouring places; at most 0 is a fold."""
         rows = shapes.unflatten(1, (self.count, self.count))
         right, down = rows[:, :-1, 1:] - rows[:, :-1, :-1], rows[:, 1:, :-1] - rows[:, :-1, :-1]
         return (right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]) / self.grid.step**2
@@ -82,6 +83,55 @@ class MeanFrame:
     def _displacements(self, shapes: Tensor) -> Tensor:
         """(B, 2, count, count), px."""
         return (shapes - self.places.to(shapes)).transpose(1, 2).unflatten(2, (self.count, self.count))
+
+
+@dataclass(frozen=True, eq=False)
+class FaceShapes:
+    """The dense shapes of B faces: `xy` (B, P, 2), where the places of the mean face lie on them, input px."""
+
+    frame: MeanFrame
+    xy: Tensor
+
+    def __getitem__(self, chosen: Tensor | slice) -> FaceShapes:
+        return FaceShapes(self.frame, self.xy[chosen])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[FaceShapes]) -> FaceShapes:
+        """The shapes of all faces of the parts."""
+        return cls(parts[0].frame, torch.cat([part.xy for part in parts]))
+
+    def to_face(self, places: Tensor) -> Tensor:
+        """See `MeanFrame.to_face`."""
+        return self.frame.to_face(self.xy, places)
+
+    def to_mean(self, xy: Tensor) -> Tensor:
+        """See `MeanFrame.to_mean`."""
+        return self.frame.to_mean(self.xy, xy)
+
+    def resample(self, maps: Tensor, grid: CellGrid) -> Tensor:
+        """See `MeanFrame.resample`."""
+        return self.frame.resample(maps, grid, self.xy)
+
+    def widths(self, places: Tensor) -> Tensor:
+        """How wide (B, K) the surroundings of places (B, K, 2) are on the face, over their width on the mean face."""
+        aside = places.new_tensor([self.frame.grid.step / 2, 0.0])
+        right, left = self.to_face(places + aside), self.to_face(places - aside)
+        return (right - left).norm(dim=-1) / self.frame.grid.step
+
+
+def symmetrise(shapes: FaceShapes, places: Tensor, swap: Sequence[int], amount: float) -> Tensor:
+    """Places (B, K, 2) of the mean face, moved by `amount`, 0..1, towards what both sides of the face say.
+
+    `swap`: for each landmark the one whose place its mirror image takes. What both say is the mean of a place and its
+    partner's reflection. A place on the side that is turned away is known worse: each weighs with the fourth power of
+    how wide its surroundings are on the face.
+    """
+    weights = shapes.widths(places).clamp(0.05, 2.0)[..., None] ** 4
+    reflected = places[:, swap].clone()
+    extent = 2 * shapes.frame.grid.origin + (shapes.frame.count - 1) * shapes.frame.grid.step
+    reflected[..., 0] = extent - reflected[..., 0]
+    agreed = (weights * places + weights[:, swap] * reflected) / (weights + weights[:, swap])
+    return torch.where(agreed.isnan(), places, places + amount * (agreed - places))
 
 
 def blur(maps: Tensor, sigma: float) -> Tensor:
