@@ -126,6 +126,17 @@ def points(
     return _merge_layer(image, layer)
 
 
+def mesh(image: Image.Image, xy: Array) -> Image.Image:
+    """The image with lines between the neighbours of a lattice of points (n, n, 2); every fourth line stands out."""
+    layer, draw = _new_layer(image)
+    places = (np.asarray(xy) + 0.5) * SUPERSAMPLING
+    for index in range(len(places)):
+        colour, opacity = (INK, 110) if index % 4 else (TINT, 220)
+        for line in (places[index], places[:, index]):
+            draw.line([tuple(point) for point in line.tolist()], fill=(*colour, opacity), width=SUPERSAMPLING)
+    return _merge_layer(image, layer)
+
+
 def points_in_place(photo: Image.Image, corners: Array, xy: Array, scores: Array, radii: Array) -> None:
     """Draw the points (K, 2) of one face, with circles of `radii` (K,) if these are not nan, on a photo of several; its
     square has the corners (4, 2)."""

@@ -221,16 +221,24 @@ class FaceFeatures:
         read = sample_at(self.map(use), self.grid, places)
         return read.masked_fill(places.isnan().any(-1, keepdim=True), torch.nan)
 
-    def draw(self, use: Use = "backbone") -> Image.Image:
+    def draw(self, use: Use = "backbone", dense_shape: bool = False) -> Image.Image:
         """The faces as the model saw them, above their maps: the first three principal components as RGB.
 
-        Raises OptionError for more than 200 faces.
+        `dense_shape`: instead, with the lattice of the mean face's places on each. Raises OptionError for more than 200
+        faces, or where there is no dense shape.
         """
         draw.check_count(len(self))
+        if dense_shape:
+            return draw.grid([self._draw_mesh(*pair) for pair in zip(self.faces, self.dense_shape, strict=True)])
         maps = self.map(use).permute(0, 2, 3, 1).float().cpu().numpy()
         views = [draw.row([face.view()], [_caption(face)]) for face in self.faces]
         colours = draw.principal_colours(maps, (views[0].width, views[0].width))
         return draw.grid([draw.stack_rows(pair) for pair in zip(views, colours, strict=True)])
+
+    @staticmethod
+    def _draw_mesh(face: Face, places: NDArray[np.float64]) -> Image.Image:
+        view = face.view()
+        return draw.row([draw.mesh(view, face.crop.resample(view.width).to_input(places))], [_caption(face)])
 
 
 def _caption(face: Face) -> str:

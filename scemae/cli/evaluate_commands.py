@@ -151,8 +151,8 @@ def evaluate(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -
     matching = add("matching", evaluate_matching, features, pairs)
     matching.add_argument(
         "--prior", type=float, metavar="PX",
-        help="Match by descriptors alone, with this sigma of the position prior, in input px; 0 for none, as in the paper "
-        "(default: by the dense shape if the model has one, otherwise the model's prior, 0 with --no-align).",
+        help="Match by descriptors alone, with this sigma of the position prior, in input px; 0 for none, as in the "
+        "paper (default: by the dense shape if the model has one, otherwise the model's prior, 0 with --no-align).",
     )  # fmt: skip
     detection = add("detection", evaluate_detection, features)
     detection.add_argument("--pool", metavar="SPLIT", help="Split to fit on (default: the benchmark's).")

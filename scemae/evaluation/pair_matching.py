@@ -199,9 +199,7 @@ def _measured_row(setup: EvaluationSetup, prior: float | None, scores: dict[str,
     )
 
 
-def matching_table(
-    setup: EvaluationSetup, dataset: FaceDataset, prior: float | None, scores: dict[str, Any]
-) -> Table:
+def matching_table(setup: EvaluationSetup, dataset: FaceDataset, prior: float | None, scores: dict[str, Any]) -> Table:
     """What was measured, on the same pairs "no motion" and a perfect matcher, and the paper's Table 1."""
     still = [scores[kind]["no_motion_canonical_px"] for kind in KINDS]
     rows = [_measured_row(setup, prior, scores), ("no motion", "", *still, *[None] * 4)]
