@@ -37,7 +37,7 @@ def test_a_global_stage_moves_all_places_along_a_mode():
     mode[:, 1] = torch.linspace(-1, 1, 576)
     shape = planted_shape(mode=mode, bias=3.0)
     found = shape(torch.zeros(2, 2, 24, 24), GRID)
-    torch.testing.assert_close(found, (shape.frame.places + 3 * mode.double()).expand(2, -1, -1))
+    torch.testing.assert_close(found, (shape.frame.places.float() + 3 * mode).expand(2, -1, -1))
 
 
 def test_a_local_stage_reads_where_the_global_one_led():
@@ -48,7 +48,7 @@ def test_a_local_stage_reads_where_the_global_one_led():
     maps = torch.zeros(1, 2, 24, 24)
     maps[0, 0] = shape.frame.grid.centres(24).float() / 10
     found = shape(maps, GRID)[0]
-    expected = shape.frame.places.clone()
+    expected = shape.frame.places.float()
     moved = expected[:, 0] + 4
     expected[:, 0] = moved + moved.clamp(max=93.5) / 10  # beyond the last cell its value goes on
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -58,7 +58,7 @@ def test_what_is_read_has_its_mean_taken_off():
     shape = planted_shape()
     shape.offset.copy_(torch.tensor([2.0, -1.0]))
     found = shape(torch.zeros(1, 2, 24, 24), GRID)[0]
-    torch.testing.assert_close(found, shape.frame.places + torch.tensor([-2.0, 1.0]))
+    torch.testing.assert_close(found, shape.frame.places.float() + torch.tensor([-2.0, 1.0]))
 
 
 def test_the_local_stage_reads_left_right_above_and_below():
@@ -76,7 +76,7 @@ def test_any_expansion_serves():
     maps = torch.full((1, 2, 12, 12), 5.0)
     for expansion in (1, 2, 4):
         found = shape(maps.repeat_interleave(expansion, 2).repeat_interleave(expansion, 3), cell_grid(expansion))
-        torch.testing.assert_close(found[0], shape.frame.places + 5.0)
+        torch.testing.assert_close(found[0], shape.frame.places.float() + 5.0)
 
 
 @pytest.mark.parametrize("fields", [{"components": 0}, {"modes": 2**20}, {"local_stages": -1}, {"global_stages": 65}])

@@ -46,7 +46,7 @@ class MeanFrame:
         return places
 
     def resample(self, maps: Tensor, grid: CellGrid, shapes: Tensor) -> Tensor:
-        """Maps (B, C, h, w) as the places of the mean face see them, (B, C, count, count), with cells at `self.grid`."""
+        """Maps (B, C, h, w) as the places of the mean face see them: (B, C, count, count), cells at `self.grid`."""
         read = sample_at(maps, grid, shapes)
         return read.transpose(1, 2).unflatten(2, (self.count, self.count))
 

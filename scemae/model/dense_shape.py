@@ -18,7 +18,7 @@ OFFSET = 0.625  # patches: a local stage reads at a place and as far right, left
 
 
 class DenseShape(nn.Module):
-    """Backbone maps of aligned faces (B, D, h, w), of any expansion, to dense shapes (B, P, 2), input px, float64.
+    """Backbone maps of aligned faces (B, D, h, w), of any expansion, to dense shapes (B, P, 2), input px.
 
     Attributes:
         frame: the lattice of the P places.
@@ -54,7 +54,7 @@ class DenseShape(nn.Module):
     def forward(self, maps: Tensor, grid: CellGrid) -> Tensor:
         """See the class; `grid`: where the cells of the maps are."""
         reduced = self.reduce(maps)
-        shapes = self.mean_shapes(len(maps), maps.device)
+        shapes = self.mean_shapes(maps.shape[0], maps.device)
         for weights in self.global_weights:
             shapes = self.move_globally(shapes, self.describe_globally(reduced, grid, shapes) @ weights)
         for weights in self.local_weights:
@@ -63,7 +63,7 @@ class DenseShape(nn.Module):
 
     def mean_shapes(self, count: int, device: torch.device | None = None) -> Tensor:
         """The mean face's shape, where the stages start, for `count` faces."""
-        return self.frame.places.to(device).expand(count, -1, -1)
+        return self.frame.places.float().to(device).expand(count, -1, -1)
 
     def reduce(self, maps: Tensor) -> Tensor:
         """The channels (B, C, h, w) that the stages read."""
@@ -71,9 +71,9 @@ class DenseShape(nn.Module):
 
     def describe_globally(self, reduced: Tensor, grid: CellGrid, shapes: Tensor) -> Tensor:
         """What a global stage reads, (B, places * C + 1): the map at the coarse places, and a constant 1."""
-        places = self.frame.to_face(shapes, self.coarse.places.to(shapes).expand(len(shapes), -1, -1))
+        places = self.frame.to_face(shapes, self.coarse.places.to(shapes).expand(shapes.shape[0], -1, -1))
         read = sample_at(reduced, grid, places).flatten(1)
-        return torch.cat([read, read.new_ones(len(read), 1)], dim=1)
+        return torch.cat([read, read.new_ones(read.shape[0], 1)], dim=1)
 
     def describe_locally(self, reduced: Tensor, grid: CellGrid, shapes: Tensor) -> Tensor:
         """What a local stage reads, (B, P, 5 C + 1): the map at and around each place, and a constant 1."""
@@ -84,4 +84,4 @@ class DenseShape(nn.Module):
 
     def move_globally(self, shapes: Tensor, amounts: Tensor) -> Tensor:
         """Shapes moved along the modes by amounts (B, M)."""
-        return shapes + (amounts @ self.modes).unflatten(1, (-1, 2)).to(shapes)
+        return shapes + (amounts @ self.modes).unflatten(1, (-1, 2))
