@@ -33,7 +33,7 @@ from scemae.training.registration import (
     centre_shapes,
     learn_projector,
     mean_shapes,
-    measure_cycles,
+    measure_rings,
     measure_shapes,
     register_once,
 )
@@ -168,8 +168,8 @@ class _Run:
         return centre_shapes(self.frame, shapes)
 
     def _measure(self, step: int, shapes: Tensor, projector: Projector, maps: Tensor) -> dict[str, float]:
-        cycles = measure_cycles(maps, self.head.coarse.places, self.frame.grid, projector, self.config.temperature)
-        return {"step": step, **measure_shapes(self.frame, shapes), "ring_error": cycles}
+        rings = measure_rings(maps, self.frame, projector, self.config.temperature)
+        return {"step": step, **measure_shapes(self.frame, shapes), "ring_error": rings}
 
     def _write(
         self,

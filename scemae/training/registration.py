@@ -19,6 +19,7 @@ from scemae.training.class_scatter import ClassScatter, make_projector
 from scemae.training.face_views import FaceViews
 
 FLOOR, LEAST = 0.3, 0.01  # the weight of a match of cosine c is (c - FLOOR)^2, and never below LEAST^2
+MIDDLE = 0.25  # of the lattice on each side of its middle
 NEAR = 2  # cells: about the nearest cell, where a match of two faces is refined
 
 
@@ -108,13 +109,16 @@ def measure_shapes(frame: MeanFrame, shapes: Tensor) -> dict[str, float]:
     return {"displacement": float(displacement), "folded": float((frame.areas(shapes) <= 0).float().mean())}
 
 
-def measure_cycles(maps: Tensor, places: Tensor, grid: CellGrid, projector: Projector, temperature: float) -> float:
-    """How far places (P, 2) are from where they started, mean, input px, once matched through a ring of three faces.
+def measure_rings(maps: Tensor, frame: MeanFrame, projector: Projector, temperature: float) -> float:
+    """How far places of the middle of the face are from where they started, matched through three faces: mean, input px.
 
     Each of the faces, whose backbone maps are (n, D, h, w), starts a ring with the two after it.
     """
+    grid, rows = frame.grid, frame.places.float()
+    middle = (rows - rows.mean(0)).abs().amax(1) <= MIDDLE * (rows.max() - rows.min())
+    places = rows[middle][::2]
     described = _describe(projector, maps.float())
-    start = xy = places.float().expand(len(maps), -1, -1)
+    start = xy = places.expand(len(maps), -1, -1)
     ring = [described.roll(-step, 0) for step in range(3)]
     for source, target in zip(ring, ring[1:] + ring[:1], strict=True):
         read = F.normalize(sample_at(source, grid, xy), dim=-1)
