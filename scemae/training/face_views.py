@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from scemae.geometry import MeanFrame, apply_affines, invert_affines, pad_crops, sample_pixels, sample_views
 from scemae.model.sce_mae import SceMae
 from scemae.output import atomic_write, make_folder
-from scemae.training.motions import Moves, change_light, render_moved
+from scemae.training.motions import Moves, change_light
 from scemae.training.pack import Pack
 from scemae.training.random_warps import SmoothWarps, draw_smooth_warps
 from scemae.training.register_config import RegisterConfig
@@ -24,6 +24,7 @@ from scemae.training.run_config import Precision
 
 EXPANSION = 2  # of the maps
 Kind = Literal["still", "moved"]
+KINDS: tuple[Kind, Kind] = ("still", "moved")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,6 +36,7 @@ class FaceViews:
         rows: (N,) of the pack.
         still: moves that at most mirror: the registered face.
         moves, warps: what is done to the second view, which is mirrored or not whether the first is.
+        margin: by how much the views are wider on each side than what the model sees, px.
         folder: where the maps are, a file for each batch and kind.
         batch_size: faces in one.
     """
@@ -45,6 +47,7 @@ class FaceViews:
     still: Moves
     moves: Moves
     warps: SmoothWarps
+    margin: int
     folder: Path
     batch_size: int
 
@@ -52,7 +55,7 @@ class FaceViews:
     def draw(
         cls, frame: MeanFrame, pack: Pack, rows: NDArray[np.int64], margin: int, config: RegisterConfig, folder: Path
     ) -> FaceViews:
-        """The views of these rows, `margin` px wider on each side than what the model sees."""
+        """Random views of these rows; the other arguments are attributes, or what they are drawn by."""
         rngs = [np.random.default_rng([config.seed, 3, row]) for row in rows]
         still, moves = (
             Moves.concatenate(
@@ -68,6 +71,7 @@ class FaceViews:
             still=still,
             moves=moves,
             warps=warps,
+            margin=margin,
             folder=folder,
             batch_size=config.batch_size,
         )
@@ -84,17 +88,17 @@ class FaceViews:
         """Write the maps that are not there yet."""
         make_folder(self.folder)
         for part in _show(self.parts, "encoding"):
-            for kind, render in (("still", self._render_still), ("moved", self._render_moved)):
-                path = self._path(kind, part)
+            for kind in KINDS:
+                path = self.path(kind, part)
                 if not path.exists():
-                    maps = encode_maps(model, render(part, model.view_margin), precision)
+                    maps = encode_maps(model, self.render(kind, part), precision)
                     with atomic_write(path) as temporary:
                         np.save(temporary, maps.half().numpy())
 
     def iter_maps(self, kind: Kind, purpose: str) -> Iterator[tuple[slice, Tensor]]:
         """The faces of each batch and their maps (b, D, h, w), float32, with a progress bar that says for what."""
         for part in _show(self.parts, purpose):
-            yield part, torch.from_numpy(np.load(self._path(kind, part))).float()
+            yield part, torch.from_numpy(np.load(self.path(kind, part))).float()
 
     def place(self, shapes: Tensor, part: slice) -> Tensor:
         """Shapes (b, P, 2) of the still views of some faces in their moved views, input px."""
@@ -103,20 +107,18 @@ class FaceViews:
         motions = torch.from_numpy(self.moves.motions[part, :2])
         return self.warps[part].to_warped(apply_affines(invert_affines(motions).to(shapes), unmoved))
 
-    def _render_still(self, part: slice, margin: int) -> Tensor:
-        moves, size = self.still[part], self.pack.input_size + 2 * margin
-        squares = torch.from_numpy(self.pack.squares[self.rows[part]])
-        return render_moved(squares, pad_crops(moves.to_square(self.pack), margin), moves.light, size)
+    def render(self, kind: Kind, part: slice) -> Tensor:
+        """These views of some faces, with margin, (b, 3, S, S), 0..1."""
+        moves, size = (self.still if kind == "still" else self.moves)[part], self.pack.input_size + 2 * self.margin
+        axis = torch.arange(size) - float(self.margin)
+        places = torch.cartesian_prod(axis, axis).flip(1).expand(len(moves.mirrored), -1, -1)
+        if kind == "moved":
+            places = self.warps[part].to_unwarped(places)
+        places = apply_affines(moves.to_square(self.pack).float(), places).unflatten(1, (size, size))
+        return change_light(sample_pixels(self.pack.read_squares(self.rows[part]), places), moves.light)
 
-    def _render_moved(self, part: slice, margin: int) -> Tensor:
-        moves, size = self.moves[part], self.pack.input_size + 2 * margin
-        axis = torch.arange(size) - float(margin)
-        pixels = torch.cartesian_prod(axis, axis).flip(1).expand(len(moves.mirrored), -1, -1)
-        places = apply_affines(moves.to_square(self.pack).float(), self.warps[part].to_unwarped(pixels))
-        squares = self.pack.read_squares(self.rows[part])
-        return change_light(sample_pixels(squares, places.unflatten(1, (size, size))), moves.light)
-
-    def _path(self, kind: Kind, part: slice) -> Path:
+    def path(self, kind: Kind, part: slice) -> Path:
+        """Where the maps of these views are."""
         return self.folder / f"{kind}-{part.start:06d}.npy"
 
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from scemae.model.dense_shape import DenseShape
 from scemae.ridge import solve_ridge
-from scemae.training.face_views import FaceViews, Kind
+from scemae.training.face_views import KINDS, FaceViews, Kind
 from scemae.training.registration import mean_shapes
 
-KINDS: tuple[Kind, Kind] = ("still", "moved")
 FACES = 300  # whose maps say which channels are read
 FOLDS = 2  # of the faces, for shapes that a global stage has not learned from
 

@@ -110,13 +110,12 @@ def measure_shapes(frame: MeanFrame, shapes: Tensor) -> dict[str, float]:
 
 
 def measure_rings(maps: Tensor, frame: MeanFrame, projector: Projector, temperature: float) -> float:
-    """How far places of the middle of the face are from where they started, matched through three faces: mean, input px.
+    """How far places of the middle of the face are from where they began, matched through three faces: mean, input px.
 
     Each of the faces, whose backbone maps are (n, D, h, w), starts a ring with the two after it.
     """
-    grid, rows = frame.grid, frame.places.float()
-    middle = (rows - rows.mean(0)).abs().amax(1) <= MIDDLE * (rows.max() - rows.min())
-    places = rows[middle][::2]
+    grid, places = frame.grid, frame.places.float()
+    places = places[(places - places.mean(0)).abs().amax(1) <= MIDDLE * (places.max() - places.min())]
     described = _describe(projector, maps.float())
     start = xy = places.expand(len(maps), -1, -1)
     ring = [described.roll(-step, 0) for step in range(3)]
