@@ -5,6 +5,7 @@ scemae train register --model MODEL --data UPRIGHT_PACK --out RUN
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,7 +156,8 @@ class _Run:
 
     def _first_projector(self) -> Projector:
         """That of the model; without one, as learned from the unregistered faces."""
-        return self._learn(self.shapes) if self.model.projector is None else self.model.projector.cpu()
+        own = self.model.projector
+        return self._learn(self.shapes) if own is None else copy.deepcopy(own).cpu()
 
     def _learn(self, shapes: Tensor) -> Projector:
         return learn_projector(self.views, shapes, self.config.projector_dim, self.config.shrinkage)
