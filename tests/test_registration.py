@@ -1,7 +1,6 @@
 """Registration: warps and views by coordinate ramps, planted faces whose shapes are known, and the command."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from training_runs import pack_noise, pack_squares, save_random_model
 
 import scemae
 from scemae.cli.main import main
-from scemae.errors import OptionError
 from scemae.geometry import CellGrid, MeanFrame, sample_at
 from scemae.model.config import DenseShapeConfig, ModelConfig
 from scemae.model.dense_shape import DenseShape
@@ -26,10 +24,12 @@ from scemae.training.registration import (
     centre_shapes,
     learn_projector,
     match_softly,
+    match_template,
     mean_shapes,
     measure_rings,
     register_once,
 )
+from scemae.training.run_folder import RunFolder
 from scemae.weights.card import model_card
 from scemae.weights.model_folder import WEIGHTS
 
@@ -129,7 +129,7 @@ def describe(places):
 
 
 def planted_map(shapes):
-    """Maps (n, WAVES, 24, 24) of faces of these shapes: each cell describes the place of the mean face that it shows."""
+    """Maps (n, WAVES, 24, 24) of faces of these shapes: each cell describes the mean face's place that it shows."""
     cells = FRAME.places.float().expand(len(shapes), -1, -1)
     return describe(FRAME.to_mean(shapes, cells)).mT.unflatten(2, (24, 24))
 
@@ -143,13 +143,18 @@ def planted_shapes(count, sigma=4.0, seed=0):
     return centre_shapes(FRAME, torch.cat([shapes, FRAME.mirror(shapes, INPUT)]))
 
 
-def plant(folder, shapes):
-    """Views of faces of these shapes."""
+def plant(folder, shapes, noise=0.0):
+    """Views of faces of these shapes, and of noise of that length in each cell."""
     views = draw_views(pack_noise(folder / "noise", len(shapes)), folder, warp=0.5, amplitude=0.2)
     for part in views.parts:
-        np.save(views.path("still", part), planted_map(shapes[part]).numpy())
-        np.save(views.path("moved", part), planted_map(views.place(shapes[part], part)).numpy())
+        for kind, seen in (("still", shapes[part]), ("moved", views.place(shapes[part], part))):
+            maps = planted_map(seen)
+            np.save(views.path(kind, part), (maps + noise * F.normalize(torch.randn_like(maps), dim=1)).numpy())
     return views
+
+
+def still_maps(views):
+    return torch.cat([maps for _, maps in views.iter_maps("still", "test")])
 
 
 def identity_projector():
@@ -158,10 +163,23 @@ def identity_projector():
     return projector.requires_grad_(False)
 
 
+def test_a_few_damaged_cells_move_with_their_neighbours():
+    shapes = mean_shapes(FRAME, 1)
+    template, maps = describe(FRAME.places.float()), planted_map(shapes)
+    maps[:, :, 10:12, 10:12] = F.normalize(torch.randn(1, WAVES, 2, 2), dim=1)
+    rough, smooth = (
+        match_template(FRAME, template, maps, shapes, Round(reach=3, smoothing=sigma, temperature=0.02))[0]
+        for sigma in (0.2, 1.5)
+    )
+    damaged = (FRAME.places - FRAME.grid.to_input(torch.tensor(10.5))).abs().amax(1) < CELL
+    assert float((rough - shapes)[:, damaged].norm(dim=-1).max()) > CELL
+    assert float((smooth - shapes)[:, damaged].norm(dim=-1).max()) < 0.5 * CELL
+
+
 @pytest.mark.slow
 def test_known_displacements_are_found(tmp_path):
     truth = planted_shapes(40)
-    views, projector, shapes = plant(tmp_path, truth), identity_projector(), mean_shapes(FRAME, 40)
+    views, projector, shapes = plant(tmp_path, truth, noise=0.5), identity_projector(), mean_shapes(FRAME, 40)
     for reach, smoothing in ((4, 2.0), (3, 1.0), (3, 0.8), (3, 0.8)):
         settings = Round(reach=reach, smoothing=smoothing, temperature=0.02)
         shapes, agreement = register_once(views, shapes, projector, settings)
@@ -173,8 +191,8 @@ def test_known_displacements_are_found(tmp_path):
     assert float(FRAME.areas(shapes).min()) > 0
     assert agreement > 0.9
     torch.testing.assert_close(shapes.mean(0), FRAME.places.float(), atol=1e-3, rtol=0)
-    mirrored = FRAME.mirror(shapes[:20], INPUT)
-    assert float((shapes[20:] - mirrored)[:, inner].norm(dim=-1).mean()) < 0.2 * CELL
+    asymmetry = (shapes[20:] - FRAME.mirror(shapes[:20], INPUT))[:, inner].mean(0)
+    assert float(asymmetry.norm(dim=-1).mean()) < 0.1 * CELL
 
 
 @pytest.mark.slow
@@ -211,18 +229,35 @@ def test_the_dense_shape_of_unseen_faces_is_found(tmp_path):
     mix = torch.randn(100, 4, generator=torch.Generator().manual_seed(3)) * 0.5
     shapes = places + torch.einsum("nk,kpd->npd", mix, basis)
     views = plant(tmp_path, shapes[:80])
-    config = DenseShapeConfig(components=8, modes=20, global_stages=2, local_stages=1)
-    head = DenseShape(config, WAVES, INPUT, 8)
-    fit = DenseShapeFit(head, views, shapes[:80])
-    fit.fit(0.01, 0.05)
-    torch.testing.assert_close(head.modes @ head.modes.T, torch.eye(20), atol=1e-4, rtol=0)
-    reduced = torch.cat([head.reduce(maps) for _, maps in views.iter_maps("still", "test")])
-    assert float(reduced.mean((0, 2, 3)).abs().max()) < 1e-3
-    found = head(planted_map(shapes[80:]), FRAME.grid)
-    before, after = ((xy - shapes[80:]).norm(dim=-1).mean() for xy in (FRAME.places, found))
-    assert float(before) > 3
-    assert float(after) < 0.3 * float(before)
+    errors = [float((FRAME.places - shapes[80:]).norm(dim=-1).mean())]
+    for stages in ((1, 0), (2, 0), (2, 1)):
+        config = DenseShapeConfig(components=8, modes=3, global_stages=stages[0], local_stages=stages[1])
+        head = DenseShape(config, WAVES, INPUT, 8)
+        DenseShapeFit(head, views, shapes[:80]).fit(0.01, 0.05)
+        found = head(planted_map(shapes[80:]), FRAME.grid)
+        errors.append(float((found - shapes[80:]).norm(dim=-1).mean()))
     assert float(FRAME.areas(found).min()) > 0
+    assert errors[0] > 3
+    assert errors[1] < 0.5 * errors[0]  # three modes of four
+    assert errors[2] < 1.02 * errors[1]
+    assert errors[3] < 0.4 * errors[2]  # the local stage knows no modes
+    torch.testing.assert_close(head.modes @ head.modes.T, torch.eye(3), atol=1e-4, rtol=0)
+    reduced = head.reduce(still_maps(views))
+    assert float(reduced.mean((0, 2, 3)).abs().max()) < 1e-3
+
+
+def test_a_stage_leaves_shapes_that_it_has_not_learned_from(tmp_path):
+    """Displacements of pure chance: those of the faces that it learned from it would know by heart."""
+    views = plant(tmp_path, planted_shapes(20))
+    shapes = planted_shapes(20, seed=1)
+    head = DenseShape(DenseShapeConfig(components=8, modes=20, global_stages=1, local_stages=0), WAVES, INPUT, 8)
+    fit = DenseShapeFit(head, views, shapes)
+    fit.fit(0.001, 0.001)
+    wanted, unseen, learned = (
+        (xy - FRAME.places).flatten() for xy in (shapes, fit.shapes["still"], head(still_maps(views), FRAME.grid))
+    )
+    assert float(F.cosine_similarity(learned, wanted, dim=0)) > 0.8
+    assert float(F.cosine_similarity(unseen, wanted, dim=0)) < 0.3
 
 
 # ---- the command
@@ -283,10 +318,12 @@ class Stopped(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("where", "call"), [("encode_maps", 3), ("iter_maps", 5), ("iter_maps", 9)])
+@pytest.mark.parametrize(
+    ("where", "call"), [("encode_maps", 3), ("iter_maps", 5), ("write_checkpoint", 3), ("iter_maps", 9)]
+)
 def test_a_resumed_run_has_the_weights_of_one_in_one_piece(capsys, pack, tiny, tmp_path, monkeypatch, where, call):
     assert register(capsys, pack, tiny, tmp_path / "whole")[0] == 0
-    owner, calls = {"encode_maps": face_views, "iter_maps": FaceViews}[where], 0
+    owner, calls = {"encode_maps": face_views, "iter_maps": FaceViews, "write_checkpoint": RunFolder}[where], 0
     function = getattr(owner, where)
 
     def stop(*arguments):

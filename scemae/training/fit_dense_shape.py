@@ -49,10 +49,13 @@ class DenseShapeFit:
 
     def _choose_components(self) -> None:
         """The leading principal components of the still maps' channels, each of unit variance."""
-        count, total, products = 0, 0.0, 0.0
+        width = self.head.components.shape[1]
+        count, total, products = 0, torch.zeros(width).double(), torch.zeros(width, width).double()
         for part, maps in self.views.iter_maps("still", "components"):
             rows = maps.transpose(0, 1).flatten(1).double()
-            count, total, products = count + rows.shape[1], total + rows.sum(1), products + rows @ rows.T
+            count += rows.shape[1]
+            total += rows.sum(1)
+            products += rows @ rows.T
             if part.stop >= FACES:
                 break
         mean = total / count
@@ -63,16 +66,14 @@ class DenseShapeFit:
         self.head.offset.copy_(self.head.components.double() @ mean)
 
     def _find_modes(self) -> None:
-        """The leading principal components of the displacements in both views."""
-        places, count = self.head.frame.places.float(), 2 * len(self.folds)
-        total, products = 0.0, 0.0
-        for part in self.views.parts:
-            for kind in KINDS:
-                rows = (self.targets[kind][part] - places).flatten(1).double()
-                total, products = total + rows.sum(0), products + rows.T @ rows
-        covariance = products / count - torch.outer(total, total) / count**2
-        directions = torch.linalg.eigh(covariance)[1].flip(1)
-        self.head.modes.copy_(directions[:, : len(self.head.modes)].T)
+        """The leading principal components of the displacements in both views, whose mean is about zero."""
+        count, numbers = self.head.modes.shape
+        products = torch.zeros(numbers, numbers).double()
+        for targets in self.targets.values():
+            for part in self.views.parts:
+                rows = (targets[part] - self.head.frame.places).flatten(1).double()
+                products += rows.T @ rows
+        self.head.modes.copy_(torch.linalg.eigh(products)[1].flip(1)[:, :count].T)
 
     def _solve_globally(self, ridge: float) -> list[Tensor]:
         """Weights (F, M) of a stage: for each fold from the faces of the others, then from all."""

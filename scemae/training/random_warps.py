@@ -80,4 +80,4 @@ def _displace(numbers: Tensor, places: Tensor) -> Tensor:
     middle, spread = numbers.new_tensor(BUMP_PLACE).unbind(1)
     centres, width = middle + spread * bump[:, :2], BUMP_WIDTH[0] * (BUMP_WIDTH[1] * bump[:, 4:]).exp()
     shares = (-((places - centres[:, None]).square().sum(2)) / (2 * width**2)).exp()
-    return sum(fields).flatten(2).mT + shares[..., None] * (bump[:, None, 2:4] * bump.new_tensor(BUMP))
+    return torch.stack(fields).sum(0).flatten(2).mT + shares[..., None] * (bump[:, None, 2:4] * bump.new_tensor(BUMP))

@@ -42,7 +42,7 @@ from scemae.training.run_folder import MAPS, MODEL, RunFolder
 from scemae.training.stage2 import write_projected
 from scemae.weights.zoo import load_model
 
-FIELDS = {"config", "origin", "pack", "precision", "step", "seconds", "shapes", "projector"}  # of a checkpoint
+FIELDS = {"config", "origin", "pack", "precision", "step", "seconds", "shapes"}  # of a checkpoint
 
 
 def train_register(
@@ -115,10 +115,6 @@ class _Run:
         self._check(saved)
         self.precision, self.step, self.shapes = saved["precision"], saved["step"], saved["shapes"]
         self.start -= saved["seconds"]
-        self.projector: Projector | None = None
-        if saved["projector"]:
-            self.projector = Projector(model.config.backbone.width, config.projector_dim).requires_grad_(False)
-            self.projector.load_state_dict(saved["projector"])
         folder.cut_log(self.step)
 
     @property
@@ -130,8 +126,10 @@ class _Run:
         """Everything from the maps to the model."""
         self.views.encode(self.model, self.precision)
         maps = encode_central(self.model, self.pack, self.held_out, self.precision)
+        own = self.model.projector
+        projector = self._learn(self.shapes) if self.step or own is None else copy.deepcopy(own).cpu()
         while self.step < len(self.config.reaches):
-            self._register(maps)
+            projector = self._register(projector, maps)
         DenseShapeFit(self.head, self.views, self.shapes).fit(self.config.global_ridge, self.config.local_ridge)
         shapes = self._read_shapes()
         projector = self._learn(shapes)
@@ -140,24 +138,20 @@ class _Run:
         self._write(projector, unseen, lines, card_fields)
         return {**unseen, **{name: value for name, value in lines[-1].items() if name != "step"}}
 
-    def _register(self, maps: Tensor) -> None:
-        """One round, its line in the log, and its checkpoint."""
-        projector, config = self.projector or self._first_projector(), self.config
+    def _register(self, projector: Projector, maps: Tensor) -> Projector:
+        """One round, its line in the log, and its checkpoint; the projector for the next one."""
+        config = self.config
         settings = Round(
             reach=config.reaches[self.step],
             smoothing=config.smoothings[self.step],
             temperature=config.temperature,
         )
         self.shapes, agreement = register_once(self.views, self.shapes, projector, settings)
-        self.projector = self._learn(self.shapes)
+        projector = self._learn(self.shapes)
         self.step += 1
-        self.folder.log({**self._measure(self.step, self.shapes, self.projector, maps), "agreement": agreement})
-        self._save(self.shapes, self.projector.state_dict())
-
-    def _first_projector(self) -> Projector:
-        """That of the model; without one, as learned from the unregistered faces."""
-        own = self.model.projector
-        return self._learn(self.shapes) if own is None else copy.deepcopy(own).cpu()
+        self.folder.log({**self._measure(self.step, self.shapes, projector, maps), "agreement": agreement})
+        self._save(self.shapes)
+        return projector
 
     def _learn(self, shapes: Tensor) -> Projector:
         return learn_projector(self.views, shapes, self.config.projector_dim, self.config.shrinkage)
@@ -198,9 +192,9 @@ class _Run:
     def _begin(self, faces: int) -> dict[str, Any]:
         """The state before the first round, written down: it holds the precision in which all maps are made."""
         self.step, self.precision = 0, choose_precision(self.model.device)
-        return self._save(mean_shapes(self.frame, faces), {})
+        return self._save(mean_shapes(self.frame, faces))
 
-    def _save(self, shapes: Tensor, projector: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _save(self, shapes: Tensor) -> dict[str, Any]:
         state = {
             "config": self.config.to_json(),
             "origin": self.model.id.sha256,
@@ -209,7 +203,6 @@ class _Run:
             "step": self.step,
             "seconds": time.monotonic() - self.start,
             "shapes": shapes,
-            "projector": dict(projector),
         }
         self.folder.write_checkpoint(state)
         return state
