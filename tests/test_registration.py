@@ -172,8 +172,8 @@ def test_a_few_damaged_cells_move_with_their_neighbours():
         for sigma in (0.2, 1.5)
     )
     damaged = (FRAME.places - FRAME.grid.to_input(torch.tensor(10.5))).abs().amax(1) < CELL
-    assert float((rough - shapes)[:, damaged].norm(dim=-1).max()) > CELL
-    assert float((smooth - shapes)[:, damaged].norm(dim=-1).max()) < 0.5 * CELL
+    assert float((rough - shapes)[:, damaged].norm(dim=-1).max()) > 0.7 * CELL
+    assert float((smooth - shapes)[:, damaged].norm(dim=-1).max()) < 0.35 * CELL
 
 
 @pytest.mark.slow
