@@ -50,7 +50,7 @@ def test_a_warp_is_undone_and_does_not_fold():
     assert float(warps.lattice.areas(warps.shapes).min()) >= LEAST_AREA
     seen = 103 * torch.rand(200, 300, 2, generator=torch.Generator().manual_seed(0)) - 4
     origin = warps.to_unwarped(seen)
-    assert 2 < float((origin - seen).norm(dim=-1).mean()) < 8
+    assert 3 < float((origin - seen).norm(dim=-1).mean()) < 8
     assert float((warps.to_warped(origin) - seen).norm(dim=-1).max()) < 0.05
 
 
