@@ -13,7 +13,7 @@ class RegisterConfig(MotionConfig):
 
     faces: int = option(8000, "Faces that are registered, at most.")
     amplitude: float = option(0.4, "How far the second view of each face is moved, see --rotation.")
-    warp: float = option(1.0, "How far it is warped smoothly: 3 px of 96 on average at 1.")
+    warp: float = option(1.0, "How far it is warped smoothly: 4 px of 96 on average at 1.")
     reaches: tuple[int, ...] = option(
         (4, 4, 3, 3, 3, 3, 3, 3, 3), "Of each round: how far places are looked for, cells of the map at expansion 2."
     )
