@@ -18,6 +18,7 @@ from scemae.cli.main import main
 from scemae.model.config import BACKBONES, BackboneConfig
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.perturbation_config import AlignConfig, FindConfig
+from scemae.training.register_config import RegisterConfig
 from scemae.training.run_config import (
     STAGE1_PRESETS,
     STAGE1_SOURCES,
@@ -125,7 +126,17 @@ def test_none_is_a_value():
 
 @pytest.mark.parametrize(
     "kind",
-    [Stage1Config, Stage2Config, DiscriminantConfig, AlignConfig, FindConfig, RunOptions, CardFields, PublishConfig],
+    [
+        Stage1Config,
+        Stage2Config,
+        DiscriminantConfig,
+        RegisterConfig,
+        AlignConfig,
+        FindConfig,
+        RunOptions,
+        CardFields,
+        PublishConfig,
+    ],
 )
 def test_every_option_has_a_sentence_of_help(kind):
     helps = field_help(kind)

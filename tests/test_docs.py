@@ -46,6 +46,7 @@ MORE = {  # command -> further words beside those in the document
     "train align": f"{FEW} {FAST} {NARROW}",
     "train find": f"{FEW} {FAST} {NARROW} --finder-widths 4,4,8",
     "train discriminant": f"{FEW} --views 8 --projector-dim 8",
+    "train register": f"{FEW} --reaches 2 --smoothings 1 --projector-dim 8 --components 8 --modes 8",
     "train stage1": f"{FAST} --overwrite --architecture test-narrow --batch-size 4",
     "train stage2": f"{FEW} {FAST} --projector-dim 8 --faces-together 2",
 }

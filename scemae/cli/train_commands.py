@@ -17,6 +17,7 @@ from scemae.errors import DataError, MissingExtraError, OptionError, RunError
 from scemae.output import real_path
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.perturbation_config import AlignConfig, FindConfig
+from scemae.training.register_config import RegisterConfig
 from scemae.training.run_config import (
     STAGE1_PRESETS,
     STAGE1_SOURCES,
@@ -67,6 +68,14 @@ def add_train_commands(parser: argparse.ArgumentParser, common: argparse.Argumen
     discriminant.add_argument("--overwrite", action="store_true", help="Replace RUN/model if it exists.")
     add_fields(discriminant, DiscriminantConfig, CONFIG_TITLE.format("the discriminant"), {"": DiscriminantConfig()})
     add_fields(discriminant, CardFields, CARD_TITLE, {})
+
+    register = add_command(stages, "register", run_register, common)
+    _add_run_arguments(register)
+    _add_model_argument(register)
+    register.add_argument("--resume", action="store_true", help="Continue the run in this folder, if there is one.")
+    register.add_argument("--overwrite", action="store_true", help="Replace the run in this folder, if there is one.")
+    add_fields(register, RegisterConfig, CONFIG_TITLE.format("the registration"), {"": RegisterConfig()})
+    add_fields(register, CardFields, CARD_TITLE, {})
 
     for name, run, config, title in (
         ("align", run_align, AlignConfig(), "the aligner"),
@@ -153,6 +162,22 @@ def run_discriminant(args: argparse.Namespace) -> Outcome:
     return format_report(args.out, measured, [f"{name}: {value:.3f} input px" for name, value in measured.items()])
 
 
+def run_register(args: argparse.Namespace) -> Outcome:
+    """Find the same places on all faces without labels; fit the projector and the dense shape (not in the paper)."""
+    from scemae.training.register_faces import train_register
+
+    if args.resume and args.overwrite:
+        raise OptionError("--resume and --overwrite cannot both be given: continue the run, or replace it.")
+    _check_start(args.model, args.out)
+    config = RegisterConfig(**given_fields(args, RegisterConfig))
+    faces, card_fields = open_faces(args, _read_model_config(args.model).input_size), given_fields(args, CardFields)
+    measured = train_register(
+        args.model, faces, config, Path(args.out), card_fields, resume=args.resume, overwrite=args.overwrite
+    )
+    lines = [f"{name}: {value:.3f}{'' if name == 'folded' else ' input px'}" for name, value in measured.items()]
+    return format_report(args.out, measured, lines)
+
+
 def run_align(args: argparse.Namespace) -> Outcome:
     """Train the aligner without labels, from known perturbations of the faces (docs/alignment.md; not in the paper)."""
     from scemae.training.fit_aligner import AlignRecipe
@@ -222,16 +247,23 @@ def run_training(recipe: Recipe, args: argparse.Namespace, start: str | None) ->
     """Train; only the first process reports. `start`: the model that the run starts from."""
     from scemae.training.engine import train
     from scemae.training.processes import leave_processes
-    from scemae.training.run_folder import MODEL
-    from scemae.weights.zoo import locate_model
 
-    model = Path(args.out) / MODEL
-    if start and real_path(locate_model(start).folder) == real_path(model):
-        raise RunError(f"{model} is the model that this run starts from and would replace; choose another --out.")
+    if start:
+        _check_start(start, args.out)
     history = train(recipe, Path(args.out), RunOptions(**given_fields(args, RunOptions)))
     if not leave_processes():
         raise SystemExit(0)
     return _format_history(history, recipe.config, args.out)
+
+
+def _check_start(source: str, run: str) -> None:
+    """Raise RunError if the model that a run starts from is the one that it would write."""
+    from scemae.training.run_folder import MODEL
+    from scemae.weights.zoo import locate_model
+
+    model = Path(run) / MODEL
+    if real_path(locate_model(source).folder) == real_path(model):
+        raise RunError(f"{model} is the model that this run starts from and would replace; choose another --out.")
 
 
 def format_report(run: str, result: dict[str, Any], lines: list[str]) -> Outcome:

@@ -80,6 +80,13 @@ def sample_views(pixels: Tensor, to_pixels: Tensor, size: int) -> Tensor:
     return _sample_lattice(pixels, to_pixels, torch.arange(size, dtype=to_pixels.dtype, device=to_pixels.device)[None])
 
 
+def sample_pixels(pixels: Tensor, xy: Tensor) -> Tensor:
+    """Pixels (B, C, H, W) read at points (B, h, w, 2), bilinear, mirrored beyond their edges: (B, C, h, w)."""
+    extent = torch.tensor([pixels.shape[3], pixels.shape[2]], dtype=xy.dtype, device=xy.device)
+    grid = ((2 * xy + 1) / extent - 1).to(pixels.dtype)  # -1 and 1 at the edges of the outermost pixels
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
 def _sample_lattice(pixels: Tensor, to_pixels: Tensor, axis: Tensor) -> Tensor:
     """`sample_views` (B, C, n, n) at view coordinates `axis` (B or 1, n), the same along x and y."""
     grid = _lattice(to_pixels, axis, pixels.shape[-2:]).to(pixels.dtype)

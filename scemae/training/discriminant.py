@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scemae.errors import OptionError
 from scemae.geometry import pixels_to_half_sides
-from scemae.model.projector import Projector
 from scemae.training.acceleration import choose_precision
+from scemae.training.class_scatter import ClassScatter, make_projector
 from scemae.training.discriminant_config import DiscriminantConfig
 from scemae.training.engine import describe_hardware
 from scemae.training.held_out_matching import HeldOutFaces
@@ -67,8 +66,7 @@ def train_discriminant(
         mean, projection = learn_projection(
             tokens, views=config.views, cells=config.cells, dim=config.projector_dim, shrinkage=config.shrinkage
         )
-        projector = Projector(len(mean), config.projector_dim)
-        projector.load_state_dict({"weight": projection.T[..., None, None], "bias": -mean @ projection})
+        projector = make_projector(mean, projection)
         unseen = HeldOutFaces(model, pack, held_out)
         hardware = describe_hardware(model.device, 1, choose_precision(model.device))
         rows = describe_run((time.monotonic() - start) / 3600, hardware)
@@ -92,48 +90,15 @@ def learn_projection(
     return scatter.solve(dim, shrinkage)
 
 
-class PositionalScatter:
-    """Linear discriminant analysis (LDA) of tokens, their class one of `cells` x `cells` places of the unmoved view.
-
-    It keeps sums over the tokens, so that memory does not grow with their number (docs/alignment.md).
-    """
+class PositionalScatter(ClassScatter):
+    """LDA of tokens, their class one of `cells` x `cells` places of the unmoved view."""
 
     def __init__(self, width: int, cells: int) -> None:
+        super().__init__(width, cells**2)
         self.cells = cells
-        self.counts = torch.zeros(cells**2, dtype=torch.float64)
-        self.sums = torch.zeros(cells**2, width, dtype=torch.float64)
-        self.products = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, tokens: Tensor, places: Tensor) -> None:
         """Add tokens (B, N, D), whose centres are at (B, N, 2) half-sides of the unmoved view."""
-        index = ((places / CLASS_REACH + 1) * (self.cells / 2)).floor().long().flatten(0, 1)
-        inside = ((index >= 0) & (index < self.cells)).all(dim=1)
-        index, kept = index[inside], tokens.flatten(0, 1)[inside].double()
-        classes = index[:, 1] * self.cells + index[:, 0]
-        self.counts += torch.bincount(classes, minlength=self.cells**2)
-        self.sums.index_add_(0, classes, kept)
-        self.products += kept.T @ kept
-
-    def solve(self, dim: int, shrinkage: float) -> tuple[Tensor, Tensor]:
-        """Mean (D,) and projection (D, dim), float32, of unit variance: the `dim` leading directions of the LDA.
-
-        These maximise the scatter between the classes against the scatter within them, to whose diagonal `shrinkage`
-        times its mean is added. Raises OptionError where `dim` is larger than D.
-        """
-        if dim > len(self.products):
-            raise OptionError(f"A projection to {dim} dimensions was asked for; the tokens have {len(self.products)}.")
-        total = self.counts.sum()
-        mean = self.sums.sum(0) / total
-        seen = self.counts > 0
-        centred = self.sums[seen] / self.counts[seen, None] - mean
-        between = centred.T @ (centred * (self.counts[seen, None] / total))
-        overall = self.products / total - torch.outer(mean, mean)
-        within = overall - between
-        within += shrinkage * within.diagonal().mean() * torch.eye(len(within), dtype=torch.float64)
-        factor = torch.linalg.cholesky(within)
-        whitened = torch.linalg.solve_triangular(factor, between, upper=False)
-        whitened = torch.linalg.solve_triangular(factor, whitened.T, upper=False)
-        _, directions = torch.linalg.eigh((whitened + whitened.T) / 2)
-        projection = torch.linalg.solve_triangular(factor.T, directions.flip(1)[:, :dim], upper=True)
-        deviation = (projection * (overall @ projection)).sum(0).sqrt()
-        return mean.float(), (projection / deviation).float()
+        index = ((places / CLASS_REACH + 1) * (self.cells / 2)).floor().long()
+        inside = ((index >= 0) & (index < self.cells)).all(dim=-1)
+        self.add_classes(tokens[inside], (index[..., 1] * self.cells + index[..., 0])[inside])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,11 @@ class Moves:
             brightness=config.brightness * brightness,
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Moves]) -> Moves:
+        """The moves of all parts, one after the other."""
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
     def __getitem__(self, chosen: slice) -> Moves:
         """The moves of some of the faces."""
         return Moves(**{name: values[chosen] for name, values in vars(self).items()})
@@ -97,7 +102,11 @@ class Moves:
 
 def render_moved(squares: Tensor, to_square: Tensor, light: Tensor, input_size: int) -> Tensor:
     """Moved views (n, 3, S, S), 0..1, of squares (n, size, size, 3), uint8, on their device; see `Moves`."""
-    views = sample_views(squares.permute(0, 3, 1, 2).float() / 255, to_square, input_size)
+    return change_light(sample_views(squares.permute(0, 3, 1, 2).float() / 255, to_square, input_size), light)
+
+
+def change_light(views: Tensor, light: Tensor) -> Tensor:
+    """Views (n, 3, H, W), 0..1, in another light (n, 2): contrast and brightness, see `Moves`."""
     contrast, brightness = light[:, :, None, None, None].unbind(1)
     return ((views - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
 

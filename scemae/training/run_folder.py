@@ -1,5 +1,5 @@
 """The files of a run, each written whole or not at all: checkpoint.pt, log.jsonl, pictures/, bad_batch/, model/,
-profile.json."""
+profile.json, maps/."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from scemae.errors import OutputError, RunError
 from scemae.output import atomic_folder, atomic_write, find_leftovers, is_taken, make_folder, remove, write_picture
 
 CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL = "checkpoint.pt", "log.jsonl", "pictures", "bad_batch", "model"
-PROFILE = "profile.json"
-RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL, PROFILE)
+PROFILE, MAPS = "profile.json", "maps"
+RUN_FILES = (CHECKPOINT, LOG, PICTURES, BAD_BATCH, MODEL, PROFILE, MAPS)
 ZIP_END, DIGEST = 22, 64  # bytes of the end of a zip archive without a comment, and of a SHA-256 as text
 PART = 2**20  # bytes that are read at a time
 # Fields of a checkpoint. step: updates of the weights so far; seconds: of work; losses: of the steps that are not in
@@ -71,8 +71,11 @@ class RunFolder:
         """Unlock the folder."""
         self._lock.release()
 
-    def read_checkpoint(self) -> dict[str, Any] | None:
-        """The last state that `write_checkpoint` wrote, on the CPU; raises RunError where it cannot be read."""
+    def read_checkpoint(self, fields: Set[str] = CHECKPOINT_FIELDS) -> dict[str, Any] | None:
+        """The last state that `write_checkpoint` wrote, on the CPU; raises RunError where it cannot be read.
+
+        `fields`: those that it must have.
+        """
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
@@ -89,7 +92,7 @@ class RunFolder:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # which kind depends on what it is
             raise RunError(f"{path} is not a checkpoint: it cannot be read as one. {again}") from error
-        if not isinstance(state, dict) or state.keys() - NEWER_FIELDS != CHECKPOINT_FIELDS:
+        if not isinstance(state, dict) or state.keys() - NEWER_FIELDS != fields:
             raise RunError(f"{path} is not a checkpoint of this version of scemae. {again}")
         return state
 

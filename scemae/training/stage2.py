@@ -256,13 +256,13 @@ def write_projected(
     measured: Mapping[str, float],
     card_fields: Mapping[str, Any] | None,
 ) -> None:
-    """Write the model with another projector; its card's section also gets what was measured and similarity maps."""
+    """Write the model with another projector; its card's section also gets what was measured and similarity maps.
+
+    `card_fields`: fields of its configuration to change; unless they say otherwise it matches on projected features.
+    """
+    fields = {"matching_use": "projected", **(card_fields or {})}
     config = dataclasses.replace(
-        model.config,
-        projector_dim=projector.out_channels,
-        projector_mode=projector.mode,
-        matching_use="projected",
-        **(card_fields or {}),
+        model.config, projector_dim=projector.out_channels, projector_mode=projector.mode, **fields
     )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("projector.")}
     tensors |= {f"projector.{name}": tensor for name, tensor in projector.state_dict().items()}

@@ -30,6 +30,7 @@ def model_card(config: ModelConfig, weights_sha256: str, weights_bytes: int) -> 
     aligner = "learned without labels" if config.aligner else "none"
     finder = "learned without labels" if config.finder else "none"
     projector = f"1 x 1, {config.projector_dim} dimensions" if config.projector_dim else "none"
+    dense_shape = "" if config.dense_shape is None else "| dense shape | learned without labels |\n"
     text = config.to_json().encode()
     return f"""---
 library_name: scemae
@@ -50,7 +51,7 @@ tags: [face, landmarks, self-supervised, masked-autoencoder]
 | projector | {projector} |
 | alignment | {aligner} |
 | face finder | {finder} |
-| training data | {config.training_data} |
+{dense_shape}| training data | {config.training_data} |
 | images seen | {config.images_seen:,} |
 | licence of the weights | {config.license} ({config.license_link}) |
 {_file_row("model.safetensors", weights_bytes, weights_sha256)}
