@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from scemae.detector.head import AnnotatedMaps, Head, shapes_for
+from scemae.detector.head import AnnotatedMaps, Head, reads_shapes
 from scemae.detector.map_reader import MapReader
 from scemae.extraction import features_through_crops
 from scemae.features import FaceFeatures
@@ -49,7 +49,8 @@ def augment_faces(
     maps, landmarks, face_shapes = [], [], list[FaceShapes]()
     for augmentation, seen in zip(augmentations, _extract_augmented(model, features, augmentations), strict=True):
         maps.append(reader(seen))
-        face_shapes += shapes_for(head, seen)
+        if reads_shapes(head):
+            face_shapes.append(seen.read_shapes())
         shapes = torch.from_numpy(seen.to_input(xy))
         landmarks.append(shapes[:, swap] if augmentation.mirrored else shapes)
     return AnnotatedMaps(

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scemae.features import FaceFeatures
 from scemae.geometry import CellGrid, FaceShapes
 
 
@@ -97,6 +96,15 @@ class Head(Protocol):
         """Take what `state` gave: `predict` then returns the same to the bit."""
 
 
-def shapes_for(head: Head, features: FaceFeatures) -> tuple[FaceShapes, ...]:
-    """What `head.predict` wants beside maps and grid: the shapes of the faces, if it `reads_shapes`."""
-    return (features.read_shapes(),) if getattr(head, "reads_shapes", False) else ()
+def reads_shapes(head: Head) -> bool:
+    """Whether the head wants the faces' dense shapes beside their maps."""
+    return getattr(head, "reads_shapes", False)
+
+
+def run_head(head: Head, maps: Tensor, grid: CellGrid, shapes: FaceShapes | None) -> tuple[Tensor, Tensor]:
+    """`head.predict`, with the shapes if it reads them."""
+    if shapes is None:
+        return head.predict(maps, grid)
+    run: Any = head.predict
+    found: tuple[Tensor, Tensor] = run(maps, grid, shapes)
+    return found

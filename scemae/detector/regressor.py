@@ -16,7 +16,7 @@ from scemae.detector.built_in_heads import new_head
 from scemae.detector.detector_file import FittedDetector, load_detector, save_detector
 from scemae.detector.error_model import ErrorModel, HeldOut
 from scemae.detector.groups import group_pictures, merge_copies, number_pictures
-from scemae.detector.head import Head, HeadFit, shapes_for
+from scemae.detector.head import Head, HeadFit, reads_shapes, run_head
 from scemae.detector.heatmap import HeatmapHead
 from scemae.detector.map_reader import MapReader
 from scemae.detector.mirror import Mirror, mirror_permutation
@@ -267,7 +267,8 @@ class LandmarkRegressor(Estimator):
         for part in self._parts(images, boxes, batch_size, on_error):
             part.kind.require(self.kind_, "These features", "the regressor's")
             with default_numerics():
-                places, confidence = self.head_.predict(self.reader_(part), part.grid, *shapes_for(self.head_, part))
+                shapes = part.read_shapes() if reads_shapes(self.head_) else None
+                places, confidence = run_head(self.head_, self.reader_(part), part.grid, shapes)
                 expected = None if self.error_model_ is None else self.error_model_.expect(confidence).numpy()
             found.append(
                 Landmarks(

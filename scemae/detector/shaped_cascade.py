@@ -45,15 +45,10 @@ class ShapedCascadeHead:
         samples: int = 7,
         seed: int = 0,
     ) -> None:
-        self.mean = CascadeHead(mean_sigmas, ridge, samples, seed)
-        self.own: CascadeHead | None = CascadeHead(sigmas, ridge, samples, seed)
-        self._params = {
-            "sigmas": list(sigmas),
-            "mean_sigmas": list(mean_sigmas),
-            "ridge": ridge,
-            "samples": samples,
-            "seed": seed,
-        }
+        self.sigmas, self.mean_sigmas = tuple(sigmas), tuple(mean_sigmas)
+        self.ridge, self.samples, self.seed = ridge, samples, seed
+        self.mean = CascadeHead(self.mean_sigmas, ridge, samples, seed)
+        self.own: CascadeHead | None = self._new_own()
 
     @classmethod
     def with_defaults(cls, aligned: bool) -> Self:
@@ -62,7 +57,7 @@ class ShapedCascadeHead:
 
     def params(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-ready."""
-        return dict(self._params)
+        return {**self.mean.params(), "sigmas": list(self.sigmas), "mean_sigmas": list(self.mean_sigmas)}
 
     def fit(self, data: AnnotatedMaps) -> HeadFit:
         """Fit both cascades, or the one in the mean face's frame alone; each as `CascadeHead.fit` does."""
@@ -78,13 +73,16 @@ class ShapedCascadeHead:
         if few:
             self.own = None
             return replace(found, held_out=held_out)
-        self.own = CascadeHead(self._params["sigmas"], *(self._params[name] for name in ("ridge", "samples", "seed")))
+        self.own = self._new_own()
         own = self.own.fit(data)
-        confidence = None if found.confidence is None else (found.confidence + own.confidence) / 2  # both have one
+        confidence = None
+        if found.confidence is not None and own.confidence is not None:
+            confidence = (found.confidence + own.confidence) / 2
         return HeadFit((held_out + own.held_out) / 2, own.mirrored or found.mirrored, confidence)
 
-    def predict(self, maps: Tensor, grid: CellGrid, shapes: FaceShapes) -> tuple[Tensor, Tensor]:
-        """Landmarks (n, K, 2), input px, and their confidence (n, K), see `CascadeHead.predict`."""
+    def predict(self, maps: Tensor, grid: CellGrid, shapes: FaceShapes | None = None) -> tuple[Tensor, Tensor]:
+        """Landmarks (n, K, 2), input px, and their confidence (n, K), see `CascadeHead.predict`; `shapes` are needed."""
+        assert shapes is not None
         places, confidence = self.mean.predict(shapes.resample(maps, grid), shapes.frame.grid)
         places = shapes.to_face(places)
         if self.own is None:
@@ -100,7 +98,7 @@ class ShapedCascadeHead:
 
     def expected_state(self, channels: int, landmarks: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `CascadeHead.expected_state`."""
-        expected = {}
+        expected = dict[str, Tensor]()
         for part, head in self._cascades().items():
             if part == "own" and not any(name.startswith("own.") for name in state):
                 continue
@@ -114,6 +112,9 @@ class ShapedCascadeHead:
             self.own = None
         for part, head in self._cascades().items():
             head.load_state(_select(state, part))
+
+    def _new_own(self) -> CascadeHead:
+        return CascadeHead(self.sigmas, self.ridge, self.samples, self.seed)
 
     def _cascades(self) -> dict[str, CascadeHead]:
         return {"mean": self.mean} | ({} if self.own is None else {"own": self.own})

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scemae.detector.head import reads_shapes, run_head
 from scemae.detector.regressor import LandmarkRegressor
 from scemae.errors import OptionError
 from scemae.features import FOUND
@@ -64,7 +65,7 @@ class RegressorGraph(nn.Module):
         self.size = self.model.config.input_size
         self.aligner = self.model.aligner if self.kind.aligned else None
         self.head = copy.deepcopy(regressor.head_)
-        self.shape_reader = self.model.dense_shape if getattr(self.head, "reads_shapes", False) else None
+        self.shape_reader = self.model.dense_shape if reads_shapes(self.head) else None
         self.error_model = regressor.error_model_
 
     @property
@@ -85,11 +86,10 @@ class RegressorGraph(nn.Module):
             crop, log_errors = self._align(self.aligner, pixels, crop)
             scores = self.aligner.face_scores(log_errors).float()
         backbone_map, grid = self._encode(pixels, crop), self.model.grid(self.kind.expansion)
-        shapes: tuple[FaceShapes, ...] = ()
-        if self.shape_reader is not None:
-            shapes = (FaceShapes(self.shape_reader.frame, self.shape_reader(backbone_map, grid)),)
+        reader = self.shape_reader
+        shapes = None if reader is None else FaceShapes(reader.frame, reader(backbone_map, grid))
         maps = self.reader.standardise(self._read(backbone_map))
-        places, confidence = self.head.predict(maps, grid, *shapes)
+        places, confidence = run_head(self.head, maps, grid, shapes)
         radii = torch.full_like(confidence, torch.nan)
         if self.error_model is not None:
             limit = self.error_model.calibration.quantile(COVERAGE)
