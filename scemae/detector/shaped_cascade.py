@@ -81,7 +81,7 @@ class ShapedCascadeHead:
         return HeadFit((held_out + own.held_out) / 2, own.mirrored or found.mirrored, confidence)
 
     def predict(self, maps: Tensor, grid: CellGrid, shapes: FaceShapes | None = None) -> tuple[Tensor, Tensor]:
-        """Landmarks (n, K, 2), input px, and their confidence (n, K), see `CascadeHead.predict`; `shapes` are needed."""
+        """Landmarks (n, K, 2), input px, and their confidence (n, K), as `CascadeHead.predict`; `shapes` are needed."""
         assert shapes is not None
         places, confidence = self.mean.predict(shapes.resample(maps, grid), shapes.frame.grid)
         places = shapes.to_face(places)
