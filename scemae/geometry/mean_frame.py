@@ -21,8 +21,8 @@ UNFOLDING_SIGMA = 1.0  # cells
 class MeanFrame:
     """A square lattice of `count` x `count` places of the mean face, `grid.centres(count)` px along each axis.
 
-    A *dense shape* (B, P, 2), P = `count`^2, row by row, says where each place lies on B faces, input px. Between the
-    places displacements are bilinear, beyond them those of the nearest edge.
+    A *dense shape* (B, P, 2), of the P = count x count places row by row, says where each place lies on B faces, input
+    px. Between the places displacements are bilinear, beyond them those of the nearest edge.
     """
 
     grid: CellGrid
@@ -30,7 +30,7 @@ class MeanFrame:
 
     @property
     def places(self) -> Tensor:
-        """The places themselves, (P, 2), float64, input px: the shape of the mean face."""
+        """The places themselves, which are the shape of the mean face (P, 2), float64, input px."""
         axis = self.grid.centres(self.count)
         return torch.cartesian_prod(axis, axis).flip(1)
 
