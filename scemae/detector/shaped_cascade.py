@@ -22,8 +22,8 @@ class ShapedCascadeHead:
     """Cascades that start from the face's dense shape; ours, not in the paper.
 
     One moves in the frame of the mean face, where its maps are resampled: turned and long faces look more alike
-    there, and the mean of the landmarks is a good start. From `SYMMETRIC` annotated faces on it is averaged with one in
-    the face's own frame, which sees finer detail. With fewer, each landmark of a left-right pair is first moved
+    there, and the mean of the landmarks is a good start. With more than `SYMMETRIC` annotated faces it is averaged with
+    one in the face's own frame, which sees finer detail. Otherwise each landmark of a left-right pair is first moved
     towards the mean of itself and its partner's reflection, the side that is seen better counting more.
 
     Args:

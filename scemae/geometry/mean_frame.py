@@ -38,10 +38,10 @@ class MeanFrame:
         """Where places (B, K, 2) of the mean face lie on faces of these shapes, (B, K, 2), input px."""
         return places + sample_at(self._displacements(shapes), self.grid, places)
 
-    def to_mean(self, shapes: Tensor, xy: Tensor) -> Tensor:
+    def to_mean(self, shapes: Tensor, xy: Tensor, steps: int = INVERSION_STEPS) -> Tensor:
         """Undoes `to_face` for shapes without folds: which places of the mean face lie at (B, K, 2), input px."""
         displacements, places = self._displacements(shapes), xy
-        for _ in range(INVERSION_STEPS):
+        for _ in range(steps):
             places = places + DAMPING * (xy - places - sample_at(displacements, self.grid, places))
         return places
 

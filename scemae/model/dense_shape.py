@@ -54,16 +54,12 @@ class DenseShape(nn.Module):
     def forward(self, maps: Tensor, grid: CellGrid) -> Tensor:
         """See the class; `grid`: where the cells of the maps are."""
         reduced = self.reduce(maps)
-        shapes = self.mean_shapes(maps.shape[0], maps.device)
+        shapes = self.frame.places.float().to(maps.device).expand(maps.shape[0], -1, -1)  # the mean face's
         for weights in self.global_weights:
             shapes = self.move_globally(shapes, self.describe_globally(reduced, grid, shapes) @ weights)
         for weights in self.local_weights:
-            shapes = shapes + torch.einsum("npf,pfd->npd", self.describe_locally(reduced, grid, shapes), weights)
+            shapes = self.move_locally(reduced, grid, shapes, weights)
         return self.frame.unfold(shapes)
-
-    def mean_shapes(self, count: int, device: torch.device | None = None) -> Tensor:
-        """The mean face's shape, where the stages start, for `count` faces."""
-        return self.frame.places.float().to(device).expand(count, -1, -1)
 
     def reduce(self, maps: Tensor) -> Tensor:
         """The channels (B, C, h, w) that the stages read."""
@@ -85,3 +81,7 @@ class DenseShape(nn.Module):
     def move_globally(self, shapes: Tensor, amounts: Tensor) -> Tensor:
         """Shapes moved along the modes by amounts (B, M)."""
         return shapes + (amounts @ self.modes).unflatten(1, (-1, 2))
+
+    def move_locally(self, reduced: Tensor, grid: CellGrid, shapes: Tensor, weights: Tensor) -> Tensor:
+        """Shapes moved by a local stage of weights (P, 5 C + 1, 2)."""
+        return shapes + torch.einsum("npf,pfd->npd", self.describe_locally(reduced, grid, shapes), weights)

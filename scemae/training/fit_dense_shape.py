@@ -41,11 +41,15 @@ class DenseShapeFit:
                 read = self.head.describe_globally(reduced, self.views.frame.grid, shapes)
                 amounts = torch.stack([read @ others for others in without])[folds, torch.arange(len(folds))]
                 self.shapes[kind][part] = self.head.move_globally(shapes, amounts)
-        for weights in self.head.local_weights:
+        for stage, weights in enumerate(self.head.local_weights):
+            if stage:  # nothing reads what the last one would move
+                self._move_locally(self.head.local_weights[stage - 1])
             weights.copy_(self._solve_locally(local_ridge))
-            for kind, part, reduced in self._iter_reduced("moving"):
-                read = self.head.describe_locally(reduced, self.views.frame.grid, self.shapes[kind][part])
-                self.shapes[kind][part] += torch.einsum("npf,pfd->npd", read, weights)
+
+    def _move_locally(self, weights: Tensor) -> None:
+        for kind, part, reduced in self._iter_reduced("moving"):
+            shapes = self.shapes[kind][part]
+            self.shapes[kind][part] = self.head.move_locally(reduced, self.views.frame.grid, shapes, weights)
 
     def _choose_components(self) -> None:
         """The leading principal components of the still maps' channels, each of unit variance."""

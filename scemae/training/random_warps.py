@@ -23,7 +23,7 @@ BUMP_PLACE = ((48.0, 3.0), (50.0, 4.0))  # its middle, mean and standard deviati
 BUMP_WIDTH = (11.0, 0.1)  # its width, px of 96, and the standard deviation of the width's logarithm
 NUMBERS = sum(2 * count**2 for count, _ in WAVES) + 5  # that a warp is made of
 LEAST_AREA = 0.25  # of a lattice cell, in the warp, over its own
-MORE_STEPS = 20  # of the inversion: where a warp nearly folds, those of `MeanFrame.to_mean` leave 0.2 px
+INVERSION_STEPS = 50  # where a warp nearly folds, those that `MeanFrame.to_mean` takes otherwise leave 0.2 px
 TAMING, TRIES = 0.8, 12  # what warps with smaller cells are multiplied by, and how often at most
 
 
@@ -49,10 +49,7 @@ class SmoothWarps:
 
     def to_warped(self, xy: Tensor) -> Tensor:
         """Where points (n, K, 2) of the unwarped views lie in the warped ones, input px."""
-        places = self.lattice.to_mean(self.shapes, xy)
-        for _ in range(MORE_STEPS):
-            places = places + (xy - self.to_unwarped(places)) / 2
-        return places
+        return self.lattice.to_mean(self.shapes, xy, INVERSION_STEPS)
 
 
 def draw_smooth_warps(
